@@ -1,0 +1,1 @@
+"""The Tasks API: sign in and keep tasks."""

@@ -1,0 +1,84 @@
+"""The tables of accounts and sessions; the limits of the contract are constraints of the database too."""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    Table,
+    Text,
+    Uuid,
+    func,
+)
+from sqlmodel import Field, SQLModel
+
+LOCAL = "local"
+"""The issuer of the users who registered here."""
+
+
+def _created_at() -> Column[datetime]:
+    return Column(DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+class User(SQLModel, table=True):
+    """Somebody who keeps tasks; `issuer` says who vouches for them, and never changes."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        CheckConstraint("char_length(id) BETWEEN 1 AND 255", name="users_id_length"),
+        CheckConstraint("char_length(email) <= 254", name="users_email_length"),
+        CheckConstraint("char_length(name) <= 200", name="users_name_length"),
+        CheckConstraint(
+            f"issuer <> '{LOCAL}' OR "
+            "(email IS NOT NULL AND email_key IS NOT NULL AND password_hash IS NOT NULL)",
+            name="users_local_complete",
+        ),
+    )
+
+    id: str = Field(sa_column=Column(Text, primary_key=True))
+    issuer: str = Field(sa_column=Column(Text, nullable=False))
+    email: str | None = Field(sa_column=Column(Text))
+    email_key: str | None = Field(sa_column=Column(Text, unique=True))
+    """The case-folded email of a local user; null for others, whose emails may repeat."""
+    name: str | None = Field(sa_column=Column(Text))
+    password_hash: str | None = Field(sa_column=Column(Text))
+    created_at: datetime = Field(sa_column=_created_at())
+
+
+class Session(SQLModel, table=True):
+    """One sign-in on one device; no row, no access."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (Index("sessions_user_id", "user_id"),)
+
+    id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
+    user_id: str = Field(sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), nullable=False))
+    created_at: datetime = Field(sa_column=_created_at())
+    last_used_at: datetime = Field(sa_column=_created_at())
+    expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
+    user_agent: str | None = Field(sa_column=Column(Text))
+    ip: str | None = Field(sa_column=Column(Text))
+
+
+class RefreshToken(SQLModel, table=True):
+    """A refresh token, known by its SHA-256 alone; a spent one is kept so that its reuse is noticed."""
+
+    __tablename__ = "refresh_tokens"
+    __table_args__ = (Index("refresh_tokens_session_id", "session_id"),)
+
+    digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
+    session_id: UUID = Field(
+        sa_column=Column(Uuid, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False)
+    )
+    created_at: datetime = Field(sa_column=_created_at())
+    spent_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
+
+
+users: Table = SQLModel.metadata.tables["users"]
+sessions: Table = SQLModel.metadata.tables["sessions"]
+refresh_tokens: Table = SQLModel.metadata.tables["refresh_tokens"]

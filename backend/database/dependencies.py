@@ -1,0 +1,19 @@
+"""The database, for the routes."""
+
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import Request
+
+from backend.database.connection import Database
+from backend.errors import DatabaseUnavailableError
+
+
+def get_database(request: Request) -> Database:
+    """Return the database; one per process."""
+    return request.app.state.database  # type: ignore[no-any-return]  # Starlette's state is untyped
+
+
+get_database.raises = (DatabaseUnavailableError,)  # type: ignore[attr-defined]  # documented by `Route`
+
+DatabaseDep = Annotated[Database, Depends(get_database)]

@@ -1,0 +1,32 @@
+"""A SQLAlchemy Core statement, compiled for asyncpg once, when its module is imported."""
+
+from typing import Any
+
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.sql.expression import ClauseElement
+from sqlalchemy.sql.visitors import iterate
+
+_DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]  # SQLAlchemy's dialects are untyped
+
+
+class Statement:
+    """SQL text, with the names of its values in the order of their numbers.
+
+    `only_reads` tells whether it may be sent again when a connection dies under it.
+    """
+
+    __slots__ = ("_constants", "_names", "only_reads", "sql")
+
+    def __init__(self, query: ClauseElement) -> None:
+        compiled: Any = query.compile(dialect=_DIALECT)
+        self.sql = str(compiled)
+        self._names: tuple[str, ...] = tuple(compiled.positiontup or ())
+        self._constants: dict[str, Any] = {
+            name: value for name, value in compiled.params.items() if value is not None
+        }
+        self.only_reads = not any(getattr(element, "is_dml", False) for element in iterate(query))
+
+    def arguments(self, values: dict[str, Any]) -> list[Any]:
+        """Return `values` in the statement's order; raises KeyError where one is missing."""
+        given = self._constants | values if self._constants else values
+        return [given[name] for name in self._names]

@@ -1,0 +1,98 @@
+"""Every setting of the service, read from the environment and `.env`, checked before anything starts.
+
+No message that leaves this module contains a value: a wrong secret is named, never shown.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MIN_SECRET_BYTES = 32
+"""RFC 7518 section 3.2: an HS256 key is at least as long as its hash."""
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message is one line that names it."""
+
+
+def _long_enough(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
+        message = f"must be at least {MIN_SECRET_BYTES} bytes long (`python -m backend secret` makes one)"
+        raise ValueError(message)
+    return secret
+
+
+def _comma_separated(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+Secret = Annotated[SecretStr, AfterValidator(_long_enough)]
+CommaSeparated = (NoDecode, BeforeValidator(_comma_separated))
+
+
+class Settings(BaseSettings):
+    """The settings of contract section 7; an empty variable counts as unset."""
+
+    model_config = SettingsConfigDict(
+        env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
+    )
+
+    database_url: SecretStr | None = Field(
+        default=None, validation_alias=AliasChoices("database_url", "neon_db_url")
+    )
+    data_dir: Path = Path(".data")
+    database_prepared_statements: Literal["auto", "on", "off"] = "auto"
+    database_pool_size: int = Field(default=10, ge=1, le=1000)
+    database_timeout_seconds: float = Field(default=5, gt=0, le=300)
+    database_start_timeout_seconds: float = Field(default=60, ge=0, le=3600)
+
+    jwt_secret: Secret | None = None
+    jwt_previous_secrets: Annotated[tuple[Secret, ...], *CommaSeparated] = ()
+    jwt_issuer: str = Field(default="tasks-api", min_length=1)
+    jwt_audience: str = Field(default="tasks-api", min_length=1)
+    access_token_minutes: int = Field(default=15, ge=1, le=1440)
+    session_days: int = Field(default=30, ge=1, le=3650)
+    session_idle_days: int = Field(default=14, ge=1, le=3650)
+
+    password_min_length: int = Field(default=8, ge=1, le=128)
+    bcrypt_rounds: int = Field(default=12, ge=4, le=31)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=256)
+    cors_origins: Annotated[tuple[str, ...], *CommaSeparated] = ("http://localhost:3000", "http://localhost")
+    conceal_foreign_tasks: bool = False
+    log_format: Literal["json", "pretty"] | None = None
+
+    @model_validator(mode="after")
+    def _own_database_needs_own_secret(self) -> Self:
+        if self.database_url is not None and self.jwt_secret is None:
+            message = "JWT_SECRET: is required as soon as DATABASE_URL is set"
+            raise ValueError(message)
+        return self
+
+
+def load_settings() -> Settings:
+    """Read the settings; raises `SettingsError` for the first one that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError(_one_line(error)) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"{str(problem['loc'][0]).upper()}: {reason}" if problem["loc"] else reason

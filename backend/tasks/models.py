@@ -1,0 +1,50 @@
+"""The table of tasks; the limits of the contract are constraints of the database too."""
+
+from datetime import datetime
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Table,
+    Text,
+    false,
+    func,
+)
+from sqlmodel import Field, SQLModel
+
+
+def _now() -> Column[datetime]:
+    return Column(DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+class Task(SQLModel, table=True):
+    """Something to be done by the one user who owns it."""
+
+    __tablename__ = "tasks"
+    __table_args__ = (
+        CheckConstraint("char_length(title) BETWEEN 1 AND 200", name="tasks_title_length"),
+        CheckConstraint("char_length(description) <= 1000", name="tasks_description_length"),
+        Index("tasks_by_created", "user_id", "created_at", "id"),
+        Index("tasks_by_status_created", "user_id", "completed", "created_at", "id"),
+        Index("tasks_by_title", "user_id", "title_key", "id"),
+        Index("tasks_by_status_title", "user_id", "completed", "title_key", "id"),
+    )
+
+    id: int = Field(sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
+    user_id: str = Field(sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), nullable=False))
+    title: str = Field(sa_column=Column(Text, nullable=False))
+    title_key: str = Field(sa_column=Column(Text(collation="C"), nullable=False))
+    """The case-folded title: ordered by code point, it sorts the same whatever the database's locale."""
+    description: str | None = Field(sa_column=Column(Text))
+    completed: bool = Field(sa_column=Column(Boolean, nullable=False, server_default=false()))
+    created_at: datetime = Field(sa_column=_now())
+    updated_at: datetime = Field(sa_column=_now())
+
+
+tasks: Table = SQLModel.metadata.tables["tasks"]

@@ -1,0 +1,501 @@
+"""The embedded server, with real processes, signals and users."""
+
+import asyncio
+import getpass
+import os
+import pwd
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import psutil
+import pytest
+
+import backend.database.embedded
+from backend.database.embedded import EmbeddedServer, EmbeddedServerError, embedded_server
+from backend.database.url import connect_arguments
+
+SERVICE = """
+import signal, sys
+sys.path[1:1] = sys.argv[2:]
+from pathlib import Path
+from embedded import EmbeddedServerError, embedded_server
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+try:
+    with embedded_server(Path(sys.argv[1])) as server:
+        print(server.pid, server.url, flush=True)
+        sys.stdin.read()
+except EmbeddedServerError as error:
+    print(error, flush=True)
+"""
+MODULE_DIRS = (str(Path(backend.database.embedded.__file__).parent), str(Path(psutil.__file__).parents[1]))
+AS_ROOT = os.geteuid() == 0
+NOBODY: dict[str, Any] = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
+
+needs_root = pytest.mark.skipif(not AS_ROOT, reason="only root can become another user")
+
+
+class Service:
+    """A process of its own that holds the embedded server until its input ends."""
+
+    def __init__(self, directory: Path, python: str = sys.executable, **kwargs: Any) -> None:
+        self.process = subprocess.Popen(
+            [python, "-c", SERVICE, directory, *MODULE_DIRS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd="/",
+            start_new_session=True,
+            **kwargs,
+        )
+
+    def line(self) -> str:
+        assert self.process.stdout
+        return str(self.process.stdout.readline()).strip()
+
+    def postmaster(self) -> int:
+        return int(self.line().split()[0])
+
+    def end(self) -> None:
+        self.process.communicate(timeout=20)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.end()
+
+
+@pytest.fixture
+def empty() -> Iterator[Path]:
+    """Not in pytest's own directory, which pytest closes to the user that root's server runs as."""
+    base = Path(tempfile.mkdtemp(prefix="embedded-"))
+    base.chmod(0o755)
+    yield base / "data"
+    shutil.rmtree(base)
+
+
+@pytest.fixture(scope="module")
+def template() -> Iterator[Path]:
+    """Initialised once, since that takes a second."""
+    with tempfile.TemporaryDirectory(prefix="embedded-") as base:
+        with embedded_server(Path(base)):
+            pass
+        yield Path(base)
+
+
+@pytest.fixture
+def directory(template: Path, empty: Path) -> Path:
+    return copy(template, empty)
+
+
+@pytest.fixture(scope="module")
+def shared(template: Path) -> Iterator[EmbeddedServer]:
+    with (
+        tempfile.TemporaryDirectory(prefix="embedded-") as base,
+        embedded_server(copy(template, Path(base))) as server,
+    ):
+        yield server
+
+
+def copy(template: Path, directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["/bin/cp", "-a", template / "postgres", directory], check=True)
+    return directory
+
+
+@pytest.fixture
+def service() -> Iterator[Callable[..., Service]]:
+    started: list[Service] = []
+
+    def start(directory: Path, **kwargs: Any) -> Service:
+        started.append(Service(directory, **kwargs))
+        return started[-1]
+
+    yield start
+    for left in started:
+        left.end()
+
+
+def query(server: EmbeddedServer, sql: str) -> Any:
+    async def fetch() -> Any:
+        connection = await asyncpg.connect(**connect_arguments(server.url))
+        try:
+            return await connection.fetchval(sql)
+        finally:
+            await connection.close()
+
+    return asyncio.run(fetch())
+
+
+def is_running(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def nobodys_python() -> str:
+    """An interpreter that another user can run; ours may be in root's home."""
+    for python in (sys.executable, "/usr/bin/python3"):
+        probe = [
+            python,
+            "-c",
+            "import sys; sys.path[1:1] = sys.argv[1:]; import embedded, psutil",
+            *MODULE_DIRS,
+        ]
+        try:
+            if subprocess.run(probe, cwd="/", check=False, capture_output=True, **NOBODY).returncode == 0:
+                return python
+        except PermissionError:
+            continue
+    pytest.skip("no Python here that another user can run")
+
+
+def test_it_starts_on_an_empty_directory_and_stops_at_the_end(empty: Path) -> None:
+    with embedded_server(empty) as server:
+        pid = server.pid
+        assert query(server, "SELECT 1") == 1
+    assert not is_running(pid)
+    with pytest.raises(EmbeddedServerError, match="no PostgreSQL runs"):
+        _ = server.pid
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("listen_addresses", ""),
+        ("server_encoding", "UTF8"),
+        ("data_checksums", "on"),
+        ("fsync", "on"),
+        ("synchronous_commit", "on"),
+        ("full_page_writes", "on"),
+        ("max_connections", "100"),
+    ],
+)
+def test_it_is_durable_private_and_speaks_utf8(shared: EmbeddedServer, setting: str, value: str) -> None:
+    assert query(shared, f"SHOW {setting}") == value
+
+
+def test_nobody_else_can_reach_its_files_or_its_socket(shared: EmbeddedServer) -> None:
+    home = shared.data_dir.parent
+    assert (home / ".s.PGSQL.5432").is_socket()
+    assert stat.S_IMODE(home.stat().st_mode) == stat.S_IMODE(shared.data_dir.stat().st_mode) == 0o700
+
+
+def test_letters_beyond_ascii_have_a_lower_case(shared: EmbeddedServer) -> None:
+    assert query(shared, "SELECT lower('ÄÖÉ Ж')") == "äöé ж"
+
+
+def test_options_are_settings_of_the_server(directory: Path) -> None:
+    with embedded_server(directory, {"fsync": "off", "max_connections": "33"}) as server:
+        assert (query(server, "SHOW fsync"), query(server, "SHOW max_connections")) == ("off", "33")
+
+
+def test_what_was_written_is_there_after_the_next_start(directory: Path) -> None:
+    with embedded_server(directory) as server:
+        query(server, "CREATE TABLE kept AS SELECT 7 AS n")
+    for _ in range(2):
+        with embedded_server(directory) as server:
+            assert query(server, "SELECT n FROM kept") == 7
+
+
+def test_the_environment_does_not_reach_the_server(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PGPORT": "1", "PGDATA": "/nowhere", "PGHOST": "nowhere", "LC_ALL": "xx_XX"}.items():
+        monkeypatch.setenv(name, value)
+    with embedded_server(directory) as server:
+        assert query(server, "SHOW port") == "5432"
+
+
+def test_the_first_to_leave_leaves_it_running_and_the_last_stops_it(
+    directory: Path,
+    service: Callable[..., Service],
+) -> None:
+    first = service(directory)
+    pid = first.postmaster()
+    with embedded_server(directory) as server:
+        assert server.pid == pid
+        first.end()
+        assert query(server, "SELECT 1") == 1
+    assert not is_running(pid)
+
+
+def test_many_at_once_on_an_empty_directory_get_one_server(
+    empty: Path, service: Callable[..., Service]
+) -> None:
+    services = [service(empty) for _ in range(4)]
+    pids = {each.postmaster() for each in services}
+    assert len(pids) == 1
+    for each in services:
+        each.end()
+    assert not is_running(pids.pop())
+
+
+def test_users_come_and_go_and_each_finds_it_running(directory: Path) -> None:
+    failures: list[BaseException] = []
+
+    def visit() -> None:
+        try:
+            for _ in range(5):
+                with embedded_server(directory) as server:
+                    query(server, "SELECT 1")
+        except BaseException as error:  # noqa: BLE001 - the thread's failure is the test's
+            failures.append(error)
+
+    visitors = [threading.Thread(target=visit) for _ in range(3)]
+    for visitor in visitors:
+        visitor.start()
+    for visitor in visitors:
+        visitor.join()
+    assert failures == []
+
+
+def test_a_killed_service_does_not_keep_it_up(directory: Path, service: Callable[..., Service]) -> None:
+    killed = service(directory)
+    pid = killed.postmaster()
+    killed.kill()
+    assert is_running(pid)
+    with embedded_server(directory) as server:
+        assert server.pid == pid
+    assert not is_running(pid)
+
+
+def test_killed_with_a_busy_connection_it_starts_again_and_has_what_was_acknowledged(directory: Path) -> None:
+    with embedded_server(directory) as server:
+        query(server, "CREATE TABLE kept AS SELECT 7 AS n")
+        killed, busy = server.pid, busy_backend(server)
+        os.kill(killed, signal.SIGKILL)
+        while is_running(killed):
+            time.sleep(0.01)
+        with embedded_server(directory) as again:
+            assert again.pid == server.pid != killed
+            assert query(server, "SELECT n FROM kept") == 7
+            assert not is_running(busy)
+
+
+def busy_backend(server: EmbeddedServer) -> int:
+    """A backend that never looks whether its postmaster lives."""
+    psql = backend.database.embedded._binaries() / "psql"  # noqa: SLF001
+    loop = "SET statement_timeout = '20s'; DO $$ BEGIN LOOP END LOOP; END $$"
+    client = subprocess.Popen(
+        [psql, "-XAt", server.url, "-c", loop], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    threading.Thread(target=client.communicate, daemon=True).start()
+    while not (
+        pid := query(
+            server, "SELECT pid FROM pg_stat_activity WHERE query ~ 'LOOP' AND pid <> pg_backend_pid()"
+        )
+    ):
+        time.sleep(0.01)
+    return int(pid)
+
+
+def test_a_pid_that_another_process_has_by_now_is_no_server(directory: Path) -> None:
+    with embedded_server(directory) as server:
+        pidfile = server.data_dir / "postmaster.pid"
+        left_behind = pidfile.read_bytes()
+    owner = pidfile.parent.stat().st_uid
+    with subprocess.Popen(["/bin/sleep", "60"], user=owner if AS_ROOT else None) as stranger:
+        pidfile.write_bytes(left_behind.replace(left_behind.split()[0], str(stranger.pid).encode(), 1))
+        os.chown(pidfile, owner, -1)
+        with embedded_server(directory) as server:
+            assert query(server, "SELECT 1") == 1
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_its_files_deleted_under_it_it_makes_room_for_a_new_one(
+    template: Path,
+    directory: Path,
+    service: Callable[..., Service],
+) -> None:
+    old = service(directory)
+    pid = old.postmaster()
+    old.kill()
+    shutil.rmtree(directory)
+    copy(template, directory)
+    with embedded_server(directory) as server:
+        assert query(server, "SELECT 1") == 1
+        assert not is_running(pid)
+
+
+def test_ctrl_c_in_the_terminal_reaches_the_service_alone(
+    directory: Path,
+    service: Callable[..., Service],
+) -> None:
+    interrupted = service(directory)
+    pid = interrupted.postmaster()
+    os.killpg(interrupted.process.pid, signal.SIGINT)
+    assert interrupted.line() == "interrupted"
+    time.sleep(0.2)
+    assert is_running(pid)
+    interrupted.end()
+    assert not is_running(pid)
+
+
+def test_sigterm_to_the_whole_group_ends_both_in_order(
+    directory: Path,
+    service: Callable[..., Service],
+) -> None:
+    terminated = service(directory)
+    pid = terminated.postmaster()
+    os.killpg(terminated.process.pid, signal.SIGTERM)
+    assert terminated.process.wait(20) == 0
+    assert not is_running(pid)
+
+
+@pytest.mark.parametrize(
+    "name", ["with spaces", "café 日本 'it''s' %41 &?#", 'commas, and "quotes"', "deep/" * 40]
+)
+def test_any_path_will_do(template: Path, empty: Path, name: str) -> None:
+    with embedded_server(copy(template, empty / name)) as server:
+        assert query(server, "SELECT 1") == 1
+
+
+def test_a_long_path_has_its_socket_in_a_short_private_directory(template: Path, empty: Path) -> None:
+    with embedded_server(copy(template, empty / ("x" * 100))) as server:
+        socket_dir = Path(connect_arguments(server.url)["host"][0])
+        assert socket_dir.parent == Path("/tmp")  # noqa: S108
+        assert stat.S_IMODE(socket_dir.stat().st_mode) == 0o700
+    assert not socket_dir.exists()
+
+
+@needs_root
+def test_a_short_directory_that_somebody_else_made_is_refused(template: Path, empty: Path) -> None:
+    with embedded_server(copy(template, empty / ("x" * 100))) as server:
+        socket_dir = Path(connect_arguments(server.url)["host"][0])
+    socket_dir.mkdir()
+    os.chown(socket_dir, 12345, 12345)
+    with (
+        pytest.raises(EmbeddedServerError, match="must be a directory, and belong to"),
+        embedded_server(
+            empty / ("x" * 100),
+        ),
+    ):
+        pass
+    socket_dir.rmdir()
+
+
+def refusal(directory: Path) -> str:
+    with pytest.raises(EmbeddedServerError) as refused, embedded_server(directory):
+        pass
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_a_file_in_place_of_the_directory_is_named(empty: Path) -> None:
+    empty.touch()
+    assert "Not a directory" in refusal(empty)
+    assert str(empty) in refusal(empty)
+
+
+def test_data_of_another_version_is_refused_in_postgresql_s_words(directory: Path) -> None:
+    with embedded_server(directory) as server:
+        pass
+    (server.data_dir / "PG_VERSION").write_text("16\n")
+    assert "initialized by PostgreSQL version 16" in refusal(directory)
+
+
+def test_a_wrong_option_is_refused_in_postgresql_s_words(directory: Path) -> None:
+    with (
+        pytest.raises(EmbeddedServerError, match='unrecognized configuration parameter "nonsense"'),
+        embedded_server(
+            directory,
+            {"nonsense": "1"},
+        ),
+    ):
+        pass
+
+
+def test_an_initialisation_cut_short_is_begun_anew(empty: Path) -> None:
+    half = empty / "postgres" / "initdb-half"
+    half.mkdir(parents=True)
+    (half / "PG_VERSION").write_text("18\n")
+    with embedded_server(empty) as server:
+        assert query(server, "SELECT 1") == 1
+    assert not half.exists()
+
+
+@needs_root
+def test_a_full_disk_is_named(empty: Path) -> None:
+    empty.mkdir()
+    if subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", empty], check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    try:
+        assert "No space left on device" in refusal(empty)
+    finally:
+        subprocess.run(["/bin/umount", empty], check=True)
+
+
+def test_without_the_wheel_it_says_to_set_database_url(empty: Path) -> None:
+    command = [sys.executable, "-S", "-c", SERVICE, str(empty), MODULE_DIRS[0]]
+    done = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True)
+    assert done.stdout == "no embedded PostgreSQL is installed: set DATABASE_URL\n"
+
+
+@needs_root
+def test_root_s_server_is_not_root_s(directory: Path) -> None:
+    with embedded_server(directory) as server:
+        assert psutil.Process(server.pid).username() != getpass.getuser()
+        assert psutil.Process(server.pid).uids().effective == server.data_dir.stat().st_uid
+        assert (
+            Path(f"/proc/{server.pid}/status").read_text().split("Groups:")[1].splitlines()[0].split() == []
+        )
+
+
+@needs_root
+def test_root_opens_directories_above_for_passing_only(template: Path, empty: Path) -> None:
+    empty.mkdir(mode=0o700)
+    with embedded_server(copy(template, empty / "below")) as server:
+        assert query(server, "SELECT 1") == 1
+    assert stat.S_IMODE(empty.stat().st_mode) == 0o701
+
+
+@needs_root
+def test_root_and_an_ordinary_user_run_their_own_at_the_same_time(
+    directory: Path,
+    service: Callable[..., Service],
+) -> None:
+    python = nobodys_python()
+    theirs = directory.with_name("theirs")
+    theirs.mkdir()
+    shutil.chown(theirs, "nobody")
+    with embedded_server(directory) as server:
+        ordinary = service(theirs, python=python, **NOBODY)
+        pid = ordinary.postmaster()
+        assert psutil.Process(pid).username() == "nobody"
+        assert query(server, "SELECT 1") == 1
+        ordinary.end()
+        assert not is_running(pid)
+
+
+@needs_root
+def test_root_shares_the_server_of_an_ordinary_user_who_can_go_on_alone(
+    empty: Path,
+    service: Callable[..., Service],
+) -> None:
+    python = nobodys_python()
+    empty.mkdir()
+    shutil.chown(empty, "nobody")
+    with embedded_server(empty):
+        ordinary = service(empty, python=python, **NOBODY)
+        pid = ordinary.postmaster()
+    assert is_running(pid)
+    ordinary.end()
+    assert not is_running(pid)
+    again = service(empty, python=python, **NOBODY)
+    assert psutil.Process(again.postmaster()).username() == "nobody"
+
+
+@needs_root
+def test_an_ordinary_user_is_told_that_a_directory_is_closed_to_them(
+    empty: Path,
+    service: Callable[..., Service],
+) -> None:
+    empty.mkdir()
+    assert "Permission denied" in service(empty, python=nobodys_python(), **NOBODY).line()

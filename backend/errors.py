@@ -1,0 +1,207 @@
+"""Every refusal the service can answer, and the one place that turns an exception into an error body.
+
+An error body holds nothing internal and nothing of what the client sent (contract section 2).
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """The answers in which the two surfaces differ (contract section 1), and whose words errors are in."""
+
+    invalid: Literal[400, 422]
+    foreign_task: Literal[403, 404]
+    unavailable: Literal[503, 500]
+    speaks_oauth: bool = False
+    """Errors carry `error` and `error_description` too (RFC 6749 section 5.2)."""
+
+
+SELF_CONTAINED = Contract(invalid=400, foreign_task=403, unavailable=503)
+USER_SCOPED = Contract(invalid=422, foreign_task=404, unavailable=500)
+TOKEN_ENDPOINT = replace(SELF_CONTAINED, speaks_oauth=True)
+
+
+class FieldError(TypedDict):
+    """One reason why a request is invalid; never holds the rejected value."""
+
+    field: str
+    message: str
+    type: str
+
+
+class ErrorBody(TypedDict):
+    """What every error of every route looks like (contract section 2)."""
+
+    status_code: int
+    detail: str
+    code: str
+    request_id: str
+    errors: NotRequired[list[FieldError]]
+    error: NotRequired[str]
+    error_description: NotRequired[str]
+
+
+class AppError(Exception):
+    """A refusal with its status, a sentence for a person and a slug for a program.
+
+    `reason` goes to the log alone; `decided_by` names the `Contract` field that overrides `status`.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    detail: ClassVar[str] = "Something went wrong on our side"
+    decided_by: ClassVar[Literal["invalid", "unavailable"] | None] = None
+    oauth_error: ClassVar[str] = "invalid_request"
+    is_denial: ClassVar[bool] = False
+    """Logged as `auth.denied`."""
+
+    def __init__(self, *, reason: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason or self.code)
+        self.reason = reason or self.code
+        self.headers = dict(headers or {})
+
+    @classmethod
+    def status_under(cls, contract: Contract) -> int:
+        """Return the HTTP status that this error has on the surface of `contract`."""
+        return getattr(contract, cls.decided_by) if cls.decided_by else cls.status
+
+    def body(self, contract: Contract, request_id: str) -> ErrorBody:
+        """Return the error body of contract section 2."""
+        body: ErrorBody = {
+            "status_code": self.status_under(contract),
+            "detail": self.detail,
+            "code": self.code,
+            "request_id": request_id,
+        }
+        if contract.speaks_oauth:
+            body |= {"error": self.oauth_error, "error_description": self.detail}
+        return body
+
+    @classmethod
+    def example(cls, contract: Contract) -> ErrorBody:
+        """Return a body of this kind for the documentation."""
+        return cls().body(contract, "0199f3c2a7b47cc09d1b3f5e8a6d4c21")
+
+
+class InternalError(AppError):
+    """Anything unexpected: a defect of ours, answered without a word about it."""
+
+    oauth_error = "server_error"
+
+
+class MalformedJSONError(AppError):
+    """The body is no JSON text (RFC 8259), or holds a number that JSON has not."""
+
+    status = 400
+    code = "malformed_json"
+    detail = "The request body is not valid JSON"
+
+
+class InvalidRequestError(AppError):
+    """The body or the query does not fit the schema."""
+
+    status = 400
+    code = "validation_error"
+    detail = "The request is not valid"
+    decided_by = "invalid"
+
+    def __init__(self, errors: Iterable[FieldError] = ()) -> None:
+        super().__init__()
+        self.errors = list(errors)
+
+    def body(self, contract: Contract, request_id: str) -> ErrorBody:
+        """Return the error body, with each field that is wrong."""
+        return {**super().body(contract, request_id), "errors": self.errors}
+
+    @classmethod
+    def example(cls, contract: Contract) -> ErrorBody:
+        """Return a body of this kind for the documentation."""
+        return {
+            **super().example(contract),
+            "errors": [FieldError(field="field", message="Field required", type="missing")],
+        }
+
+
+class IncompleteBodyError(AppError):
+    """The client went away before it had sent all of the body; nobody reads this answer."""
+
+    status = 400
+    code = "incomplete_body"
+    detail = "The request body ended too early"
+
+
+class WrongUserError(AppError):
+    """The `{user_id}` of the path is not the token's user."""
+
+    is_denial = True
+    status = 403
+    code = "wrong_user"
+    detail = "This address belongs to somebody else"
+
+    def __init__(self) -> None:
+        super().__init__(reason="wrong_user")
+
+
+class NotFoundError(AppError):
+    """No such route."""
+
+    status = 404
+    code = "not_found"
+    detail = "There is nothing at this address"
+
+
+class MethodNotAllowedError(AppError):
+    """The route does not know the method; `Allow` says which it knows (RFC 9110 section 15.5.6)."""
+
+    status = 405
+    code = "method_not_allowed"
+    detail = "This address does not support that method"
+
+
+class ContentTooLargeError(AppError):
+    """The body is longer than the limit (RFC 9110 section 15.5.14)."""
+
+    status = 413
+    code = "content_too_large"
+    detail = "The request body is larger than 64 KiB"
+
+
+class UnsupportedMediaTypeError(AppError):
+    """The body is there and says that it is something else than the route takes."""
+
+    status = 415
+    code = "unsupported_media_type"
+    detail = "The request body is not of the type that this address takes"
+
+
+class ServiceUnavailableError(AppError):
+    """The database cannot be reached, or a queue is full; `Retry-After` is in seconds."""
+
+    status = 503
+    code = "service_unavailable"
+    detail = "The service is not available right now, please try again shortly"
+    oauth_error = "temporarily_unavailable"
+
+    def __init__(self, *, reason: str = "", retry_after: int = 1) -> None:
+        super().__init__(reason=reason, headers={"Retry-After": str(retry_after)})
+
+
+class DatabaseUnavailableError(ServiceUnavailableError):
+    """The database cannot be reached, after retries; nothing was written."""
+
+    code = "database_unavailable"
+    detail = "The database cannot be reached right now, please try again shortly"
+    decided_by = "unavailable"
+
+
+BY_STATUS: dict[int, type[AppError]] = {
+    404: NotFoundError,
+    405: MethodNotAllowedError,
+    413: ContentTooLargeError,
+}
+"""How the framework's own refusals are answered; any other is an `InternalError`."""

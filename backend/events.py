@@ -1,0 +1,57 @@
+"""What happened during a request, recorded where it happens and written by the middleware at the end.
+
+Names are static and fields are plain values, so that no input can change the shape of the log.
+"""
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Event(StrEnum):
+    """The events of contract section 6."""
+
+    REGISTERED = "auth.registered"
+    LOGIN = "auth.login"
+    LOGIN_FAILED = "auth.login_failed"
+    LOGOUT = "auth.logout"
+    DENIED = "auth.denied"
+    TASK_CREATED = "task.created"
+    TASK_UPDATED = "task.updated"
+    TASK_COMPLETED = "task.completed"
+    TASK_REOPENED = "task.reopened"
+    TASK_DELETED = "task.deleted"
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request as the log will tell it."""
+
+    request_id: str
+    user_id: str | None = None
+    events: list[tuple[Event, dict[str, object]]] = field(default_factory=list)
+
+
+_current: ContextVar[RequestRecord] = ContextVar("request_record")
+
+
+def begin(request_id: str) -> RequestRecord:
+    """Open the record of the request that the current task serves."""
+    record_ = RequestRecord(request_id)
+    _current.set(record_)
+    return record_
+
+
+def record(event: Event, **fields: object) -> None:
+    """Note that `event` happened; it is logged once the final status is known."""
+    _current.get().events.append((event, fields))
+
+
+def identify(user_id: str) -> None:
+    """Note whose request this is."""
+    _current.get().user_id = user_id
+
+
+def request_id() -> str:
+    """Return the id that the answer and the log lines of this request carry."""
+    return _current.get().request_id

@@ -1,0 +1,200 @@
+"""What surrounds every request: its id and log lines, CORS, the body limit, and the last word on errors.
+
+Whatever happens inside, the client gets one well-formed answer and the log gets one access line.
+"""
+
+import re
+from collections.abc import Iterable
+from time import perf_counter
+
+import msgspec
+from loguru import logger
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uuid_utils import uuid7
+
+from backend import errors, events, logs, metrics
+from backend.errors import AppError, Contract
+from backend.events import Event, RequestRecord
+
+MAX_BODY_BYTES = 64 * 1024
+EXPOSED_HEADERS = ("Location", "Link", "Retry-After", "X-Request-ID")
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_NOSNIFF = (b"x-content-type-options", b"nosniff")
+_NO_STORE = (b"cache-control", b"no-store")
+_WARNINGS = {Event.DENIED, Event.LOGIN_FAILED}
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """Return the first header of that (lower case) name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value  # type: ignore[no-any-return]  # ASGI's scope is untyped
+    return None
+
+
+class Observer:
+    """Gives the request its id, adds the headers of every answer, and writes the log lines."""
+
+    def __init__(self, app: ASGIApp, log: logs.Log) -> None:
+        self.app = app
+        self.log = log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; its lines are written before its last byte is sent."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = perf_counter()
+        record = events.begin(_request_id(scope))
+        extra = [(b"x-request-id", record.request_id.encode()), _NOSNIFF]
+        method, status = scope["method"], 0
+        if method == "HEAD":
+            # The server leaves out the body by its own copy of the method (RFC 9110 section 9.3.2).
+            scope = {**scope, "method": "GET"}
+
+        async def respond(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = message["headers"]
+                cached = any(key == b"cache-control" for key, _ in headers)
+                message["headers"] = [*headers, *extra] if cached else [*headers, *extra, _NO_STORE]
+            elif not message.get("more_body"):
+                self._observe(scope, method, record, status, perf_counter() - started)
+            await send(message)
+
+        await self.app(scope, receive, respond)
+
+    def _observe(self, scope: Scope, method: str, record: RequestRecord, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", None)
+        metrics.observe(method, route, status, seconds)
+        line: dict[str, object] = {
+            "timestamp": logs.now(),
+            "level": "INFO",
+            "event": "",
+            "request_id": record.request_id,
+            "user_id": record.user_id,
+            "ip": scope["client"][0] if scope["client"] else None,
+            "method": method,
+            "route": route,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 3),
+        }
+        for event, fields in record.events:
+            level = "WARNING" if event in _WARNINGS else "INFO"
+            self.log.write({**line, "level": level, "event": event, **fields})
+        line["event"] = "http.request"
+        line["level"] = "ERROR" if status >= 500 else "INFO"  # noqa: PLR2004  # RFC 9110 section 15.6
+        self.log.write(line)
+
+
+def _request_id(scope: Scope) -> str:
+    sent = header(scope, b"x-request-id")
+    return sent.decode() if sent and _REQUEST_ID.fullmatch(sent) else uuid7().hex
+
+
+class CrossOrigin(CORSMiddleware):
+    """CORS for the SPAs of `CORS_ORIGINS`; a refused preflight is an error like any other."""
+
+    def __init__(self, app: ASGIApp, origins: Iterable[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=tuple(origins),
+            allow_methods=("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"),
+            allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
+            expose_headers=EXPOSED_HEADERS,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight (Fetch standard, section 3.3)."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:  # noqa: PLR2004
+            return response
+        refusal = _render(CrossOriginError(), errors.SELF_CONTAINED)
+        refusal.headers["Vary"] = response.headers["Vary"]
+        return refusal
+
+
+class CrossOriginError(AppError):
+    """A preflight asks for an origin, a method or a header that is not allowed."""
+
+    status = 400
+    code = "cors_refused"
+    detail = "This origin, method or header is not allowed"
+
+
+class Boundary:
+    """Refuses what is too large before reading it, and turns a crash into a clean 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; never raises."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def respond(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            _refuse_large_body(scope)
+            await self.app(scope, receive, respond)
+        except AppError as error:
+            await refuse(scope, error)(scope, receive, send)
+        except Exception as error:
+            logger.opt(exception=error).error("unexpected", request_id=events.request_id())
+            if started:
+                raise
+            await refuse(scope, errors.InternalError())(scope, receive, send)
+
+
+def _refuse_large_body(scope: Scope) -> None:
+    length = header(scope, b"content-length")
+    if length is not None and length.isdigit() and int(length) > MAX_BODY_BYTES:
+        raise errors.ContentTooLargeError
+
+
+async def handle_error(request: Request, error: Exception) -> Response:
+    """Answer an `AppError`, or one of the framework's own refusals; FastAPI calls this."""
+    if isinstance(error, HTTPException):
+        error = errors.BY_STATUS.get(error.status_code, errors.InternalError)()
+    assert isinstance(error, AppError)
+    return refuse(request.scope, error)
+
+
+def refuse(scope: Scope, error: AppError) -> Response:
+    """Turn `error` into the answer of contract section 2, and note who was denied and why."""
+    routes: list[tuple[Match, BaseRoute]] = [
+        (route.matches(scope)[0], route) for route in scope["app"].routes
+    ]
+    matched = next((route for match, route in routes if match is Match.FULL), None)
+    response = _render(error, getattr(matched, "contract", errors.SELF_CONTAINED))
+    if isinstance(error, errors.MethodNotAllowedError):
+        known = {method for match, route in routes if match is Match.PARTIAL for method in _methods(route)}
+        response.headers["Allow"] = ", ".join(sorted(known))
+    if error.is_denial:
+        events.record(Event.DENIED, reason=error.reason)
+    return response
+
+
+def _methods(route: BaseRoute) -> set[str]:
+    methods = set(route.methods or ()) if isinstance(route, Route) else set()
+    return methods | {"HEAD"} if "GET" in methods else methods
+
+
+def _render(error: AppError, contract: Contract) -> Response:
+    body = msgspec.json.encode(error.body(contract, events.request_id()))
+    status = error.status_under(contract)
+    return Response(body, status, error.headers, media_type="application/json")

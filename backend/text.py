@@ -1,0 +1,43 @@
+"""The text that users may store: kept as it is sent, with nothing in it that a terminal would obey."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+from pydantic_core import PydanticCustomError
+
+MAX_LINE_CHARACTERS = 200
+MAX_PARAGRAPH_CHARACTERS = 1000
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_CONTROL_BUT_LINES = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def _refuse_control(pattern: re.Pattern[str], value: object) -> object:
+    if isinstance(value, str) and pattern.search(value):
+        kind, message = "control_character", "Control characters are not allowed"
+        raise PydanticCustomError(kind, message)
+    return value
+
+
+def _refuse_all_control(value: object) -> object:
+    return _refuse_control(_CONTROL, value)
+
+
+def _refuse_control_but_lines(value: str) -> str:
+    _refuse_control(_CONTROL_BUT_LINES, value)
+    return value
+
+
+Line = Annotated[
+    str,
+    # Before trimming, which would swallow a tab or a line feed at either end.
+    BeforeValidator(_refuse_all_control),
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_LINE_CHARACTERS),
+]
+"""A title or a name: 1 to 200 code points after trimming."""
+
+Paragraph = Annotated[
+    str, Field(max_length=MAX_PARAGRAPH_CHARACTERS), AfterValidator(_refuse_control_but_lines)
+]
+"""A description: at most 1000 code points; tab, LF and CR are fine."""

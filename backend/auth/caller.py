@@ -1,0 +1,50 @@
+"""Who calls: the token's claims, and the subquery that lets their row in only while their session lives."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import CTE, Text, Uuid, bindparam, func, or_, select
+
+from backend.auth.models import sessions, users
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The user, and for our own tokens the session, that a verified token names."""
+
+    user_id: str
+    issuer: str
+    session_id: UUID | None
+    expires_at: float
+    """Seconds since the epoch, from the token's `exp`."""
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values that the subquery `caller` takes."""
+        return {"caller_id": self.user_id, "caller_issuer": self.issuer, "caller_session": self.session_id}
+
+
+def _caller() -> CTE:
+    session_id = bindparam("caller_session", type_=Uuid)
+    live = (
+        select(sessions.c.id)
+        .where(
+            sessions.c.id == session_id, sessions.c.user_id == users.c.id, sessions.c.expires_at > func.now()
+        )
+        .correlate(users)
+        .exists()
+    )
+    return (
+        select(users.c.id)
+        .where(
+            users.c.id == bindparam("caller_id", type_=Text),
+            users.c.issuer == bindparam("caller_issuer", type_=Text),
+            or_(session_id.is_(None), live),
+        )
+        .cte("caller")
+    )
+
+
+caller = _caller()
+"""The caller's id, or no row when the session or the user is gone: every statement of theirs starts here."""

@@ -1,0 +1,86 @@
+"""The refusals of sign-in and of tokens."""
+
+from typing import ClassVar
+
+from backend.errors import AppError, FieldError, InvalidRequestError
+
+
+class UnauthorizedError(AppError):
+    """401 with the challenge of RFC 6750 section 3; `error` is there only when a token was sent."""
+
+    is_denial = True
+    status = 401
+    code = "not_authenticated"
+    detail = "Sign in first: this address needs an access token"
+    token_was_sent: ClassVar[bool] = False
+
+    def __init__(self, *, reason: str = "") -> None:
+        challenge = "Bearer"
+        if self.token_was_sent:
+            challenge += f' error="invalid_token", error_description="{self.detail}"'
+        super().__init__(reason=reason, headers={"WWW-Authenticate": challenge})
+
+
+class InvalidTokenError(UnauthorizedError):
+    """The access token is malformed, untrusted, or for something else."""
+
+    code = "invalid_token"
+    detail = "The access token is not valid"
+    token_was_sent = True
+
+
+class ExpiredTokenError(InvalidTokenError):
+    """The access token was good and has expired: refresh it."""
+
+    code = "token_expired"
+    detail = "The access token has expired"
+
+
+class RevokedTokenError(InvalidTokenError):
+    """The session or the user of the access token is gone: sign in again."""
+
+    code = "token_revoked"
+    detail = "The session has ended, sign in again"
+
+    def __init__(self, *, reason: str = "revoked") -> None:
+        super().__init__(reason=reason)
+
+
+class InvalidCredentialsError(UnauthorizedError):
+    """The email is unknown or the password wrong; nothing tells which."""
+
+    code = "invalid_credentials"
+    detail = "The email or the password is wrong"
+
+
+class InvalidGrantError(AppError):
+    """Wrong credentials in the words of RFC 6749 section 5.2."""
+
+    status = 400
+    code = "invalid_grant"
+    detail = InvalidCredentialsError.detail
+    oauth_error = "invalid_grant"
+
+
+class UnsupportedGrantTypeError(AppError):
+    """The token endpoint knows the password grant alone."""
+
+    status = 400
+    code = "unsupported_grant_type"
+    detail = "Only the password grant is supported"
+    oauth_error = "unsupported_grant_type"
+
+
+class EmailTakenError(AppError):
+    """Somebody has registered with this email, in whatever letter case."""
+
+    status = 400
+    code = "email_taken"
+    detail = "An account with this email exists already"
+
+
+class PasswordRefusedError(InvalidRequestError):
+    """The password does not meet the rules of contract section 3."""
+
+    def __init__(self, message: str = "", kind: str = "") -> None:
+        super().__init__([FieldError(field="password", message=message, type=kind)])

@@ -1,0 +1,88 @@
+"""Rules, hashing and checking of passwords: off the event loop, on bounded threads with a bounded queue."""
+
+import asyncio
+import os
+import unicodedata
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from passlib.context import CryptContext
+from zxcvbn.frequency_lists import FREQUENCY_LISTS
+
+from backend.auth.errors import PasswordRefusedError
+from backend.errors import ServiceUnavailableError
+
+MAX_CHARACTERS = 128
+QUEUE_PER_THREAD = 64
+"""At cost 12 a hash takes about a quarter of a second: the last in a full queue waits some 16 seconds."""
+
+COMMON = frozenset(FREQUENCY_LISTS["passwords"])
+"""The 30,000 most frequent passwords of zxcvbn's list, in lower case."""
+
+_Result = TypeVar("_Result")
+
+
+def normalise(password: str) -> str:
+    """Return `password` in NFC, as RFC 8265 section 4 has it compared."""
+    return unicodedata.normalize("NFC", password)
+
+
+def check_rules(password: str, *, email: str, min_length: int) -> None:
+    """Raise `PasswordRefusedError` unless `password` may be somebody's (NIST SP 800-63B section 3.1.1)."""
+    password = normalise(password)
+    if len(password) < min_length:
+        raise PasswordRefusedError(f"Passwords have at least {min_length} characters", "string_too_short")
+    if len(password) > MAX_CHARACTERS:
+        raise PasswordRefusedError(f"Passwords have at most {MAX_CHARACTERS} characters", "string_too_long")
+    if password.casefold() in COMMON:
+        raise PasswordRefusedError("This password is one of the first that are guessed", "password_common")
+    if password.casefold() == email.casefold():
+        raise PasswordRefusedError("The password is the email", "password_is_email")
+
+
+class PasswordHasher:
+    """`bcrypt_sha256` of libpass; plain bcrypt hashes verify too, and are due for an upgrade."""
+
+    def __init__(self, *, rounds: int, processes: int = 1) -> None:
+        self._context = CryptContext(
+            schemes=["bcrypt_sha256", "bcrypt"], deprecated=["bcrypt"], bcrypt_sha256__rounds=rounds
+        )
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="hash")
+        self._limit = threads * QUEUE_PER_THREAD
+        self._waiting = 0
+        self._nobody = self._context.hash("nobody")
+
+    def close(self) -> None:
+        """Let go of the threads; what still waits is dropped."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    async def hash(self, password: str) -> str:
+        """Return the hash to store; raises `ServiceUnavailableError` when the queue is full."""
+        return await self._in_thread(lambda: str(self._context.hash(normalise(password))))
+
+    async def verify(self, password: str, stored: str | None) -> bool:
+        """Tell whether `password` is that of `stored`; without one it costs the same, and is not."""
+        return await self._in_thread(lambda: self._matches(password, stored))
+
+    def is_outdated(self, stored: str) -> bool:
+        """Tell whether `stored` is of another scheme or cost than today's."""
+        return bool(self._context.needs_update(stored))
+
+    def _matches(self, password: str, stored: str | None) -> bool:
+        try:
+            matches: bool = self._context.verify(normalise(password), stored or self._nobody)
+        except ValueError:
+            # What plain bcrypt cannot check (over 72 bytes, NUL, a damaged hash) is a wrong password.
+            return False
+        return matches and stored is not None
+
+    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
+        if self._waiting >= self._limit:
+            raise ServiceUnavailableError(reason="hash_queue_full", retry_after=5)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        finally:
+            self._waiting -= 1

@@ -1,0 +1,63 @@
+"""Key-set paging: opaque cursors that say where a list goes on, signed for one user, sort and order."""
+
+import base64
+import hashlib
+import hmac
+from datetime import datetime
+from typing import Any, NamedTuple
+from urllib.parse import urlencode
+
+from backend.settings import Settings
+from backend.tasks.errors import InvalidCursorError
+from backend.tasks.schemas import TaskQuery
+
+_TAG_BYTES = 16
+
+
+class Position(NamedTuple):
+    """The sort key and the id of the last task of a page."""
+
+    key: datetime | str
+    id: int
+
+
+class Cursors:
+    """Issues and reads cursors; they outlive a rotation of the secret as tokens do."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.jwt_secret is not None
+        known = (settings.jwt_secret, *settings.jwt_previous_secrets)
+        self._keys = [
+            hashlib.blake2b(secret.get_secret_value().encode(), person=b"tasks-api cursor").digest()
+            for secret in known
+        ]
+
+    def issue(self, user_id: str, query: TaskQuery, position: Position) -> str:
+        """Return the cursor that goes on after `position`."""
+        key = position.key.isoformat() if isinstance(position.key, datetime) else position.key
+        payload = f"{position.id} {key}".encode()
+        tag = _tag(self._keys[0], user_id, query, payload)
+        return base64.urlsafe_b64encode(tag + payload).rstrip(b"=").decode()
+
+    def read(self, user_id: str, query: TaskQuery, cursor: str) -> Position:
+        """Return where `cursor` goes on; raises `InvalidCursorError`."""
+        try:
+            signed = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        except ValueError:
+            raise InvalidCursorError from None
+        tag, payload = signed[:_TAG_BYTES], signed[_TAG_BYTES:]
+        if not any(hmac.compare_digest(tag, _tag(key, user_id, query, payload)) for key in self._keys):
+            raise InvalidCursorError
+        task_id, _, key = payload.decode().partition(" ")
+        return Position(datetime.fromisoformat(key) if query.sort == "created" else key, int(task_id))
+
+
+def _tag(key: bytes, user_id: str, query: TaskQuery, payload: bytes) -> bytes:
+    signed = f"{query.sort} {query.order} {user_id}\0".encode() + payload
+    return hashlib.blake2b(signed, key=key, digest_size=_TAG_BYTES).digest()
+
+
+def next_link(path: bytes, query: TaskQuery, cursor: str) -> bytes:
+    """Return the `Link` to the next page (RFC 8288), relative to this server (RFC 3986 section 4.2)."""
+    asked: dict[str, Any] = query.model_dump(include=query.model_fields_set) | {"cursor": cursor}
+    return b'<%s?%s>; rel="next"' % (path, urlencode(asked).encode())

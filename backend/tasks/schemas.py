@@ -1,0 +1,82 @@
+"""What the task routes take and give, as the OpenAPI document shows it."""
+
+from datetime import datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import MISSING, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from backend.text import Line, Paragraph
+
+MAX_PAGE = 1000
+
+Status = Literal["all", "pending", "completed"]
+Sort = Literal["created", "title"]
+Order = Literal["asc", "desc"]
+
+Title = Annotated[Line, Field(examples=["Buy milk"])]
+Description = Annotated[Paragraph, Field(examples=["Two litres"])]
+
+
+class TaskCreate(BaseModel):
+    """A new task."""
+
+    model_config = ConfigDict(strict=True)
+
+    title: Title
+    description: Description | None = None
+    completed: bool = False
+
+
+class TaskUpdate(BaseModel):
+    """What to change of a task: at least one field; what is not sent stays; `description: null` clears it."""
+
+    model_config = ConfigDict(strict=True, json_schema_extra={"minProperties": 1})
+
+    title: Title | MISSING = MISSING
+    description: Description | MISSING | None = MISSING
+    completed: bool | MISSING = MISSING
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not self.model_fields_set:
+            kind, message = "nothing_to_change", "Send at least one of title, description and completed"
+            raise PydanticCustomError(kind, message)
+        return self
+
+
+class TaskRead(BaseModel):
+    """A task."""
+
+    id: int = Field(examples=[1])
+    user_id: str
+    title: str
+    description: str | None
+    completed: bool
+    created_at: datetime
+    updated_at: datetime
+    """Moves on every real change."""
+
+
+def _digits(value: object) -> object:
+    if isinstance(value, str) and not (value.isascii() and value.isdigit()):
+        kind, message = "int_parsing", "Input should be a whole number"
+        raise PydanticCustomError(kind, message)
+    return value
+
+
+class TaskQuery(BaseModel):
+    """Which tasks to list, in which order, and how many at once."""
+
+    status: Status = Field(default="all", description="Only those that are still to do, or done")
+    sort: Sort = Field(default="created", description="By creation, or by title without regard to case")
+    order: Order = Field(
+        default="asc", description="Upwards or downwards; ties go by id in the same direction"
+    )
+    limit: Annotated[int, BeforeValidator(_digits)] = Field(
+        default=MAX_PAGE,
+        ge=1,
+        le=MAX_PAGE,
+        description="At most so many; where more follow, `Link` leads to them",
+    )
+    cursor: str | None = Field(default=None, description="Where to go on: from the `Link` of the last answer")

@@ -1,0 +1,117 @@
+"""Creating, reading, changing and deleting one's own tasks: the work behind the routes of both surfaces."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import MISSING
+
+from backend import events
+from backend.auth.dependencies import Caller, RevokedTokenError
+from backend.database import Database, Row, Statement
+from backend.errors import AppError, Contract
+from backend.events import Event
+from backend.tasks import statements
+from backend.tasks.errors import ConcealedTaskError, TaskForbiddenError, TaskNotFoundError
+from backend.tasks.paging import Position
+from backend.tasks.schemas import TaskCreate, TaskQuery, TaskUpdate
+
+FOREIGN_TASK: dict[int, type[AppError]] = {403: TaskForbiddenError, 404: ConcealedTaskError}
+"""How each surface answers for a task that is another user's (contract section 1)."""
+
+
+async def create_task(database: Database, caller: Caller, data: TaskCreate) -> Row:
+    """Return the new task; raises `RevokedTokenError` (R4-FR-005)."""
+    task = await database.one(
+        statements.CREATE_TASK,
+        title=data.title,
+        title_key=data.title.casefold(),
+        description=data.description,
+        completed=data.completed,
+        **caller.values,
+    )
+    if task is None:
+        raise RevokedTokenError
+    events.record(Event.TASK_CREATED, task_id=task["id"])
+    return task
+
+
+async def list_tasks(
+    database: Database, caller: Caller, query: TaskQuery, after: Position | None
+) -> tuple[Sequence[Row], Position | None]:
+    """Return a page, and where the next one starts after, if one follows; raises `RevokedTokenError`."""
+    position = {"after_key": after.key, "after_id": after.id} if after else {}
+    rows = await database.all(
+        statements.LIST_TASKS[query.status, query.sort, query.order, after is not None],
+        row_limit=query.limit + 1,
+        **position,
+        **caller.values,
+    )
+    if not rows:
+        raise RevokedTokenError
+    if rows[0]["id"] is None:
+        return (), None
+    if len(rows) <= query.limit:
+        return rows, None
+    last = rows[query.limit - 1]
+    key = last["created_at"] if query.sort == "created" else last["title"].casefold()
+    return rows[: query.limit], Position(key, last["id"])
+
+
+async def read_task(database: Database, caller: Caller, contract: Contract, task_id: int) -> Row:
+    """Return the task; raises `RevokedTokenError`, `TaskNotFoundError`, or one of `FOREIGN_TASK`."""
+    return await _one(database, caller, contract, statements.READ_TASK, task_id)
+
+
+async def update_task(
+    database: Database, caller: Caller, contract: Contract, task_id: int, data: TaskUpdate
+) -> Row:
+    """Change what `data` sends and nothing else; returns and raises as `read_task` does."""
+    title = "" if data.title is MISSING else data.title
+    task = await _one(
+        database,
+        caller,
+        contract,
+        statements.UPDATE_TASK,
+        task_id,
+        new_title_key=title.casefold(),
+        **_sent("title", data.title),
+        **_sent("description", data.description),
+        **_sent("completed", data.completed),
+    )
+    events.record(Event.TASK_UPDATED, task_id=task_id, fields=sorted(data.model_fields_set))
+    return task
+
+
+async def toggle_task(database: Database, caller: Caller, contract: Contract, task_id: int) -> Row:
+    """Flip `completed` in one atomic statement; returns and raises as `read_task` does."""
+    task = await _one(database, caller, contract, statements.TOGGLE_TASK, task_id)
+    events.record(Event.TASK_COMPLETED if task["completed"] else Event.TASK_REOPENED, task_id=task_id)
+    return task
+
+
+async def delete_task(database: Database, caller: Caller, contract: Contract, task_id: int) -> None:
+    """Delete the task; raises as `read_task` does."""
+    await _one(database, caller, contract, statements.DELETE_TASK, task_id)
+    events.record(Event.TASK_DELETED, task_id=task_id)
+
+
+def _sent(column: str, value: Any) -> dict[str, Any]:
+    is_sent = value is not MISSING
+    return {f"sets_{column}": is_sent, f"new_{column}": value if is_sent else None}
+
+
+async def _one(
+    database: Database,
+    caller: Caller,
+    contract: Contract,
+    statement: Statement,
+    task_id: int,
+    **values: Any,
+) -> Row:
+    row = await database.one(statement, task_id=task_id, **values, **caller.values)
+    if row is None:
+        raise RevokedTokenError
+    if row["id"] is None:
+        is_foreign = await database.one(statements.TASK_EXISTS, task_id=task_id) is not None
+        raise FOREIGN_TASK[contract.foreign_task](reason="foreign_task") if is_foreign else TaskNotFoundError
+    return row

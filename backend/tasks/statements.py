@@ -1,0 +1,129 @@
+"""The statements on tasks, compiled once: each starts from `caller`, so that nobody reaches another's task.
+
+A row means that the caller's session lives; its `id` is null where they have no such task.
+"""
+
+from itertools import product
+from typing import Any, get_args
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Integer,
+    Interval,
+    Select,
+    Text,
+    Update,
+    bindparam,
+    case,
+    cast,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
+
+from backend.auth.dependencies import caller
+from backend.database import Statement
+from backend.tasks.models import tasks
+from backend.tasks.schemas import Order, Sort, Status
+
+_columns = tuple(
+    tasks.c[name]
+    for name in ("id", "user_id", "title", "description", "completed", "created_at", "updated_at")
+)
+_caller_id = select(caller.c.id).scalar_subquery()
+_is_callers = (tasks.c.id == bindparam("task_id", type_=BigInteger)) & (tasks.c.user_id == _caller_id)
+_later = func.greatest(func.clock_timestamp(), tasks.c.updated_at + cast(literal("1 microsecond"), Interval))
+"""Later than the last change, even when that one's clock was ahead or it held this one up."""
+
+
+def _create() -> Statement:
+    values = select(
+        caller.c.id,
+        bindparam("title", type_=Text),
+        bindparam("title_key", type_=Text),
+        bindparam("description", type_=Text),
+        bindparam("completed", type_=Boolean),
+    )
+    names = ["user_id", "title", "title_key", "description", "completed"]
+    return Statement(insert(tasks).from_select(names, values).returning(*_columns))
+
+
+def _given(column: str, type_: Any) -> ColumnElement[Any]:
+    """The value sent for `column`, or the one that is there: writes of other fields are not undone."""
+    is_sent = bindparam(f"sets_{column}", type_=Boolean)
+    return case((is_sent, bindparam(f"new_{column}", type_=type_)), else_=tasks.c[column])
+
+
+def _update() -> Update:
+    new = {
+        "title": _given("title", Text),
+        "description": _given("description", Text),
+        "completed": _given("completed", Boolean),
+    }
+    changes = or_(*(value.is_distinct_from(tasks.c[name]) for name, value in new.items()))
+    title_key = case(
+        (bindparam("sets_title", type_=Boolean), bindparam("new_title_key", type_=Text)),
+        else_=tasks.c.title_key,
+    )
+    return (
+        update(tasks)
+        .where(_is_callers)
+        .values(**new, title_key=title_key, updated_at=case((changes, _later), else_=tasks.c.updated_at))
+    )
+
+
+def _changing(change: Any) -> Statement:
+    changed = change.returning(*_columns).cte("changed")
+    return Statement(select(changed).select_from(caller.outerjoin(changed, true())))
+
+
+def _list(status: Status, sort: Sort, order: Order, *, goes_on: bool) -> Statement:
+    key = {"created": tasks.c.created_at, "title": tasks.c.title_key}[sort]
+    position = tuple_(key, tasks.c.id)
+    page: Select[Any] = select(*_columns).where(tasks.c.user_id == caller.c.id)
+    if status != "all":
+        page = page.where(tasks.c.completed if status == "completed" else ~tasks.c.completed)
+    if goes_on:
+        last = tuple_(bindparam("after_key", type_=key.type), bindparam("after_id", type_=BigInteger))
+        page = page.where(position > last if order == "asc" else position < last)
+    directed = [column.asc() if order == "asc" else column.desc() for column in (key, tasks.c.id)]
+    # LATERAL, so that the index gives the first rows in order and nothing is sorted.
+    rows = page.order_by(*directed).limit(bindparam("row_limit", type_=Integer)).lateral("page")
+    return Statement(select(rows).select_from(caller.outerjoin(rows, true())))
+
+
+CREATE_TASK = _create()
+
+READ_TASK = Statement(
+    select(*_columns).select_from(
+        caller.outerjoin(
+            tasks, (tasks.c.id == bindparam("task_id", type_=BigInteger)) & (tasks.c.user_id == caller.c.id)
+        )
+    )
+)
+
+UPDATE_TASK = _changing(_update())
+
+TOGGLE_TASK = _changing(
+    update(tasks).where(_is_callers).values(completed=~tasks.c.completed, updated_at=_later)
+)
+
+DELETE_TASK = _changing(delete(tasks).where(_is_callers))
+
+TASK_EXISTS = Statement(select(tasks.c.id).where(tasks.c.id == bindparam("task_id", type_=BigInteger)))
+"""The one look without the caller: it tells a foreign task from none, after a miss."""
+
+LIST_TASKS = {
+    (status, sort, order, goes_on): _list(status, sort, order, goes_on=goes_on)
+    for status, sort, order, goes_on in product(
+        get_args(Status), get_args(Sort), get_args(Order), (False, True)
+    )
+}

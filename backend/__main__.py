@@ -1,0 +1,124 @@
+"""`python -m backend serve | migrate | openapi | secret`: a thin command line."""
+
+import argparse
+import asyncio
+import json
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+import uvicorn
+
+from backend import logs
+from backend.app import create_app
+from backend.database import schema
+from backend.database.embedded import EmbeddedServerError, embedded_server
+from backend.database.url import DatabaseURLError
+from backend.settings import Settings, SettingsError, load_settings
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; whatever keeps it from running is one line on standard error and exit code 1."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        options.run(options)
+    except (SettingsError, DatabaseURLError, EmbeddedServerError, schema.SchemaError) as error:
+        sys.exit(f"tasks-api: {error}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
+def _stop(*_: object) -> NoReturn:
+    """Leave in an orderly way, the embedded server stopped; Uvicorn has finished its requests by then."""
+    sys.exit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m backend", description="Sign in and keep tasks.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="migrate the database and serve")
+    serve.add_argument("--reload", action="store_true", help="restart when the code changes (development)")
+    serve.set_defaults(run=_serve)
+    migrate = commands.add_parser("migrate", help="make or upgrade the schema")
+    migrate.add_argument(
+        "revision", nargs="?", default="head", help="an Alembic revision; `base` takes all back"
+    )
+    migrate.add_argument("--check", action="store_true", help="tell whether the models need a new migration")
+    migrate.set_defaults(run=_migrate)
+    commands.add_parser("openapi", help="print the OpenAPI document").set_defaults(run=_openapi)
+    commands.add_parser("secret", help="print a new secret").set_defaults(run=_secret)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> None:
+    with _database() as (settings, url):
+        logs.configure(settings.log_format)
+        asyncio.run(schema.migrate(url, wait_seconds=settings.database_start_timeout_seconds))
+        uvicorn.run(
+            "backend.app:create_app",
+            factory=True,
+            host=settings.host,
+            port=settings.port,
+            workers=None if options.reload else settings.workers,
+            reload=options.reload,
+            reload_dirs=[str(Path(__file__).parent)] if options.reload else None,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+        )
+
+
+def _migrate(options: argparse.Namespace) -> None:
+    with _database() as (settings, url):
+        logs.configure(settings.log_format)
+        asyncio.run(schema.check(url) if options.check else schema.migrate(url, options.revision))
+
+
+def _openapi(_: argparse.Namespace) -> None:
+    settings = Settings(database_url="postgresql://localhost", jwt_secret=secrets.token_urlsafe())
+    print(json.dumps(create_app(settings).openapi(), indent=2))
+
+
+def _secret(_: argparse.Namespace) -> None:
+    print(secrets.token_urlsafe(48))
+
+
+@contextmanager
+def _database() -> Iterator[tuple[Settings, str]]:
+    """Yield the settings and the URL of the database: theirs, or the embedded one's under `DATA_DIR`."""
+    settings = load_settings()
+    if settings.database_url is not None:
+        yield settings, settings.database_url.get_secret_value()
+        return
+    with embedded_server(settings.data_dir) as server:
+        # In the environment, for the worker processes.
+        os.environ["DATABASE_URL"] = server.url
+        if settings.jwt_secret is None:
+            os.environ["JWT_SECRET"] = _kept_secret(settings.data_dir / "jwt-secret")
+        yield load_settings(), server.url
+
+
+def _kept_secret(path: Path) -> str:
+    """Return the secret of this data directory, made at the first start; it is whole or not there."""
+    if not path.exists():
+        fresh = path.with_suffix(f".{os.getpid()}")
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_urlsafe(48))
+        with suppress(FileExistsError):
+            path.hardlink_to(fresh)
+        fresh.unlink()
+    return path.read_text()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""One embedded PostgreSQL for the whole run, a database per user of it, and one service that most tests share."""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from backend.database.embedded import EmbeddedServer, embedded_server
+from backend.database.url import connect_arguments
+from tests.service import JWT_SECRET, Account, Service, running
+
+_numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A PostgreSQL server of this run's own; what is written to it need not survive."""
+    settings = {"fsync": "off", "synchronous_commit": "off", "max_connections": "300"}
+    with embedded_server(tmp_path_factory.mktemp("postgres"), settings) as running_server:
+        yield running_server
+
+
+class Postgres:
+    """A database, and SQL on it past the service."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def sql(self, statement: str, *values: Any) -> list[dict[str, Any]]:
+        """Run one statement and return its rows."""
+        return asyncio.run(self._sql(statement, values))
+
+    async def _sql(self, statement: str, values: tuple[Any, ...]) -> list[dict[str, Any]]:
+        connection = await asyncpg.connect(**connect_arguments(self.url))
+        try:
+            return [dict(row) for row in await connection.fetch(statement, *values)]
+        finally:
+            await connection.close()
+
+
+@pytest.fixture(scope="session")
+def new_database(server: EmbeddedServer) -> Callable[[], Postgres]:
+    """Make an empty database each time it is called."""
+
+    def make() -> Postgres:
+        name = f"test_{os.getpid()}_{next(_numbers)}"
+        Postgres(server.url).sql(f"CREATE DATABASE {name}")
+        return Postgres(server.url.replace("/postgres?", f"/{name}?"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def database(new_database: Callable[[], Postgres]) -> Postgres:
+    """The database of the shared service."""
+    return new_database()
+
+
+@pytest.fixture(scope="session")
+def service(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service that most tests share, limits on guessing off."""
+    log = tmp_path_factory.mktemp("service") / "log"
+    with running(log, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET) as running_service:
+        yield running_service
+
+
+@pytest.fixture
+def new_service(new_database: Callable[[], Postgres], tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Run a service with settings of its own, on a database of its own unless one is given."""
+    with ExitStack() as stack:
+
+        def run(*arguments: str, **settings: str) -> Service:
+            settings = {"DATABASE_URL": "", "JWT_SECRET": JWT_SECRET, **settings}
+            settings["DATABASE_URL"] = settings["DATABASE_URL"] or new_database().url
+            log = tmp_path / f"log{next(_numbers)}"
+            return stack.enter_context(running(log, *arguments, **settings))
+
+        yield run
+
+
+@pytest.fixture
+def ada(service: Service) -> Account:
+    """Somebody with an account and no tasks."""
+    return service.register(name="Ada")
+
+
+@pytest.fixture
+def bob(service: Service) -> Account:
+    """Somebody else."""
+    return service.register(name="Bob")

@@ -1,0 +1,155 @@
+"""The service as a client meets it: a process of its own, reached over a socket, whose log can be read."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parent.parent
+PASSWORD = "correct horse battery staple"
+JWT_SECRET = "a secret of the tests, which is long enough"
+START_SECONDS = 30.0
+
+_numbers = count(1)
+
+seen: list[tuple[str, str, int, str | None]] = []
+"""Method, path, status and error code of every answer that any client of the suite got; `test_openapi` judges them."""
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def environment(**settings: str) -> dict[str, str]:
+    """Return an environment with these settings of the service and none of this machine's."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    return {**kept, "BCRYPT_ROUNDS": "4", "RATE_LIMIT_ENABLED": "false", "LOG_FORMAT": "json", **settings}
+
+
+def _remember(response: httpx.Response) -> None:
+    response.read()
+    code = None
+    if response.is_error and response.headers.get("content-type") == "application/json":
+        code = response.json().get("code")
+    seen.append((response.request.method, response.request.url.path, response.status_code, code))
+
+
+@dataclass
+class Account:
+    """Somebody who has registered, with the client that speaks for them."""
+
+    client: httpx.Client
+    email: str
+    tokens: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The user's id."""
+        return str(self.tokens["user"]["id"])
+
+    def create(self, title: str = "Buy milk", **fields: Any) -> dict[str, Any]:
+        """Create a task."""
+        response = self.client.post("/tasks", json={"title": title, **fields})
+        assert response.status_code == httpx.codes.CREATED, response.text
+        task: dict[str, Any] = response.json()
+        return task
+
+
+@dataclass
+class Service:
+    """One running `python -m backend serve`."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    log: Path
+    clients: list[httpx.Client] = field(default_factory=list)
+
+    def client(self, token: str | None = None, **options: Any) -> httpx.Client:
+        """Return a new client, with an access token if there is one."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        client = httpx.Client(
+            base_url=self.url,
+            headers={**headers, **options.pop("headers", {})},
+            event_hooks={"response": [_remember]},
+            timeout=30,
+            trust_env=False,
+            **options,
+        )
+        self.clients.append(client)
+        return client
+
+    def register(self, **fields: Any) -> Account:
+        """Register somebody new, by default with an email of their own."""
+        email = f"user{next(_numbers)}@example.com"
+        data = {"email": email, "password": PASSWORD, **fields}
+        response = self.client().post("/auth/register", json=data)
+        assert response.status_code == httpx.codes.CREATED, response.text
+        tokens = response.json()
+        return Account(self.client(tokens["access_token"]), data["email"], tokens)
+
+    def lines(self, **wanted: Any) -> list[dict[str, Any]]:
+        """Return the log lines in which every one of `wanted` holds."""
+        found = (json.loads(line) for line in self.log.read_bytes().splitlines())
+        return [line for line in found if all(line.get(key) == value for key, value in wanted.items())]
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """End the process with a signal, and return its exit code."""
+        for client in self.clients:
+            client.close()
+        self.process.send_signal(how)
+        return self.process.wait(START_SECONDS)
+
+
+def start(log: Path, *arguments: str, **settings: str) -> Service:
+    """Start the service without waiting for it; `log` gets what it prints."""
+    port = settings.setdefault("PORT", str(free_port()))
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "backend", "serve", *arguments],
+            cwd=ROOT,
+            env=environment(**settings),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    return Service(process, f"http://127.0.0.1:{port}", log)
+
+
+def wait_until_healthy(service: Service, seconds: float = START_SECONDS) -> None:
+    """Wait for `/health`; fails with what the service printed when it does not come."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and service.process.poll() is None:
+        try:
+            httpx.get(f"{service.url}/health", trust_env=False).raise_for_status()
+        except httpx.HTTPError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError(f"the service did not start:\n{service.log.read_text()}")
+
+
+@contextmanager
+def running(log: Path, *arguments: str, **settings: str) -> Iterator[Service]:
+    """Run the service for the length of the block."""
+    service = start(log, *arguments, **settings)
+    try:
+        wait_until_healthy(service)
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.stop()

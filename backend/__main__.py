@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -28,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, _stop)
     try:
         options.run(options)
-    except (SettingsError, DatabaseURLError, EmbeddedServerError, schema.SchemaError) as error:
+    except DatabaseURLError as error:
+        sys.exit(f"tasks-api: DATABASE_URL: {error}")
+    except (SettingsError, EmbeddedServerError, schema.SchemaError) as error:
         sys.exit(f"tasks-api: {error}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
@@ -59,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 def _serve(options: argparse.Namespace) -> None:
     with _database() as (settings, url):
         logs.configure(settings.log_format)
+        _check_address(settings)
         asyncio.run(schema.migrate(url, wait_seconds=settings.database_start_timeout_seconds))
         uvicorn.run(
             "backend.app:create_app",
@@ -77,6 +81,13 @@ def _serve(options: argparse.Namespace) -> None:
         )
 
 
+def _check_address(settings: Settings) -> None:
+    try:
+        socket.getaddrinfo(settings.host, settings.port)
+    except OSError as error:
+        raise SettingsError(f"HOST: {error.strerror}") from None
+
+
 def _migrate(options: argparse.Namespace) -> None:
     with _database() as (settings, url):
         logs.configure(settings.log_format)
@@ -84,7 +95,7 @@ def _migrate(options: argparse.Namespace) -> None:
 
 
 def _openapi(_: argparse.Namespace) -> None:
-    settings = Settings(database_url="postgresql://localhost", jwt_secret=secrets.token_urlsafe())
+    settings = load_settings(database_url="postgresql://localhost", jwt_secret=secrets.token_urlsafe())
     print(json.dumps(create_app(settings).openapi(), indent=2))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
 ASSETS = "/docs/assets"
@@ -38,10 +38,17 @@ def add_docs(app: FastAPI) -> None:
     """Add `/docs`, `/redoc`, their assets and a truthful OpenAPI document to `app`."""
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # as FastAPI's documentation has it
 
+    assets = StaticFiles(directory=_asset_directory())
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def read_openapi() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    @app.get("/docs", include_in_schema=False)
     async def swagger_ui(request: Request) -> HTMLResponse:
         root = request.scope.get("root_path", "")
         return get_swagger_ui_html(
-            openapi_url=f"{root}{app.openapi_url}",
+            openapi_url=f"{root}/openapi.json",
             title=f"{app.title}: Swagger UI",
             swagger_js_url=f"{root}{ASSETS}/swagger-ui-bundle.js",
             swagger_css_url=f"{root}{ASSETS}/swagger-ui.css",
@@ -49,16 +56,17 @@ def add_docs(app: FastAPI) -> None:
             swagger_ui_parameters={"persistAuthorization": True, "displayRequestDuration": True},
         )
 
+    @app.get("/redoc", include_in_schema=False)
     async def redoc(request: Request) -> HTMLResponse:
         root = request.scope.get("root_path", "")
         return get_redoc_html(
-            openapi_url=f"{root}{app.openapi_url}",
+            openapi_url=f"{root}/openapi.json",
             title=f"{app.title}: ReDoc",
             redoc_js_url=f"{root}{ASSETS}/redoc.standalone.js",
             redoc_favicon_url=f"{root}{ASSETS}/favicon.png",
             with_google_fonts=False,
         )
 
-    app.add_route("/docs", swagger_ui, include_in_schema=False)
-    app.add_route("/redoc", redoc, include_in_schema=False)
-    app.mount(ASSETS, StaticFiles(directory=_asset_directory()), name="docs-assets")
+    @app.get(ASSETS + "/{name}", include_in_schema=False)
+    async def read_asset(name: str, request: Request) -> Response:
+        return await assets.get_response(name, request.scope)

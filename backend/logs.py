@@ -86,6 +86,7 @@ def configure(log_format: LogFormat | None) -> Log:
     log = Log(as_pretty if is_pretty else as_json)
     logger.remove()
     logger.add(log.write_message, level="INFO", format="{message}", diagnose=False, backtrace=False)
+    logging.captureWarnings(capture=True)
     logging.basicConfig(handlers=[_Intercept()], level=logging.INFO, force=True)
     for name in ("uvicorn", "uvicorn.error", "alembic"):
         logging.getLogger(name).handlers.clear()

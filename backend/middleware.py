@@ -54,20 +54,27 @@ class Observer:
         started = perf_counter()
         record = events.begin(_request_id(scope))
         extra = [(b"x-request-id", record.request_id.encode()), _NOSNIFF]
-        method, status = scope["method"], 0
+        method = scope["method"]
+        start: Message | None = None
+        status = 0
         if method == "HEAD":
             # The server leaves out the body by its own copy of the method (RFC 9110 section 9.3.2).
             scope = {**scope, "method": "GET"}
 
         async def respond(message: Message) -> None:
-            nonlocal status
+            nonlocal start, status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = message["headers"]
+                headers, status = message["headers"], message["status"]
                 cached = any(key == b"cache-control" for key, _ in headers)
                 message["headers"] = [*headers, *extra] if cached else [*headers, *extra, _NO_STORE]
-            elif not message.get("more_body"):
+                # Sent with the body: where there is none, a client has its answer with the headers.
+                start = message
+                return
+            if not message.get("more_body"):
                 self._observe(scope, method, record, status, perf_counter() - started)
+            if start is not None:
+                await send(start)
+                start = None
             await send(message)
 
         await self.app(scope, receive, respond)

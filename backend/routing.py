@@ -67,7 +67,13 @@ class Route(APIRoute):
     async def answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; raises `AppError` for the middleware to answer."""
         request = Request(scope, receive)
-        result = await self.endpoint(**await self._solve(request))
+        arguments = await self._solve(request)
+        try:
+            result = await self.endpoint(**arguments)
+        except errors.InvalidRequestError:
+            # What only a handler can judge: a cursor, or a password.
+            await self._confirm(request)
+            raise
         answer = result if isinstance(result, Answer) else Answer(result)
         headers, body = list(answer.headers), b""
         if isinstance(answer.content, bytes):
@@ -87,10 +93,14 @@ class Route(APIRoute):
                 value = argument.read(request)
                 values[argument.name] = await value if argument.is_async else value
         except AppError as error:
-            if self.guard is not None and error.status != HTTPStatus.UNAUTHORIZED:
-                await self.guard.confirm(request)
+            if error.status != HTTPStatus.UNAUTHORIZED:
+                await self._confirm(request)
             raise
         return values
+
+    async def _confirm(self, request: Request) -> None:
+        if self.guard is not None:
+            await self.guard.confirm(request)
 
     def _error_answers(self, path: str, endpoint: Callable[..., Any]) -> dict[int | str, dict[str, Any]]:
         """Describe every error of the route for OpenAPI: each status, an example of each code."""

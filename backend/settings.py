@@ -4,7 +4,8 @@ No message that leaves this module contains a value: a wrong secret is named, ne
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +37,18 @@ def _comma_separated(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
+
+
+def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        parts = urlsplit(value)
+        is_origin = (
+            parts.scheme in {"http", "https"} and value == f"{parts.scheme}://{parts.netloc}" and parts.netloc
+        )
+        if value != "*" and not is_origin:
+            message = "must be origins like https://app.example.com, separated by commas, or *"
+            raise ValueError(message)
+    return values
 
 
 Secret = Annotated[SecretStr, AfterValidator(_long_enough)]
@@ -72,7 +85,10 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=256)
-    cors_origins: Annotated[tuple[str, ...], *CommaSeparated] = ("http://localhost:3000", "http://localhost")
+    cors_origins: Annotated[tuple[str, ...], *CommaSeparated, AfterValidator(_origins)] = (
+        "http://localhost:3000",
+        "http://localhost",
+    )
     conceal_foreign_tasks: bool = False
     log_format: Literal["json", "pretty"] | None = None
 
@@ -84,12 +100,14 @@ class Settings(BaseSettings):
         return self
 
 
-def load_settings() -> Settings:
-    """Read the settings; raises `SettingsError` for the first one that is wrong."""
+def load_settings(**given: Any) -> Settings:
+    """Read the settings that are not `given`; raises `SettingsError` for the first one that is wrong."""
     try:
-        return Settings()
+        return Settings(**given)
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f".env: cannot be read as UTF-8 text ({type(error).__name__})") from None
 
 
 def _one_line(error: ValidationError) -> str:

@@ -29,11 +29,14 @@ def _refuse_control_but_lines(value: str) -> str:
     return value
 
 
+UnicodeText = Annotated[str, Field(min_length=0)]
+"""Any text but lone surrogates, which pydantic finds only where it has a length to check."""
+
 Line = Annotated[
     str,
-    # Before trimming, which would swallow a tab or a line feed at either end.
-    BeforeValidator(_refuse_all_control),
     StringConstraints(strip_whitespace=True, min_length=1, max_length=MAX_LINE_CHARACTERS),
+    # The last of them goes first: trimming would swallow a tab or a line feed at either end.
+    BeforeValidator(_refuse_all_control),
 ]
 """A title or a name: 1 to 200 code points after trimming."""
 

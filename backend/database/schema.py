@@ -49,7 +49,7 @@ async def _with_database(url: str, work: Callable[[Config], None], wait_seconds:
         try:
             await _run(url, work)
         except UNREACHABLE as error:
-            reason = f"the database cannot be reached ({type(error).__name__})"
+            reason = f"DATABASE_URL: the database cannot be reached ({type(error).__name__})"
             if time.monotonic() + pause > deadline:
                 raise SchemaError(reason) from error
             logger.warning("{}, trying again", reason)

@@ -119,9 +119,7 @@ def _why_rubbish(url: str) -> str:
         return "it is not a URL: expected postgresql://user:password@host/database"
     if not re.fullmatch(r"(postgres|postgresql)(\+\w+)?", scheme[1], re.IGNORECASE):
         return f"{scheme[1]}:// is not PostgreSQL: expected postgresql://user:password@host/database"
-    return (
-        "a # or @ is out of place: percent-encode the special characters of the user, password and database"
-    )
+    return "a # or @ is out of place: percent-encode special characters of the user, password and database"
 
 
 def _decode(text: str | None) -> str:
@@ -130,8 +128,7 @@ def _decode(text: str | None) -> str:
     except UnicodeDecodeError:
         decoded = "\0"
     if "\0" in decoded:
-        message = "a percent-encoded part is not text in UTF-8"
-        raise DatabaseURLError(message)
+        raise DatabaseURLError("a percent-encoded part is not text in UTF-8")
     return decoded
 
 
@@ -142,8 +139,13 @@ def _parameters(query: str) -> dict[str, str]:
         # SQLAlchemy writes several hosts as several parameters; of any other the last counts, as in libpq.
         parameters[name] = f"{parameters[name]},{value}" if name == "host" and name in parameters else value
     _translate_ssl(parameters)
-    for name, value in parameters.items():
-        _check(name, value)
+    if unknown := sorted(parameters.keys() - _UNDERSTOOD - _IGNORED):
+        # After a password with an & in it, a part of it looks like a name.
+        names = "" if "password" in parameters else f": {', '.join(unknown)}"
+        raise DatabaseURLError(f"it has parameters that are unknown here{names}")
+    for name in parameters.keys() & _CHOICES:
+        if parameters[name] not in _CHOICES[name]:
+            raise DatabaseURLError(f"{name} must be one of {', '.join(_CHOICES[name])}")
     return parameters
 
 
@@ -153,15 +155,6 @@ def _translate_ssl(parameters: dict[str, str]) -> None:
         parameters.setdefault("sslmode", "require" if value == "true" else value)
 
 
-def _check(name: str, value: str) -> None:
-    if name not in _UNDERSTOOD | _IGNORED:
-        message = f"its parameter {name!r} is unknown here"
-        raise DatabaseURLError(message)
-    if name in _CHOICES and value not in _CHOICES[name]:
-        message = f"{name} must be one of {', '.join(_CHOICES[name])}"
-        raise DatabaseURLError(message)
-
-
 def _hosts(hosts: str, port: str | None) -> tuple[list[str], list[int]]:
     matches = [_HOST.fullmatch(host) for host in hosts.split(",")]
     found = [match for match in matches if match]
@@ -169,24 +162,23 @@ def _hosts(hosts: str, port: str | None) -> tuple[list[str], list[int]]:
     if len(defaults) == 1:
         defaults *= len(found)
     if not len(matches) == len(found) == len(defaults):
-        message = "its hosts are not host:port,host:port (or the password has characters to percent-encode)"
-        raise DatabaseURLError(message)
+        raise DatabaseURLError(
+            "its hosts are not host:port,host:port (or the password has characters to percent-encode)"
+        )
     names = [(match["ipv6"] or match["name"]).strip("[]") or "localhost" for match in found]
     return names, [_port(match["port"] or default) for match, default in zip(found, defaults, strict=True)]
 
 
 def _port(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text) or not 0 < int(text) < 2**16:
-        message = "a port is not a number from 1 to 65535"
-        raise DatabaseURLError(message)
+        raise DatabaseURLError("a port is not a number from 1 to 65535")
     return int(text)
 
 
 def _timeout(parameters: dict[str, str]) -> float | None:
     text = parameters.get("connect_timeout", "0")
     if not re.fullmatch(r"-?[0-9]{1,9}", text):
-        message = "connect_timeout is not a whole number of seconds"
-        raise DatabaseURLError(message)
+        raise DatabaseURLError("connect_timeout is not a whole number of seconds")
     return max(float(text), 0) or None
 
 
@@ -194,8 +186,7 @@ def _system_user() -> str:
     try:
         return pwd.getpwuid(geteuid()).pw_name
     except KeyError:
-        message = "it names no user"
-        raise DatabaseURLError(message) from None
+        raise DatabaseURLError("it names no user") from None
 
 
 def _ssl(parameters: dict[str, str]) -> ssl.SSLContext | str | bool:
@@ -208,10 +199,8 @@ def _ssl(parameters: dict[str, str]) -> ssl.SSLContext | str | bool:
     try:
         return _ssl_context(mode, parameters)
     except OSError as error:  # ssl.SSLError is one
-        message = (
-            f"the certificates of sslrootcert, sslcert and sslkey can't be used: {error.strerror or error}"
-        )
-        raise DatabaseURLError(message) from None
+        reason = error.strerror or error
+        raise DatabaseURLError(f"sslrootcert, sslcert or sslkey can't be used: {reason}") from None
 
 
 def _ssl_mode(parameters: dict[str, str]) -> str:
@@ -220,11 +209,9 @@ def _ssl_mode(parameters: dict[str, str]) -> str:
     if mode in {"allow", "prefer"} and parameters.get("channel_binding") == "require":
         mode = "require"
     if system_roots and mode != "verify-full":
-        message = "sslrootcert=system needs sslmode=verify-full"
-        raise DatabaseURLError(message)
+        raise DatabaseURLError("sslrootcert=system needs sslmode=verify-full")
     if mode in {"disable", "allow", "prefer"} and (wish := _wish_for_tls(parameters)):
-        message = f"{wish} needs sslmode=require or stronger"
-        raise DatabaseURLError(message)
+        raise DatabaseURLError(f"{wish} needs sslmode=require or stronger")
     return mode
 
 

@@ -1,7 +1,6 @@
 """The embedded server, with real processes, signals and users."""
 
 import asyncio
-import getpass
 import os
 import pwd
 import shutil
@@ -205,11 +204,16 @@ def test_what_was_written_is_there_after_the_next_start(directory: Path) -> None
             assert query(server, "SELECT n FROM kept") == 7
 
 
-def test_the_environment_does_not_reach_the_server(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"PGPORT": "1", "PGDATA": "/nowhere", "PGHOST": "nowhere", "LC_ALL": "xx_XX"}.items():
+def test_the_environment_does_not_reach_the_server(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "PGPORT": "1",
+        "PGDATA": "/nowhere",
+        "TZ": "Antarctica/Troll",
+        "LC_ALL": "xx_XX",
+    }.items():
         monkeypatch.setenv(name, value)
-    with embedded_server(directory) as server:
-        assert query(server, "SHOW port") == "5432"
+    with embedded_server(empty) as server:
+        assert query(server, "SHOW timezone") != "Antarctica/Troll"
 
 
 def test_the_first_to_leave_leaves_it_running_and_the_last_stops_it(
@@ -278,9 +282,18 @@ def test_killed_with_a_busy_connection_it_starts_again_and_has_what_was_acknowle
             assert not is_running(busy)
 
 
+def test_it_stops_without_waiting_for_who_is_connected(directory: Path) -> None:
+    with embedded_server(directory) as server:
+        pid, busy = server.pid, busy_backend(server)
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    assert not is_running(pid)
+    assert not is_running(busy)
+
+
 def busy_backend(server: EmbeddedServer) -> int:
     """A backend that never looks whether its postmaster lives."""
-    psql = backend.database.embedded._binaries() / "psql"  # noqa: SLF001
+    psql = backend.database.embedded._binaries() / "psql"
     loop = "SET statement_timeout = '20s'; DO $$ BEGIN LOOP END LOOP; END $$"
     client = subprocess.Popen(
         [psql, "-XAt", server.url, "-c", loop], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -439,13 +452,39 @@ def test_without_the_wheel_it_says_to_set_database_url(empty: Path) -> None:
 
 
 @needs_root
-def test_root_s_server_is_not_root_s(directory: Path) -> None:
+def test_root_s_server_has_no_rights_of_root(directory: Path, service: Callable[..., Service]) -> None:
+    server = psutil.Process(service(directory, extra_groups=[0, 4]).postmaster())
+    owner = (directory / "postgres").stat()
+    assert (*server.uids(), *server.gids()) == (*[owner.st_uid] * 3, *[owner.st_gid] * 3)
+    assert 0 not in {owner.st_uid, owner.st_gid}
+    assert "\nGroups:\t \n" in Path(f"/proc/{server.pid}/status").read_text()
+
+
+@needs_root
+def test_root_without_the_capabilities_that_docker_takes_away_is_root_enough(directory: Path) -> None:
+    kept = "-all,+chown,+dac_override,+fowner,+fsetid,+kill,+setgid,+setuid"
+    command = [
+        "/usr/bin/setpriv",
+        "--bounding-set",
+        kept,
+        sys.executable,
+        "-c",
+        SERVICE,
+        str(directory),
+        *MODULE_DIRS,
+    ]
     with embedded_server(directory) as server:
-        assert psutil.Process(server.pid).username() != getpass.getuser()
-        assert psutil.Process(server.pid).uids().effective == server.data_dir.stat().st_uid
-        assert (
-            Path(f"/proc/{server.pid}/status").read_text().split("Groups:")[1].splitlines()[0].split() == []
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=20
         )
+        assert int(done.stdout.split()[0]) == server.pid
+
+
+@needs_root
+def test_what_belongs_to_a_user_goes_on_belonging_to_them(directory: Path) -> None:
+    subprocess.run(["/bin/chown", "-R", "nobody", directory / "postgres"], check=True)
+    with embedded_server(directory) as server:
+        assert psutil.Process(server.pid).username() == "nobody"
 
 
 @needs_root
@@ -499,3 +538,17 @@ def test_an_ordinary_user_is_told_that_a_directory_is_closed_to_them(
 ) -> None:
     empty.mkdir()
     assert "Permission denied" in service(empty, python=nobodys_python(), **NOBODY).line()
+
+
+@needs_root
+def test_a_server_of_another_container_is_left_alone(
+    directory: Path, service: Callable[..., Service]
+) -> None:
+    inside = service(directory)
+    pid = inside.postmaster()
+    command = ["/usr/bin/unshare", "--pid", "--ipc", "--fork", "--mount-proc", sys.executable, "-c", SERVICE]
+    done = subprocess.run([*command, directory, *MODULE_DIRS], check=False, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("namespaces are not allowed here")
+    assert "outside of this machine or container" in done.stdout
+    assert is_running(pid)

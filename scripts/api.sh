@@ -1,0 +1,100 @@
+#!/usr/bin/env bash
+# How the scripts beside this one speak to the service; they source it.
+#
+#   TASKS_URL         where it is, by default http://127.0.0.1:8000
+#   TASKS_TOKEN_FILE  where the access token is kept, for you alone: by default under ~/.config/tasks-api
+#   TASKS_PASSWORD    the password; without it you are asked, or it is the first line of standard input
+#
+# No password and no token is ever the argument of a program, where `ps` would show it to everybody.
+set -euo pipefail
+
+TASKS_URL=${TASKS_URL:-http://127.0.0.1:8000}
+TASKS_URL=${TASKS_URL%/}
+# One file per server, so that no server is sent the token of another.
+token_directory=${XDG_CONFIG_HOME:-$HOME/.config}/tasks-api
+TASKS_TOKEN_FILE=${TASKS_TOKEN_FILE:-$token_directory/${TASKS_URL//[^A-Za-z0-9.]/_}}
+
+fail() {
+  printf '%s\n' "$*" >&2
+  exit 1
+}
+
+# Print the comment at the top of the script, and end it.
+usage() {
+  sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2
+  exit 2
+}
+
+# json_string TEXT: print it as a JSON string, whatever is in it. Goes byte by byte: UTF-8 stays as it is.
+json_string() {
+  local LC_ALL=C text=$1 escaped='' char i
+  for ((i = 0; i < ${#text}; i++)); do
+    char=${text:i:1}
+    case $char in
+      '"' | \\) char=\\$char ;;
+      [[:cntrl:]]) printf -v char '\\u%04x' "'$char" ;;
+    esac
+    escaped+=$char
+  done
+  printf '"%s"' "$escaped"
+}
+
+# ask_password: set $password.
+ask_password() {
+  password=${TASKS_PASSWORD:-}
+  if [[ -n $password ]]; then return; fi
+  if [[ -t 0 ]]; then
+    IFS= read -rsp 'Password: ' password
+    echo >&2
+  else
+    IFS= read -r password || [[ -n $password ]] || fail 'No password on standard input'
+  fi
+}
+
+# request METHOD PATH [CURL ARGUMENTS]: set $headers and $body of the answer; an error ends the script.
+# A body to send comes from standard input, by the argument `--data-binary @-`.
+request() {
+  local method=$1 path=$2 answer status
+  shift 2
+  answer=$(
+    curl --silent --show-error --include --write-out '\n%{http_code}' --globoff --proto =http,https \
+      --header Expect: --header 'Content-Type: application/json' --request "$method" "$@" "$TASKS_URL$path"
+  )
+  status=${answer##*$'\n'}
+  answer=${answer%$'\n'*}
+  # shellcheck disable=SC2034  # for tasks.sh
+  headers=${answer%%$'\r\n\r\n'*}
+  body=${answer#*$'\r\n\r\n'}
+  if [[ $status != 2?? ]]; then fail "$(explain "$status")"; fi
+}
+
+# signed_request METHOD PATH [CURL ARGUMENTS]: the same, with the token.
+signed_request() {
+  [[ -r $TASKS_TOKEN_FILE ]] || fail "Sign in first: ${0%/*}/login.sh EMAIL"
+  request "$@" --header @<(printf 'Authorization: Bearer %s\n' "$(<"$TASKS_TOKEN_FILE")")
+}
+
+# explain STATUS: print what the server says is wrong, and with which fields.
+explain() {
+  local text='"(([^"\\]|\\.)*)"' rest=$body
+  if [[ $body =~ \"detail\":$text ]]; then
+    printf '%s (%s)\n' "${BASH_REMATCH[1]}" "$1"
+  else
+    printf '%s answered %s\n' "$TASKS_URL" "$1"
+  fi
+  while [[ $rest =~ \"field\":$text,\"message\":$text ]]; do
+    printf '  %s: %s\n' "${BASH_REMATCH[1]}" "${BASH_REMATCH[3]}"
+    rest=${rest#*"${BASH_REMATCH[0]}"}
+  done
+}
+
+# keep_token: keep the access token of $body. A file that is there already is replaced, whatever its mode.
+keep_token() {
+  [[ $body =~ \"access_token\":\"([A-Za-z0-9._-]+)\" ]] || fail "$TASKS_URL gave no access token"
+  local token=${BASH_REMATCH[1]} directory fresh
+  directory=$(dirname "$TASKS_TOKEN_FILE")
+  (umask 077 && mkdir -p "$directory")
+  fresh=$(mktemp "$TASKS_TOKEN_FILE.XXXXXX") # mode 0600
+  printf '%s\n' "$token" >"$fresh"
+  mv -f "$fresh" "$TASKS_TOKEN_FILE"
+}

@@ -1,0 +1,334 @@
+"""Passwords: which are allowed, how they are kept, and that checking them never holds anybody else up."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import httpx
+import pytest
+from passlib.context import CryptContext
+
+from backend.auth.passwords import PasswordHasher
+from backend.errors import ServiceUnavailableError
+from tests.conftest import Postgres
+from tests.service import (
+    JWT_SECRET,
+    PASSWORD,
+    ROOT,
+    Account,
+    Service,
+    environment,
+    free_port,
+    wait_until_healthy,
+)
+
+CURRENT = "$bcrypt-sha256$v=2,t=2b,r=4$"
+"""How a hash begins that is of today's scheme, at the cost that the tests run with."""
+
+
+def post(service: Service, path: str, **data: Any) -> httpx.Response:
+    """Send JSON in ASCII alone, since a lone surrogate has no UTF-8."""
+    headers = {"Content-Type": "application/json"}
+    return service.client().post(path, content=json.dumps(data), headers=headers)
+
+
+def sign_in(service: Service, email: str, password: str) -> int:
+    return post(service, "/auth/login", email=email, password=password).status_code
+
+
+# Which are allowed
+
+ALLOWED = {
+    "the shortest": "q7 Zp!x0",
+    "the longest": "Tq8-" * 32,
+    "the longest in four bytes each": "🔑🦆" * 64,
+    "the longest after NFC": "e\u0301" * 128,
+    "the shortest after NFC": "a\u0308o\u0308u\u0308" * 2 + "xy",
+    "NUL": "nul\0in the middle",
+    "NULs": "\0" * 8,
+    "control characters": "\x01\x1b[31m\r\n\t\x7f\x9f",
+    "spaces at the ends": "  both ends  ",
+    "beyond the basic plane": "𝔭𝔞𝔰𝔰𝔴𝔬𝔯𝔱",
+    "no letters": "….,;:-_…",
+    "separators": "line\u2028paragraph\u2029next\u0085",
+}
+
+
+@pytest.mark.parametrize("case", ALLOWED)
+def test_any_characters_make_a_password(service: Service, case: str) -> None:
+    password = ALLOWED[case]
+    account = service.register(password=password)
+    assert sign_in(service, account.email, password) == 200
+    assert sign_in(service, account.email, password[:-1]) == 401
+    form = {"username": account.email, "password": password}
+    assert service.client().post("/auth/token", data=form).status_code == 200
+
+
+def test_a_password_is_the_same_composed_or_not(service: Service) -> None:
+    """RFC 8265."""
+    composed, decomposed = (unicodedata.normalize(form, "Crème brûlée à côté") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    for first, second in ((composed, decomposed), (decomposed, composed)):
+        account = service.register(password=first)
+        assert sign_in(service, account.email, second) == 200
+
+
+def test_no_byte_past_72_is_cut_off(service: Service) -> None:
+    account = service.register(password="x" * 72 + "1")
+    assert sign_in(service, account.email, "x" * 72 + "1") == 200
+    assert sign_in(service, account.email, "x" * 72 + "2") == 401
+    assert sign_in(service, account.email, "x" * 72) == 401
+
+
+REFUSED = {
+    "empty": ("", "string_too_short"),
+    "too short": ("q7 Zp!x", "string_too_short"),
+    "too short after NFC": ("e\u0301" * 7, "string_too_short"),
+    "too long": ("x7" * 64 + "x", "string_too_long"),
+    "far too long": ("x" * 60_000, "string_too_long"),
+    "common": ("password", "password_common"),
+    "common, in other letters": ("PassWord1", "password_common"),
+    "common, of digits": ("1234567890", "password_common"),
+    "the email": ("itself@example.com", "password_is_email"),
+    "the email, in other letters": ("ITSELF@Example.COM", "password_is_email"),
+    "a lone surrogate": ("\ud800" * 8, "string_unicode"),
+    "a number": (12345678, "string_type"),
+    "null": (None, "string_type"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_password_that_breaks_a_rule_is_refused(service: Service, database: Postgres, case: str) -> None:
+    password, kind = REFUSED[case]
+    response = post(service, "/auth/register", email="Itself@example.com", password=password)
+    body = response.json()
+    assert (response.status_code, body["code"]) == (400, "validation_error")
+    assert [(error["field"], error["type"]) for error in body["errors"]] == [("password", kind)]
+    assert database.sql("SELECT FROM users WHERE email_key = 'itself@example.com'") == []
+
+
+# How they are kept
+
+
+def give_hash(database: Postgres, account: Account, stored: str) -> None:
+    database.sql("UPDATE users SET password_hash = $2 WHERE id = $1", account.id, stored)
+
+
+def stored_hash(database: Postgres, account: Account) -> str:
+    (row,) = database.sql("SELECT password_hash FROM users WHERE id = $1", account.id)
+    return str(row["password_hash"])
+
+
+def plain_bcrypt(password: str, prefix: str = "2b", cost: int = 4) -> str:
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(cost)).decode().replace("$2b$", f"${prefix}$")
+
+
+OUTDATED: dict[str, Callable[[], str]] = {
+    "$2a$": lambda: plain_bcrypt(PASSWORD, "2a"),
+    "$2b$": lambda: plain_bcrypt(PASSWORD, "2b"),
+    "$2y$": lambda: plain_bcrypt(PASSWORD, "2y"),
+    "another cost": lambda: CryptContext(["bcrypt_sha256"], bcrypt_sha256__rounds=5).hash(PASSWORD),
+}
+
+
+@pytest.mark.parametrize("case", OUTDATED)
+def test_an_outdated_hash_verifies_and_is_upgraded(service: Service, database: Postgres, case: str) -> None:
+    account, stored = service.register(), OUTDATED[case]()
+    give_hash(database, account, stored)
+    assert sign_in(service, account.email, "a wrong password") == 401
+    assert stored_hash(database, account) == stored
+    assert sign_in(service, account.email, PASSWORD) == 200
+    upgraded = stored_hash(database, account)
+    assert upgraded.startswith(CURRENT)
+    assert sign_in(service, account.email, PASSWORD) == 200
+    assert stored_hash(database, account) == upgraded
+
+
+DAMAGED = {
+    "empty": "",
+    "a space": " ",
+    "no hash": "plain text",
+    "a plain password": PASSWORD,
+    "cut short": plain_bcrypt(PASSWORD)[:-1],
+    "one letter more": plain_bcrypt(PASSWORD) + "x",
+    "the prefix alone": "$2b$04$",
+    "cost out of range": plain_bcrypt(PASSWORD).replace("$04$", "$99$"),
+    "cost no number": plain_bcrypt(PASSWORD).replace("$04$", "$xx$"),
+    "2x": plain_bcrypt(PASSWORD, "2x"),
+    "bcrypt_sha256 cut short": f"{CURRENT}{'a' * 22}$",
+    "bcrypt_sha256 of an unknown version": f"$bcrypt-sha256$v=9,t=2b,r=4${'a' * 22}${'b' * 31}",
+    "another scheme": "$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$aGFzaA",
+    "beyond ASCII": "$2b$04$" + "é" * 53,
+    "a line feed": plain_bcrypt(PASSWORD) + "\n",
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_damaged_hash_is_a_failed_sign_in(service: Service, database: Postgres, case: str) -> None:
+    account = service.register()
+    give_hash(database, account, DAMAGED[case])
+    for password in (PASSWORD, DAMAGED[case], "nobody"):
+        assert sign_in(service, account.email, password) == 401
+    assert stored_hash(database, account) == DAMAGED[case]
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param(f"{PASSWORD}\0", id="NUL"),
+        pytest.param("x" * 73, id="73 bytes that begin with the right ones"),
+        pytest.param("é" * 37, id="74 bytes, fewer characters"),
+        pytest.param("x" * 5000, id="far too long"),
+    ],
+)
+def test_what_plain_bcrypt_cannot_check_is_a_failed_sign_in(
+    service: Service, database: Postgres, password: str
+) -> None:
+    account = service.register()
+    give_hash(database, account, plain_bcrypt("x" * 72))
+    response = post(service, "/auth/login", email=account.email, password=password)
+    assert (response.status_code, response.json()["code"]) == (401, "invalid_credentials")
+
+
+def test_a_hash_with_stray_bits_verifies_without_a_line_that_is_no_json(
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres]
+) -> None:
+    """Some old libraries set the salt's last bits, which count for nothing; passlib warns of it."""
+    database = new_database()
+    service = new_service(DATABASE_URL=database.url)
+    account, stored = service.register(), plain_bcrypt(PASSWORD)
+    salt_end = len("$2b$04$") + 21
+    letters = "./ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+    stray = letters[letters.index(stored[salt_end]) + 1]
+    give_hash(database, account, stored[:salt_end] + stray + stored[salt_end + 1 :])
+    assert sign_in(service, account.email, PASSWORD) == 200
+    assert stored_hash(database, account).startswith(CURRENT)
+    assert all(line.startswith(b"{") for line in service.log.read_bytes().splitlines())
+
+
+# That checking them holds nobody up
+
+
+@pytest.fixture(scope="module")
+def slow(
+    new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Service, Postgres]]:
+    """A service whose hashes take some 50 ms, and that has one thread for them on a machine of any size.
+
+    One process that takes itself for one of many, since WORKERS divides the threads.
+    """
+    database, port = new_database(), str(free_port())
+    settings = environment(
+        DATABASE_URL=database.url,
+        JWT_SECRET=JWT_SECRET,
+        BCRYPT_ROUNDS="10",
+        WORKERS=str(os.cpu_count() or 1),
+    )
+    subprocess.run([sys.executable, "-m", "backend", "migrate"], cwd=ROOT, env=settings, check=True)
+    log: Path = tmp_path_factory.mktemp("slow") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "uvicorn", "--factory", "backend.app:create_app", "--port", port],
+            cwd=ROOT,
+            env=settings,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    service = Service(process, f"http://127.0.0.1:{port}", log)
+    try:
+        wait_until_healthy(service)
+        yield service, database
+    finally:
+        service.stop()
+
+
+def fastest_sign_in(service: Service, email: str, password: str) -> float:
+    """Return the seconds of the fastest of some sign-ins that fail: the least that it takes."""
+    client, times = service.client(), []
+    for _ in range(4):
+        response = client.post("/auth/login", json={"email": email, "password": password})
+        assert response.status_code == 401
+        times.append(response.elapsed.total_seconds())
+    return min(times)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param("a wrong password", id="a wrong password"),
+        pytest.param("x" * 73, id="over 72 bytes"),
+        pytest.param("a wrong password\0", id="NUL"),
+        pytest.param("x" * 5000, id="far too long"),
+    ],
+)
+@pytest.mark.parametrize("kept", ["today's hash", "a plain bcrypt hash", "a damaged hash"])
+def test_a_refusal_takes_the_same_time_whether_or_not_the_email_exists(
+    slow: tuple[Service, Postgres], kept: str, password: str
+) -> None:
+    service, database = slow
+    account = service.register()
+    if kept != "today's hash":
+        give_hash(database, account, plain_bcrypt(PASSWORD, cost=10) if "bcrypt" in kept else "damaged")
+    known = fastest_sign_in(service, account.email, password)
+    unknown = fastest_sign_in(service, "nobody@example.com", password)
+    assert 1 / 3 < known / unknown < 3
+
+
+def test_a_full_queue_answers_503_while_the_service_goes_on(slow: tuple[Service, Postgres]) -> None:
+    service, _ = slow
+    account = service.register()
+    login = {"email": account.email, "password": PASSWORD}
+
+    async def storm() -> tuple[list[httpx.Response], list[httpx.Response]]:
+        unlimited = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(
+            base_url=service.url, limits=unlimited, timeout=60, trust_env=False
+        ) as client:
+            sign_ins = asyncio.gather(*(client.post("/auth/login", json=login) for _ in range(120)))
+            health = []
+            while not sign_ins.done():
+                await asyncio.sleep(0.1)
+                health.append(await client.get("/health"))
+            return await sign_ins, health
+
+    sign_ins, health = asyncio.run(storm())
+    refused = [response for response in sign_ins if response.is_error]
+    accepted = [response for response in sign_ins if response.is_success]
+    assert len(refused) + len(accepted) == len(sign_ins)
+    assert {(each.status_code, each.json()["code"]) for each in refused} == {(503, "service_unavailable")}
+    assert all(int(each.headers["Retry-After"]) > 0 for each in refused)
+    assert len(accepted) >= 64
+    # Nobody was refused who had waited as long as the queue is, and nobody else waited at all.
+    drained = max(each.elapsed.total_seconds() for each in accepted)
+    assert max(each.elapsed.total_seconds() for each in refused) < drained / 2
+    assert {each.status_code for each in health} == {200}
+    assert max(each.elapsed.total_seconds() for each in health) < drained / 2
+    assert service.client().post("/auth/login", json=login).status_code == 200
+
+
+def test_the_queue_is_bounded_and_the_event_loop_free() -> None:
+    """R4-FR-019."""
+
+    async def fill() -> None:
+        hasher = PasswordHasher(rounds=8, processes=os.cpu_count() or 1)
+        waiting = [asyncio.ensure_future(hasher.hash("a password")) for _ in range(64)]
+        await asyncio.sleep(0)
+        for refused in (hasher.hash("one too many"), hasher.verify("one too many", None)):
+            with pytest.raises(ServiceUnavailableError):
+                await refused
+        turns = 0
+        while not all(task.done() for task in waiting):
+            await asyncio.sleep(0.001)
+            turns += 1
+        assert turns > 64
+        assert await hasher.verify("a password", await waiting[0])
+        hasher.close()
+
+    asyncio.run(fill())

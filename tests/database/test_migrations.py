@@ -1,0 +1,267 @@
+"""The schema: made once however many start at once, whole or not at all, with the contract's limits in it."""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from sqlmodel import SQLModel
+
+import backend.models  # noqa: F401  # fills SQLModel.metadata
+from backend.database import schema
+from tests.conftest import Postgres
+from tests.service import JWT_SECRET, ROOT, Service, environment
+
+TABLES = {"users", "sessions", "refresh_tokens", "tasks"}
+
+# Everything that decides what the tables take and how fast they are: columns, constraints and indexes.
+COLUMNS = """
+SELECT table_name::text, column_name::text, data_type::text, is_nullable::text, column_default::text,
+    collation_name::text, identity_generation::text
+FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
+"""
+CONSTRAINTS = """
+SELECT conrelid::regclass::text, conname::text, pg_get_constraintdef(oid) FROM pg_constraint
+WHERE connamespace = 'public'::regnamespace AND conrelid::regclass::text <> 'alembic_version'
+"""
+INDEXES = "SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+
+DRIFTS = {
+    "a column more": "op.add_column('tasks', sa.Column('due_at', sa.DateTime()))",
+    "a column less": "op.drop_column('users', 'name')",
+    "another type": "op.alter_column('sessions', 'ip', type_=sa.String(40))",
+    "another default": "op.alter_column('tasks', 'completed', server_default=sa.true())",
+    "a null allowed": "op.alter_column('tasks', 'title', nullable=True)",
+    "an index less": "op.drop_index('tasks_by_title', table_name='tasks')",
+    "a table less": "op.drop_table('refresh_tokens')",
+}
+
+
+def migrate(database: Postgres, revision: str = "head") -> None:
+    asyncio.run(schema.migrate(database.url, revision))
+
+
+def tables(database: Postgres) -> set[str]:
+    rows = database.sql("SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'")
+    return {row["tablename"] for row in rows}
+
+
+def shape(database: Postgres) -> set[tuple[Any, ...]]:
+    return {tuple(row.values()) for query in (COLUMNS, CONSTRAINTS, INDEXES) for row in database.sql(query)}
+
+
+def command(database: Postgres, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "backend", "migrate", *arguments],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def new_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Follow the migrations that there are by one that does this."""
+    migrations = Path(shutil.copytree(schema.MIGRATIONS, tmp_path / "migrations"))
+    monkeypatch.setattr(schema, "MIGRATIONS", migrations)
+
+    def add(step: str) -> None:
+        (migrations / "versions" / "9999_test.py").write_text(
+            "import sqlalchemy as sa\n"
+            "from alembic import op\n"
+            "revision, down_revision, branch_labels, depends_on = '9999', '0001', None, None\n"
+            f"def upgrade():\n    {step}\n"
+        )
+
+    return add
+
+
+@pytest.fixture(scope="module")
+def migrated(new_database: Callable[[], Postgres]) -> Postgres:
+    database = new_database()
+    migrate(database)
+    return database
+
+
+def test_a_start_on_an_empty_database_makes_the_schema(service: Service, database: Postgres) -> None:
+    assert service.client().get("/health/ready").status_code == 200  # R2-FR-002, R2-SC-007
+    assert tables(database) == TABLES | {"alembic_version"}
+
+
+def test_many_processes_may_migrate_an_empty_database_at_once(new_database: Callable[[], Postgres]) -> None:
+    database = new_database()
+    processes = [command(database) for _ in range(5)]
+    outputs = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 5, outputs
+    assert sum(stdout.count("Running upgrade") for stdout, _ in outputs) == 1
+    assert len(database.sql("SELECT * FROM alembic_version")) == 1
+
+
+def test_migrating_again_changes_nothing(new_database: Callable[[], Postgres]) -> None:
+    database = new_database()
+    migrate(database)
+    before = shape(database)
+    insert(database, "users", USER)
+    migrate(database)
+    assert shape(database) == before
+    assert len(database.sql("SELECT * FROM users")) == 1
+
+
+def test_downgrade_takes_all_back_and_upgrade_makes_it_again(new_database: Callable[[], Postgres]) -> None:
+    database = new_database()
+    migrate(database)
+    before = shape(database)
+    migrate(database, "base")
+    assert tables(database) == {"alembic_version"}
+    migrate(database)
+    assert shape(database) == before
+
+
+def test_the_migrations_make_what_the_models_say(
+    migrated: Postgres, new_database: Callable[[], Postgres]
+) -> None:
+    """More than `alembic check` sees: CHECK constraints, collations and identities, too."""
+    by_models = new_database()
+    create = SQLModel.metadata.create_all
+    asyncio.run(schema._run(by_models.url, lambda config: create(config.attributes["connection"])))
+    assert shape(migrated) == shape(by_models)
+    asyncio.run(schema.check(migrated.url))
+
+
+@pytest.mark.parametrize("drift", DRIFTS)
+def test_check_tells_when_the_models_differ(
+    new_database: Callable[[], Postgres], new_migration: Callable[[str], None], drift: str
+) -> None:
+    database = new_database()
+    new_migration(DRIFTS[drift])
+    migrate(database)
+    with pytest.raises(schema.SchemaError) as told:
+        asyncio.run(schema.check(database.url))
+    assert "\n" not in str(told.value)
+
+
+def test_check_is_a_command_with_an_exit_code(
+    migrated: Postgres, new_database: Callable[[], Postgres]
+) -> None:
+    clean, behind = command(migrated, "--check"), command(new_database(), "--check")
+    clean_output, behind_output = clean.communicate(timeout=60), behind.communicate(timeout=60)
+    assert clean.returncode == 0, clean_output
+    assert behind.returncode == 1
+    assert behind_output[1].startswith("tasks-api: ")
+    assert behind_output[1].count("\n") == 1
+
+
+def test_a_revision_that_is_not_there_is_one_line(migrated: Postgres) -> None:
+    process = command(migrated, "no-such-revision")
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "no-such-revision" in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_a_migration_that_fails_leaves_nothing_of_itself_or_those_before(
+    new_database: Callable[[], Postgres], new_migration: Callable[[str], None]
+) -> None:
+    database = new_database()
+    new_migration("op.execute('CREATE TABLE half_done ()'); op.execute('SELECT 1 / 0')")
+    with pytest.raises(Exception, match="division by zero"):
+        migrate(database)
+    assert tables(database) == set()
+
+
+USER = {"id": "ada", "issuer": "local", "email": "Ada@x.org", "email_key": "ada@x.org", "password_hash": "$"}
+EXTERNAL = {"id": "eve", "issuer": "better-auth"}
+TASK = {"user_id": "ada", "title": "Buy milk", "title_key": "buy milk"}
+EMOJI = "\N{WAVING HAND SIGN}"
+
+
+def insert(database: Postgres, table: str, row: dict[str, Any]) -> None:
+    numbers = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+    database.sql(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({numbers})", *row.values())  # noqa: S608
+
+
+@pytest.fixture
+def with_ada(migrated: Postgres) -> Postgres:
+    migrated.sql("DELETE FROM users")
+    insert(migrated, "users", USER)
+    return migrated
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("tasks", TASK | {"title": "x"}),
+        ("tasks", TASK | {"title": EMOJI * 200}),
+        ("tasks", TASK | {"description": EMOJI * 1000}),
+        ("tasks", TASK | {"description": ""}),
+        ("users", EXTERNAL | {"id": "x"}),
+        ("users", EXTERNAL | {"id": "x" * 255}),
+        ("users", EXTERNAL | {"name": EMOJI * 200}),
+        ("users", EXTERNAL | {"email": "x" * 254}),
+        ("users", EXTERNAL | {"email": "Ada@x.org"}),
+    ],
+)
+def test_the_database_takes_what_is_just_within_the_limits(
+    with_ada: Postgres, table: str, row: dict[str, Any]
+) -> None:
+    insert(with_ada, table, row)
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "constraint"),
+    [
+        ("tasks", TASK | {"title": ""}, "tasks_title_length"),
+        ("tasks", TASK | {"title": EMOJI * 201}, "tasks_title_length"),
+        ("tasks", TASK | {"description": "x" * 1001}, "tasks_description_length"),
+        ("tasks", TASK | {"user_id": "nobody"}, "tasks_user_id_fkey"),
+        ("users", EXTERNAL | {"id": ""}, "users_id_length"),
+        ("users", EXTERNAL | {"id": "x" * 256}, "users_id_length"),
+        ("users", EXTERNAL | {"name": "x" * 201}, "users_name_length"),
+        ("users", EXTERNAL | {"email": "x" * 255}, "users_email_length"),
+        ("users", USER | {"id": "two"}, "users_email_key_key"),
+        ("users", USER | {"id": "two", "email": None, "email_key": "b"}, "users_local_complete"),
+        ("users", USER | {"id": "two", "email_key": None}, "users_local_complete"),
+        ("users", USER | {"id": "two", "email_key": "b", "password_hash": None}, "users_local_complete"),
+    ],
+)
+def test_the_database_itself_refuses_what_the_contract_does(
+    with_ada: Postgres, table: str, row: dict[str, Any], constraint: str
+) -> None:
+    """Proved past the service: R0-FR-002, R4-FR-010."""
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError) as refused:
+        insert(with_ada, table, row)
+    assert refused.value.constraint_name == constraint
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        (("users", "id"), "text"),
+        (("sessions", "id"), "uuid"),
+        (("tasks", "id"), "bigint"),
+        (("tasks", "created_at"), "timestamp with time zone"),
+    ],
+)
+def test_columns_have_the_types_of_the_design(migrated: Postgres, column: tuple[str, str], kind: str) -> None:
+    found = {(row["table_name"], row["column_name"]): row["data_type"] for row in migrated.sql(COLUMNS)}
+    assert found[column] == kind
+
+
+def test_a_deleted_user_takes_sessions_tokens_and_tasks_along(with_ada: Postgres) -> None:
+    session = {"id": uuid4(), "user_id": "ada"}
+    insert(with_ada, "users", EXTERNAL)
+    with_ada.sql("INSERT INTO sessions (id, user_id, expires_at) VALUES ($1, $2, now())", *session.values())
+    insert(with_ada, "refresh_tokens", {"digest": b"digest", "session_id": session["id"]})
+    insert(with_ada, "tasks", TASK)
+    insert(with_ada, "tasks", TASK | {"user_id": "eve"})
+    with_ada.sql("DELETE FROM users WHERE id = 'ada'")
+    left = {table: len(with_ada.sql(f"SELECT * FROM {table}")) for table in TABLES}  # noqa: S608
+    assert left == {"users": 1, "sessions": 0, "refresh_tokens": 0, "tasks": 1}

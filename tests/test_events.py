@@ -1,0 +1,471 @@
+"""The log: each event once with every field, one line for every request, and no input that shapes a line."""
+
+import json
+import os
+import pty
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import jwt
+import pytest
+
+from backend.events import Event
+from tests.conftest import Postgres
+from tests.service import (
+    JWT_SECRET,
+    PASSWORD,
+    ROOT,
+    Account,
+    Service,
+    environment,
+    free_port,
+    wait_until_healthy,
+)
+
+FIELDS = {
+    *("timestamp", "level", "event", "request_id", "user_id"),
+    *("ip", "method", "route", "status", "duration_ms"),
+}
+
+
+def lines_of(service: Service, response: httpx.Response) -> list[dict[str, Any]]:
+    """Return the lines of one request, of which the last is the request's own."""
+    deadline = time.monotonic() + 5
+    while True:
+        lines = service.lines(request_id=response.headers["X-Request-ID"])
+        if named(lines, "http.request") or time.monotonic() > deadline:
+            return lines
+        time.sleep(0.01)
+
+
+def named(lines: list[dict[str, Any]], event: str) -> list[dict[str, Any]]:
+    return [line for line in lines if line["event"] == event]
+
+
+# Events
+
+
+def stories(service: Service, ada: Account, bob: Account) -> Iterator[tuple[Event, httpx.Response, Any]]:
+    """Each event with the answer during which it happened, and the user whose request that was."""
+    anybody = service.client()
+    new = {"email": "storied@example.com", "password": PASSWORD}
+    response = anybody.post("/auth/register", json=new)
+    yield Event.REGISTERED, response, response.json()["user"]["id"]
+    yield Event.LOGIN, anybody.post("/auth/login", json={"email": ada.email, "password": PASSWORD}), ada.id
+    form = {"username": ada.email, "password": PASSWORD}
+    yield Event.LOGIN, anybody.post("/auth/token", data=form), ada.id
+    wrong = {"email": ada.email, "password": "wrong"}
+    yield Event.LOGIN_FAILED, anybody.post("/auth/login", json=wrong), None
+    unknown = {"username": "nobody@example.com", "password": "wrong"}
+    yield Event.LOGIN_FAILED, anybody.post("/auth/token", data=unknown), None
+    yield Event.TASK_CREATED, ada.client.post("/tasks", json={"title": "Milk"}), ada.id
+    path = f"/tasks/{ada.create()['id']}"
+    yield Event.TASK_UPDATED, ada.client.patch(path, json={"title": "Tea"}), ada.id
+    yield Event.TASK_UPDATED, ada.client.put(path, json={"completed": True}), ada.id
+    yield Event.TASK_REOPENED, ada.client.patch(f"{path}/complete"), ada.id
+    yield Event.TASK_COMPLETED, ada.client.patch(f"{path}/complete"), ada.id
+    yield Event.DENIED, bob.client.get(path), bob.id
+    yield Event.TASK_DELETED, ada.client.delete(path), ada.id
+    yield Event.DENIED, anybody.get("/tasks"), None
+    yield Event.LOGOUT, ada.client.post("/auth/logout"), ada.id
+    yield Event.DENIED, ada.client.get("/tasks"), ada.id
+
+
+def test_each_event_is_logged_once_with_every_field(service: Service, ada: Account, bob: Account) -> None:
+    """R4-FR-016, R4-FR-017, R4-SC-010."""
+    told = set()
+    for event, response, user_id in stories(service, ada, bob):
+        told.add(event)
+        lines = lines_of(service, response)
+        (line,) = named(lines, event)
+        (request,) = named(lines, "http.request")
+        assert set(line) >= FIELDS
+        assert set(request) == FIELDS
+        for entry in lines:
+            assert (entry["user_id"], entry["ip"]) == (user_id, "127.0.0.1")
+            assert (entry["method"], entry["status"]) == (response.request.method, response.status_code)
+            assert entry["route"].split("/")[:2] == response.request.url.path.split("/")[:2]
+            assert 0 < entry["duration_ms"] < 30_000
+            at = datetime.fromisoformat(entry["timestamp"])
+            assert at.utcoffset() == timedelta(0)
+            assert abs(datetime.now(UTC) - at) < timedelta(minutes=1)
+        is_warning = event in {Event.DENIED, Event.LOGIN_FAILED}
+        assert (line["level"], request["level"]) == ("WARNING" if is_warning else "INFO", "INFO")
+    assert told == set(Event)
+
+
+def test_a_task_event_names_the_task_and_what_was_sent_but_not_the_text(
+    service: Service, ada: Account
+) -> None:
+    task = ada.create("A title of ada's")
+    changes = {"description": "Her words", "completed": True}
+    response = ada.client.patch(f"/tasks/{task['id']}", json=changes)
+    (line,) = named(lines_of(service, response), Event.TASK_UPDATED)
+    assert (line["task_id"], line["fields"]) == (task["id"], ["completed", "description"])
+    assert (line["route"], "Her words" in str(line)) == ("/tasks/{task_id}", False)
+
+
+def test_a_refused_or_failed_change_is_no_event(service: Service, ada: Account, bob: Account) -> None:
+    path = f"/tasks/{ada.create()['id']}"
+    for response in (
+        ada.client.patch(path, json={}),
+        ada.client.post("/tasks", json={"title": ""}),
+        bob.client.delete(path),
+        ada.client.delete("/tasks/9223372036854775807"),
+        service.client().post("/auth/register", json={"email": ada.email, "password": PASSWORD}),
+    ):
+        assert {line["event"] for line in lines_of(service, response)} <= {"http.request", Event.DENIED}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/tasks/{}"),
+        ("PUT", "/tasks/{}"),
+        ("PATCH", "/tasks/{}"),
+        ("PATCH", "/tasks/{}/complete"),
+        ("DELETE", "/tasks/{}"),
+    ],
+)
+def test_a_foreign_task_is_denied_with_its_reason(
+    service: Service, ada: Account, bob: Account, method: str, path: str
+) -> None:
+    response = bob.client.request(method, path.format(ada.create()["id"]), json={"title": "Mine"})
+    assert response.status_code == 403
+    (line,) = named(lines_of(service, response), Event.DENIED)
+    assert (line["reason"], line["user_id"]) == ("foreign_task", bob.id)
+
+
+def test_a_foreign_task_is_logged_as_denied_where_it_is_concealed(
+    new_service: Callable[..., Service],
+) -> None:
+    service = new_service(CONCEAL_FOREIGN_TASKS="true")
+    ada, bob = service.register(), service.register()
+    response = bob.client.get(f"/tasks/{ada.create()['id']}")
+    assert response.status_code == 404
+    (line,) = named(lines_of(service, response), Event.DENIED)
+    assert (line["reason"], line["status"]) == ("foreign_task", 404)
+    assert not named(lines_of(service, bob.client.get("/tasks/9223372036854775807")), Event.DENIED)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "reason"),
+    [
+        ({}, "missing"),
+        ({"Authorization": "Basic YTpi"}, "malformed"),
+        ({"Authorization": "Bearer a.b.c"}, "malformed"),
+    ],
+)
+def test_each_401_is_denied_with_its_reason_on_every_route(
+    service: Service, authorization: dict[str, str], reason: str
+) -> None:
+    """The reasons of real tokens are with the tokens, in `auth/test_access_tokens.py`."""
+    client = service.client(headers=authorization)
+    for method, path in (
+        ("GET", "/auth/me"),
+        ("POST", "/auth/logout"),
+        ("POST", "/tasks"),
+        ("GET", "/tasks/no-id"),
+        ("PATCH", "/tasks/1/complete"),
+    ):
+        response = client.request(method, path)
+        assert response.status_code == 401
+        (line,) = named(lines_of(service, response), Event.DENIED)
+        assert (line["reason"], line["user_id"], line["status"]) == (reason, None, 401)
+
+
+def test_a_failed_sign_in_names_the_account_and_not_the_email(service: Service, ada: Account) -> None:
+    for email, account_id in ((ada.email, ada.id), ("nobody@example.com", None)):
+        response = service.client().post("/auth/login", json={"email": email, "password": "wrong"})
+        (line,) = named(lines_of(service, response), Event.LOGIN_FAILED)
+        assert (line["account_id"], email in str(line)) == (account_id, False)
+
+
+# Requests
+
+
+@pytest.mark.parametrize(
+    ("request_line", "options", "status", "route"),
+    [
+        ("GET /health", {}, 200, "/health"),
+        ("HEAD /health", {}, 200, "/health"),
+        ("GET /health/ready", {}, 200, "/health/ready"),
+        ("GET /metrics", {}, 200, "/metrics"),
+        ("GET /docs", {}, 200, "/docs"),
+        ("GET /docs/assets/swagger-ui.css", {}, 200, "/docs/assets/{name}"),
+        ("GET /openapi.json", {}, 200, "/openapi.json"),
+        ("GET /nothing/here", {}, 404, None),
+        ("GET /tasks/", {"headers": {"Authorization": "Bearer x"}}, 404, None),
+        ("DELETE /tasks", {}, 405, None),
+        ("POST /auth/login", {"content": b"x" * 65_537}, 413, None),
+        ("POST /auth/login", {"content": iter([b"x" * 40_000] * 2)}, 413, "/auth/login"),
+        ("POST /auth/login", {"json": {}}, 400, "/auth/login"),
+        ("POST /auth/login", {"content": b"{"}, 415, "/auth/login"),
+        (
+            "OPTIONS /tasks",
+            {"headers": {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "GET"}},
+            200,
+            None,
+        ),
+        (
+            "OPTIONS /tasks",
+            {"headers": {"Origin": "http://evil.example.com", "Access-Control-Request-Method": "GET"}},
+            400,
+            None,
+        ),
+    ],
+)
+def test_every_request_is_one_line(
+    service: Service, request_line: str, options: dict[str, Any], status: int, route: str | None
+) -> None:
+    method, path = request_line.split()
+    response = service.client().request(method, path, **options)
+    assert response.status_code == status
+    (line,) = lines_of(service, response)
+    assert (line["event"], line["method"], line["status"]) == ("http.request", method, status)
+    assert set(line) == FIELDS
+    if route is not None:
+        assert line["route"] == route
+
+
+def test_a_request_is_in_the_log_when_its_answer_is_here(service: Service, ada: Account) -> None:
+    """Also where the answer has no body: what somebody was told has happened is on record."""
+    for _ in range(20):
+        answers = [ada.client.delete(f"/tasks/{ada.create()['id']}"), ada.client.head("/health")]
+        for response in answers:
+            assert service.lines(request_id=response.headers["X-Request-ID"], event="http.request")
+
+
+def test_a_request_that_ends_too_early_is_one_line(service: Service) -> None:
+    head = (
+        b"POST /auth/login HTTP/1.1\r\nHost: x\r\nX-Request-ID: ended-early\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+    )
+    address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+    with socket.create_connection(address) as connection:
+        connection.sendall(head)
+        time.sleep(0.2)
+    deadline = time.monotonic() + 5
+    while not (lines := service.lines(request_id="ended-early")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert [(line["event"], line["status"]) for line in lines] == [("http.request", 400)]
+
+
+def test_a_crash_is_an_error_line_that_says_where(
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres]
+) -> None:
+    database = new_database()
+    service = new_service(DATABASE_URL=database.url)
+    ada = service.register()
+    database.sql("ALTER TABLE tasks RENAME COLUMN title TO heading")
+    response = ada.client.get("/tasks")
+    assert response.status_code == 500
+    lines = lines_of(service, response)
+    (crash,), (request,) = named(lines, "unexpected"), named(lines, "http.request")
+    assert (len(lines), crash["level"], request["level"]) == (2, "ERROR", "ERROR")
+    assert "asyncpg.exceptions.UndefinedColumnError 42703" in crash["exception"]
+    assert "connection.py" in crash["exception"]
+    assert "heading" not in crash["exception"]
+
+
+# Form
+
+
+def test_the_lines_of_uvicorn_and_of_libraries_are_json_too(service: Service) -> None:
+    address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400")
+    events = [line["event"] for line in service.lines()]
+    assert "Application startup complete." in events  # Uvicorn
+    assert any("PostgresqlImpl" in event for event in events)  # Alembic
+    assert "Invalid HTTP request received." in events
+    assert all(set(line) >= {"timestamp", "level", "event"} for line in service.lines())
+
+
+BREAKS = "\n \r \v \f \x1c \x1d \x1e \x85 \u2028 \u2029 \x1b]0;owned\x07 \x1b[2J \x9b31m"
+"""Whatever ends a line somewhere, and what a terminal obeys."""
+
+FAKE = '{"event": "auth.login", "user_id": "eve"}'
+
+
+def _quoted(text: str) -> str:
+    return "".join(f"%{byte:02X}" for byte in text.encode())
+
+
+def _token_of(user_id: str) -> str:
+    """A token that we would have signed for somebody of that id, whose session is gone."""
+    claims = {"iss": "tasks-api", "aud": "tasks-api", "sub": user_id, "sid": str(UUID(int=0))}
+    return jwt.encode({**claims, "exp": int(time.time()) + 60}, JWT_SECRET, "HS256")
+
+
+def _raw_request(name: str, service: Service, ada: Account) -> None:
+    """Sign in with a header of bytes that no client library would send."""
+    body = json.dumps({"email": ada.email, "password": PASSWORD}).encode()
+    # A lone CR or LF ends a header, and most other control characters end the request.
+    for value in (BREAKS, "\x85 \x9b31m \xa0", "\t\u2028\u2029\t"):
+        kept = "".join(char for char in value if ord(char) >= 0x80 or char in "\t ")
+        for encoded in (kept.encode(), kept.encode("latin-1", "ignore"), value.encode()):
+            headers = [
+                name.encode() + b": " + encoded + FAKE.encode(),
+                b"Content-Type: application/json",
+                b"Content-Length: %d" % len(body),
+            ]
+            _send(service, b"POST /auth/login HTTP/1.1", *headers, body=body)
+
+
+def _send(service: Service, *head: bytes, body: bytes = b"") -> None:
+    address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+    with socket.create_connection(address) as connection:
+        connection.sendall(b"\r\n".join([*head, b"Connection: close", b"", b""]) + body)
+        while connection.recv(65_536):
+            pass
+
+
+INJECTIONS: dict[str, Callable[[Service, Account], object]] = {
+    "path": lambda service, _: service.client().get(f"/tasks/{_quoted(BREAKS + FAKE)}"),
+    "path of no route": lambda service, _: service.client().get(f"/{_quoted(BREAKS + FAKE)}"),
+    "query": lambda _, ada: ada.client.get("/tasks", params={"cursor": BREAKS + FAKE, BREAKS: BREAKS}),
+    "title": lambda _, ada: ada.client.post("/tasks", json={"title": f"\u2028 \u2029 {FAKE}"}),
+    "bad title": lambda _, ada: ada.client.post("/tasks", json={"title": BREAKS + FAKE}),
+    "field": lambda _, ada: ada.client.post("/tasks", json={BREAKS + FAKE: BREAKS}),
+    "body": lambda _, ada: ada.client.post("/tasks", content=(BREAKS + FAKE).encode()),
+    "name": lambda _, ada: ada.client.patch("/auth/me", json={"name": f"\u2028{FAKE}"}),
+    "email": lambda service, _: service.client().post(
+        "/auth/register", json={"email": f"{BREAKS}@example.com", "password": BREAKS + FAKE}
+    ),
+    "password": lambda service, _: service.client().post(
+        "/auth/login", json={"email": "nobody@example.com", "password": BREAKS + FAKE}
+    ),
+    "form": lambda service, _: service.client().post(
+        "/auth/token", data={"username": BREAKS + FAKE, "password": "x", BREAKS: "x"}
+    ),
+    **{
+        f"header {name}": partial(_raw_request, name)
+        for name in (
+            *("X-Request-ID", "User-Agent", "X-Forwarded-For", "X-Forwarded-Proto", "Host"),
+            *("Authorization", "Origin", "Content-Type", "Referer", "X-Real-IP"),
+        )
+    },
+    "user of a token": lambda service, _: service.client(_token_of(BREAKS + FAKE)).get("/tasks"),
+    "method": lambda service, _: _send(service, (BREAKS + FAKE).encode() + b" /tasks HTTP/1.1"),
+    "version": lambda service, _: _send(service, b"GET /tasks HTTP/" + (BREAKS + FAKE).encode()),
+}
+
+
+@pytest.fixture(scope="module")
+def pretty(
+    new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service that writes for a person, in a pseudo-terminal; `log` is what the terminal got."""
+    port, log = str(free_port()), tmp_path_factory.mktemp("pretty") / "screen"
+    terminal, worker = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "backend", "serve"],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=new_database().url, JWT_SECRET=JWT_SECRET, PORT=port, LOG_FORMAT=""),
+        stdin=subprocess.DEVNULL,
+        stdout=worker,
+        stderr=worker,
+    )
+    os.close(worker)
+    screen = threading.Thread(target=_copy, args=(terminal, log))
+    screen.start()
+    service = Service(process, f"http://127.0.0.1:{port}", log)
+    try:
+        wait_until_healthy(service)
+        yield service
+    finally:
+        service.stop()
+        screen.join()
+        os.close(terminal)
+
+
+def _copy(terminal: int, log: Path) -> None:
+    """Read what a terminal shows until its last writer has gone, which is an error on Linux."""
+    with log.open("wb", buffering=0) as file:
+        while True:
+            try:
+                shown = os.read(terminal, 65_536)
+            except OSError:
+                return
+            if not shown:
+                return
+            file.write(shown)
+
+
+def shown(service: Service) -> str:
+    """What the service has written, once it has written no more for a moment; a terminal's CR LF is LF."""
+    size = -1
+    while size != (size := service.log.stat().st_size):
+        time.sleep(0.05)
+    return service.log.read_bytes().decode().replace("\r\n", "\n")
+
+
+COLOURS = re.compile(r"\x1b\[(?:0|2|3\d)m")
+LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{6} (?:INFO|WARNING|ERROR)\s+\S")
+
+
+@pytest.mark.parametrize("case", INJECTIONS)
+def test_no_input_breaks_a_line_of_json(service: Service, ada: Account, case: str) -> None:
+    """R4-FR-017."""
+    before = len(shown(service))
+    INJECTIONS[case](service, ada)
+    text = shown(service)[before:]
+    assert text
+    assert text.isascii()
+    for line in text.splitlines():
+        assert line.isprintable()
+        parsed = json.loads(line)
+        assert set(parsed) >= {"timestamp", "level", "event"}
+        assert parsed["user_id" if "user_id" in parsed else "event"] != "eve"
+    assert len(text.splitlines()) == text.count("\n")
+
+
+@pytest.mark.parametrize("case", INJECTIONS)
+def test_no_input_breaks_a_line_for_a_person(pretty: Service, case: str) -> None:
+    ada = pretty.register()
+    before = len(shown(pretty))
+    INJECTIONS[case](pretty, ada)
+    text = shown(pretty)[before:]
+    assert text
+    for line in text.removesuffix("\n").split("\n"):
+        plain = COLOURS.sub("", line)
+        assert plain.isprintable()
+        assert LINE.match(plain)
+
+
+def test_a_terminal_gets_lines_for_a_person(pretty: Service) -> None:
+    response = pretty.client().get("/tasks", headers={"X-Request-ID": "seen-by-a-person"})
+    assert response.status_code == 401
+    text = shown(pretty)
+    (denied, request) = [COLOURS.sub("", line) for line in text.split("\n") if "seen-by-a-person" in line]
+    assert "auth.denied  GET /tasks 401" in denied
+    assert "reason=missing" in denied
+    assert re.search(r"INFO\s+http\.request  GET /tasks 401 \d+\.\d+ ms", request)
+    assert "Application startup complete." in text
+    assert not text.startswith("{")
+
+
+def test_the_format_can_be_chosen(new_service: Callable[..., Service]) -> None:
+    service = new_service(LOG_FORMAT="pretty")
+    assert service.client().get("/health").status_code == 200
+    for line in shown(service).removesuffix("\n").split("\n"):
+        assert LINE.match(COLOURS.sub("", line))
+
+
+def test_what_is_no_terminal_gets_json(new_service: Callable[..., Service]) -> None:
+    service = new_service(LOG_FORMAT="")
+    assert service.client().get("/health").status_code == 200
+    assert service.lines(event="http.request", route="/health")

@@ -1,0 +1,224 @@
+"""The settings: what is wrong stops the start with one line that names it, and no line shows a secret."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from backend.settings import Settings, SettingsError, load_settings
+from tests.conftest import Postgres
+from tests.service import ROOT, START_SECONDS
+
+SECRET = "a canary that sings when it is seen in 32 bytes"
+SHORT = "canary"
+GOOD = {"DATABASE_URL": f"postgresql://ada:{SHORT}@db.example.com/tasks", "JWT_SECRET": SECRET}
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """None of this machine's settings, and no `.env` but the test's own."""
+    for name in os.environ:
+        if name.lower() in {*Settings.model_fields, "neon_db_url"}:
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **settings: str) -> Settings:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    return load_settings()
+
+
+# Wrong ones
+
+WRONG = [
+    ("PORT", "eight thousand"),
+    ("PORT", "-1"),
+    ("PORT", "65536"),
+    ("PORT", "80\n81"),
+    ("WORKERS", "0"),
+    ("WORKERS", "1.5"),
+    ("BCRYPT_ROUNDS", "3"),
+    ("BCRYPT_ROUNDS", "32"),
+    ("ACCESS_TOKEN_MINUTES", "0"),
+    ("SESSION_DAYS", "0"),
+    ("SESSION_DAYS", "1e3"),
+    ("SESSION_IDLE_DAYS", "-14"),
+    ("PASSWORD_MIN_LENGTH", "129"),
+    ("DATABASE_POOL_SIZE", "0"),
+    ("DATABASE_TIMEOUT_SECONDS", "0"),
+    ("DATABASE_TIMEOUT_SECONDS", "nan"),
+    ("DATABASE_TIMEOUT_SECONDS", "inf"),
+    ("DATABASE_PREPARED_STATEMENTS", "maybe"),
+    ("CONCEAL_FOREIGN_TASKS", "perhaps"),
+    ("LOG_FORMAT", "xml"),
+    ("CORS_ORIGINS", "example.com"),
+    ("CORS_ORIGINS", "https://example.com/path"),
+    ("CORS_ORIGINS", "https://example.com, nonsense"),
+    ("JWT_SECRET", SHORT),
+    ("JWT_SECRET", "x" * 31),
+    ("JWT_SECRET", "é" * 15),
+    ("JWT_SECRET", "\udcff" * 32),
+    ("JWT_PREVIOUS_SECRETS", SHORT),
+    ("JWT_PREVIOUS_SECRETS", f"{SECRET},{SHORT}"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_setting_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(monkeypatch, **{**GOOD, name: value})
+    message = str(raised.value)
+    assert message.startswith(f"{name}: ")
+    assert message.isprintable()
+    for secret in (SECRET, SHORT):
+        assert secret not in message
+
+
+def test_a_database_of_ones_own_needs_a_secret_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match=r"^JWT_SECRET: is required"):
+        load(monkeypatch, DATABASE_URL=GOOD["DATABASE_URL"])
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "NEON_DB_URL"])
+def test_the_database_has_two_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    settings = load(monkeypatch, JWT_SECRET=SECRET, **{name: GOOD["DATABASE_URL"]})
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == GOOD["DATABASE_URL"]
+
+
+# Right ones
+
+
+def test_without_any_setting_there_are_the_defaults_of_the_contract() -> None:
+    settings = load_settings()
+    assert (settings.database_url, settings.jwt_secret, settings.data_dir) == (None, None, Path(".data"))
+    assert (settings.host, settings.port, settings.workers) == ("127.0.0.1", 8000, 1)
+    assert (settings.jwt_issuer, settings.jwt_audience) == ("tasks-api", "tasks-api")
+    assert (settings.access_token_minutes, settings.bcrypt_rounds) == (15, 12)
+    assert (settings.session_days, settings.session_idle_days) == (30, 14)
+    assert settings.password_min_length == 8
+    assert settings.cors_origins == ("http://localhost:3000", "http://localhost")
+    assert (settings.database_pool_size, settings.database_timeout_seconds) == (10, 5)
+    assert settings.database_prepared_statements == "auto"
+    assert (settings.conceal_foreign_tasks, settings.log_format) == (False, None)
+    assert settings.jwt_previous_secrets == ()
+
+
+def test_secrets_are_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for secret in ("x" * 32, "é" * 16):
+        assert load(monkeypatch, **{**GOOD, "JWT_SECRET": secret}).jwt_secret is not None
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = "x" * 32
+    settings = load(
+        monkeypatch,
+        **GOOD,
+        CORS_ORIGINS=" https://a.example.com ,https://b.example.com:8443,, ",
+        JWT_PREVIOUS_SECRETS=f"{SECRET},{other}",
+    )
+    assert settings.cors_origins == ("https://a.example.com", "https://b.example.com:8443")
+    assert [secret.get_secret_value() for secret in settings.jwt_previous_secrets] == [SECRET, other]
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = {name.upper(): "" for name in (*Settings.model_fields, "neon_db_url")}
+    assert load(monkeypatch, **empty) == Settings.model_validate({})
+
+
+def test_a_dotenv_file_is_read_and_the_environment_goes_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text(
+        f"# Ours\nDATABASE_URL='{GOOD['DATABASE_URL']}'\nJWT_SECRET=\"{SECRET}\"\n"
+        "PORT=1\nHOST=0.0.0.0\nWORKERS=\nUNKNOWN=x\n"
+    )
+    settings = load(monkeypatch, PORT="2", HOST="")
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == GOOD["DATABASE_URL"]
+    assert (settings.port, settings.host, settings.workers) == (2, "0.0.0.0", 1)  # noqa: S104
+
+
+def test_no_secret_is_in_the_representation(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = repr(load(monkeypatch, **GOOD, JWT_PREVIOUS_SECRETS=SECRET))
+    assert "port=8000" in shown
+    assert SECRET not in shown
+    assert SHORT not in shown
+
+
+# As somebody who starts the service meets them
+
+
+def failing_start(command: str = "serve", **settings: str) -> tuple[int, list[str]]:
+    """Run a command that is expected to end by itself; returns its exit code and what it printed."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    environment = {**kept, "PYTHONPATH": str(ROOT), "DATABASE_START_TIMEOUT_SECONDS": "0", **settings}
+    ended = subprocess.run(
+        [sys.executable, "-m", "backend", command],
+        env={name: os.fsencode(value) for name, value in environment.items()},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    return ended.returncode, ended.stdout.decode().splitlines()
+
+
+UNREACHABLE = f"postgresql://ada:{SHORT}@127.0.0.1:1/tasks?sslmode=disable"
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "settings"),
+    [
+        ("serve", "PORT", {**GOOD, "PORT": "eight thousand"}),
+        ("serve", "JWT_SECRET", {"DATABASE_URL": GOOD["DATABASE_URL"]}),
+        ("serve", "JWT_SECRET", {**GOOD, "JWT_SECRET": SHORT}),
+        ("serve", "DATABASE_URL", {**GOOD, "DATABASE_URL": f"mysql://ada:{SHORT}@db.example.com/tasks"}),
+        ("serve", "DATABASE_URL", {**GOOD, "DATABASE_URL": f"postgresql://ada:{SHORT}@h:port/tasks"}),
+        ("serve", "database", {**GOOD, "DATABASE_URL": UNREACHABLE}),
+        ("migrate", "database", {**GOOD, "DATABASE_URL": UNREACHABLE}),
+        ("migrate", "BCRYPT_ROUNDS", {**GOOD, "BCRYPT_ROUNDS": "99"}),
+        ("openapi", "PORT", {"PORT": "eight thousand"}),
+    ],
+)
+def test_a_wrong_setting_ends_the_start_with_one_line(
+    command: str, name: str, settings: dict[str, str]
+) -> None:
+    code, lines = failing_start(command, **settings)
+    assert (code, len(lines)) == (1, 1), lines
+    assert lines[0].startswith("tasks-api: ")
+    assert name in lines[0]
+    assert SECRET not in lines[0]
+    assert SHORT not in lines[0]
+
+
+def test_a_data_directory_that_is_a_file_ends_the_start_with_one_line() -> None:
+    Path("file").touch()
+    code, lines = failing_start(DATA_DIR="file")
+    assert (code, len(lines)) == (1, 1), lines
+    assert "file" in lines[0]
+
+
+def test_a_host_that_is_no_address_ends_the_start_and_is_named(database: Postgres) -> None:
+    code, lines = failing_start(DATABASE_URL=database.url, JWT_SECRET=SECRET, HOST="no address")
+    assert code != 0
+    assert any("HOST" in line for line in lines), lines
+    assert SECRET not in "".join(lines)
+
+
+def test_a_wrong_line_of_a_dotenv_file_ends_the_start_with_one_line() -> None:
+    Path(".env").write_text(f"DATABASE_URL={GOOD['DATABASE_URL']}\nJWT_SECRET={SHORT}\n")
+    code, lines = failing_start()
+    assert (code, len(lines)) == (1, 1), lines
+    assert lines[0].startswith("tasks-api: JWT_SECRET: ")
+    assert SHORT not in lines[0]
+
+
+def test_a_dotenv_file_that_is_no_text_ends_the_start_with_one_line() -> None:
+    Path(".env").write_bytes(b"JWT_SECRET=\xff\xfe\n")
+    code, lines = failing_start()
+    assert (code, len(lines)) == (1, 1), lines
+    assert ".env" in lines[0]

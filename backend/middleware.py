@@ -23,6 +23,8 @@ from backend.errors import AppError, Contract
 from backend.events import Event, RequestRecord
 
 MAX_BODY_BYTES = 64 * 1024
+OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"
+"""In the scope of a request whose body is sent in chunks."""
 EXPOSED_HEADERS = ("Location", "Link", "Retry-After", "X-Request-ID")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -122,10 +124,14 @@ class CrossOrigin(CORSMiddleware):
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight (Fetch standard, section 3.3)."""
         response = super().preflight_response(request_headers)
-        if response.status_code == 200:  # noqa: PLR2004
+        is_too_large = _is_too_large(request_headers.get("content-length", ""))
+        if response.status_code == 200 and not is_too_large:  # noqa: PLR2004
             return response
-        refusal = _render(CrossOriginError(), errors.SELF_CONTAINED)
-        refusal.headers["Vary"] = response.headers["Vary"]
+        error = errors.ContentTooLargeError() if is_too_large else CrossOriginError()
+        refusal = _render(error, errors.SELF_CONTAINED)
+        for name in ("Vary", "Access-Control-Allow-Origin"):
+            if name in response.headers:
+                refusal.headers[name] = response.headers[name]
         return refusal
 
 
@@ -168,9 +174,16 @@ class Boundary:
 
 
 def _refuse_large_body(scope: Scope) -> None:
-    length = header(scope, b"content-length")
-    if length is not None and length.isdigit() and int(length) > MAX_BODY_BYTES:
-        raise errors.ContentTooLargeError
+    for name, value in scope["headers"]:
+        if name == b"content-length" and _is_too_large(value):
+            raise errors.ContentTooLargeError
+        if name == b"transfer-encoding":
+            # Nobody knows yet how long it is: the route reads it, even one that takes no body.
+            scope[OF_UNKNOWN_LENGTH] = True
+
+
+def _is_too_large(length: str | bytes) -> bool:
+    return length.isdigit() and int(length) > MAX_BODY_BYTES
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
@@ -186,7 +199,8 @@ def refuse(scope: Scope, error: AppError) -> Response:
     routes: list[tuple[Match, BaseRoute]] = [
         (route.matches(scope)[0], route) for route in scope["app"].routes
     ]
-    matched = next((route for match, route in routes if match is Match.FULL), None)
+    # A method that the address does not know is refused in the words of the address.
+    matched = next((route for match, route in routes if match is not Match.NONE), None)
     response = _render(error, getattr(matched, "contract", errors.SELF_CONTAINED))
     if isinstance(error, errors.MethodNotAllowedError):
         known = {method for match, route in routes if match is Match.PARTIAL for method in _methods(route)}

@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from backend import errors
 from backend.errors import AppError, Contract, ErrorBody, FieldError
-from backend.middleware import MAX_BODY_BYTES, header
+from backend.middleware import MAX_BODY_BYTES, OF_UNKNOWN_LENGTH, header
 
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json")
@@ -92,6 +92,8 @@ class Route(APIRoute):
             for argument in self.arguments:
                 value = argument.read(request)
                 values[argument.name] = await value if argument.is_async else value
+            if OF_UNKNOWN_LENGTH in request.scope and self.body_field is None:
+                await _read_body(request.receive)
         except AppError as error:
             if error.status != HTTPStatus.UNAUTHORIZED:
                 await self._confirm(request)

@@ -25,6 +25,7 @@ UNREACHABLE = (
     asyncpg.PostgresSystemError,
     asyncpg.InvalidAuthorizationSpecificationError,
     asyncpg.InvalidCatalogNameError,
+    asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.ReadOnlySQLTransactionError,
 )
 """Server down, starting, stopping, full, out of memory or connections, or not ours any more."""

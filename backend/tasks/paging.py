@@ -36,8 +36,7 @@ class Cursors:
         """Return the cursor that goes on after `position`."""
         key = position.key.isoformat() if isinstance(position.key, datetime) else position.key
         payload = f"{position.id} {key}".encode()
-        tag = _tag(self._keys[0], user_id, query, payload)
-        return base64.urlsafe_b64encode(tag + payload).rstrip(b"=").decode()
+        return _encode(_tag(self._keys[0], user_id, query, payload) + payload)
 
     def read(self, user_id: str, query: TaskQuery, cursor: str) -> Position:
         """Return where `cursor` goes on; raises `InvalidCursorError`."""
@@ -45,11 +44,17 @@ class Cursors:
             signed = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         except ValueError:
             raise InvalidCursorError from None
+        if _encode(signed) != cursor:  # base64 has bits to spare: each cursor has one spelling
+            raise InvalidCursorError
         tag, payload = signed[:_TAG_BYTES], signed[_TAG_BYTES:]
         if not any(hmac.compare_digest(tag, _tag(key, user_id, query, payload)) for key in self._keys):
             raise InvalidCursorError
         task_id, _, key = payload.decode().partition(" ")
         return Position(datetime.fromisoformat(key) if query.sort == "created" else key, int(task_id))
+
+
+def _encode(signed: bytes) -> str:
+    return base64.urlsafe_b64encode(signed).rstrip(b"=").decode()
 
 
 def _tag(key: bytes, user_id: str, query: TaskQuery, payload: bytes) -> bytes:

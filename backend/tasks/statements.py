@@ -88,15 +88,16 @@ def _changing(change: Any) -> Statement:
 def _list(status: Status, sort: Sort, order: Order, *, goes_on: bool) -> Statement:
     key = {"created": tasks.c.created_at, "title": tasks.c.title_key}[sort]
     position = tuple_(key, tasks.c.id)
-    page: Select[Any] = select(*_columns).where(tasks.c.user_id == caller.c.id)
+    # By the value that `caller` is made sure to be: PostgreSQL plans for how many tasks this very user has.
+    page: Select[Any] = select(*_columns).where(tasks.c.user_id == bindparam("caller_id", type_=Text))
     if status != "all":
         page = page.where(tasks.c.completed if status == "completed" else ~tasks.c.completed)
     if goes_on:
         last = tuple_(bindparam("after_key", type_=key.type), bindparam("after_id", type_=BigInteger))
         page = page.where(position > last if order == "asc" else position < last)
     directed = [column.asc() if order == "asc" else column.desc() for column in (key, tasks.c.id)]
-    # LATERAL, so that the index gives the first rows in order and nothing is sorted.
-    rows = page.order_by(*directed).limit(bindparam("row_limit", type_=Integer)).lateral("page")
+    # Limited within, so that the index gives the first rows in order and nothing is sorted.
+    rows = page.order_by(*directed).limit(bindparam("row_limit", type_=Integer)).subquery("page")
     return Statement(select(rows).select_from(caller.outerjoin(rows, true())))
 
 

@@ -103,6 +103,19 @@ def test_status_sort_and_order_combine(
     assert listed(ada, status=status, sort=sort, order=order) == expected
 
 
+def test_titles_that_were_sent_or_changed_sort_without_regard_to_case(ada: Account) -> None:
+    """Beyond ASCII too, as Unicode folds case."""
+    for number, title in enumerate(TITLES):
+        if number % 2:
+            ada.create(title)
+        else:
+            ada.client.put(f"/tasks/{ada.create('Buy milk')['id']}", json={"title": title})
+    for order in ("asc", "desc"):
+        found = listed(ada, sort="title", order=order)
+        assert len(found) == len(TITLES)
+        assert found == in_order(found, "all", "title", order)
+
+
 def test_tasks_move_as_they_are_renamed_and_completed(ada: Account) -> None:
     first, second = (ada.create(title)["id"] for title in ("Äpfel", "öl"))
     assert [task["id"] for task in listed(ada, sort="title")] == [first, second]

@@ -16,7 +16,7 @@ from backend.tasks import statements
 from tests.conftest import Postgres
 
 HEAVY = "0"
-"""The user who has 20,000 tasks; the other 1,800 have 100 each. Of everybody's, a tenth is pending."""
+"""The user who has 20,000 tasks; the other 1,800 have 100 each. Of everybody's, half is pending."""
 
 FILL = """
     INSERT INTO users (id, issuer, email, email_key, password_hash)
@@ -25,7 +25,7 @@ FILL = """
     SELECT lpad(id, 32, '0')::uuid, id, now() + interval '1 day' FROM users;
     INSERT INTO tasks (user_id, title, title_key, completed, created_at)
     SELECT CASE WHEN n <= 20000 THEN 0 ELSE 1 + n % 1800 END, 'T' || random, 't' || random,
-        random % 10 <> 0, timestamptz '2026-01-01' + random % 9973 * interval '1 minute'
+        random % 2 = 0, timestamptz '2026-01-01' + random % 9973 * interval '1 minute'
     FROM generate_series(1, 200000) n, LATERAL (SELECT abs(hashint4(n)) % 5003) AS t (random);
     ANALYZE;
 """

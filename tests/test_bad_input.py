@@ -1,0 +1,568 @@
+"""Bad input at every route: refused by name, never written, never echoed (R4-FR-010, R4-SC-008)."""
+
+import base64
+import json
+import string
+import unicodedata
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import Postgres
+from tests.service import PASSWORD, Account, Service
+
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+NEW_EMAIL = "new@bad-input.example"
+TASK = {"title": "Buy milk", "description": "Two litres", "completed": True}
+BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    ("POST", "/auth/register"): {"email": NEW_EMAIL, "password": PASSWORD, "name": "New"},
+    ("POST", "/auth/login"): {"email": NEW_EMAIL, "password": PASSWORD},
+    ("PATCH", "/auth/me"): {"name": "New"},
+    ("POST", "/tasks"): TASK,
+    ("PUT", "/tasks/{task_id}"): TASK,
+    ("PATCH", "/tasks/{task_id}"): TASK,
+}
+BY_ID = [
+    ("GET", "/tasks/{task_id}"),
+    ("PUT", "/tasks/{task_id}"),
+    ("PATCH", "/tasks/{task_id}"),
+    ("PATCH", "/tasks/{task_id}/complete"),
+    ("DELETE", "/tasks/{task_id}"),
+]
+
+# Every rejected value has one of these two in it, so that an echo shows.
+WORD, NUMBER = "zebra", 8675309
+DEEP: Any = WORD
+for _ in range(900):  # what `json` can still write; deeper ones are below
+    DEEP = [DEEP]
+CONTROL = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
+SURROGATES = [f"{WORD}\ud800", f"\udfff{WORD}", f"{WORD}\ud83d{WORD}", f"\ude00\ud83d{WORD}"]
+NO_TEXT = [NUMBER, -NUMBER, NUMBER + 0.5, 10**4000 + NUMBER, True, False, [WORD], {WORD: WORD}, DEEP]
+
+
+def too_long(limit: int) -> list[str]:
+    """Return texts of just more than `limit` code points, with `WORD` in each."""
+    combined = WORD + "e\N{COMBINING ACUTE ACCENT}" * (limit // 2)
+    assert len(unicodedata.normalize("NFC", combined)) <= limit < len(combined)
+    return [WORD.ljust(limit + 1, "x"), WORD.ljust(limit + 1, "\N{GRINNING FACE}"), combined]
+
+
+def with_control(allowed: str = "") -> list[str]:
+    """Return texts with one control character each, within the text and at either end."""
+    bad = [control for control in CONTROL if control not in allowed]
+    return [text for control in bad for text in (f"ze{control}bra", f"{control}{WORD}", f"{WORD}{control}")]
+
+
+LINE = [*NO_TEXT, *SURROGATES, *too_long(200), *with_control(), "", " ", "\N{IDEOGRAPHIC SPACE}"]
+EMAIL = [
+    *NO_TEXT,
+    *SURROGATES,
+    *with_control(),
+    *(f"{WORD}{control}@example.com" for control in CONTROL),
+    None,
+    "",
+    WORD,
+    f"{WORD}@",
+    "@example.com",
+    f"{WORD}@{WORD}@example.com",
+    f"{WORD} {WORD}@example.com",
+    f"{WORD}@example..com",
+    f"{WORD}@[127.0.0.1]",
+    f"{WORD}@{'x' * 64}.com",
+    f"{WORD}@xn--a.example",
+    f"{WORD}@{'x.' * 125}com",
+]
+WRONG = {
+    "title": [*LINE, None],
+    "name": LINE,
+    "description": [*NO_TEXT, *SURROGATES, *too_long(1000), *with_control("\t\n\r")],
+    "completed": [None, 0, 1, 1.0, NUMBER, 10**4000, "true", "yes", "", WORD, [True], {}, DEEP],
+    "email": EMAIL,
+    "password": [*NO_TEXT, *SURROGATES, None],
+}
+WRONG_NEW_PASSWORDS = ["", WORD, "zebra12", "password", "PASSWORD", WORD.ljust(129, "x"), NEW_EMAIL]
+
+TABLES = ("users", "sessions", "refresh_tokens", "tasks")
+CONTENTS = " UNION ALL ".join(
+    f"SELECT '{table}', md5(string_agg(row::text, ' ' ORDER BY row::text)) FROM {table} row"  # noqa: S608
+    for table in TABLES
+)
+
+
+@pytest.fixture(scope="module")
+def grace(service: Service) -> Account:
+    """Somebody with three tasks."""
+    account = service.register()
+    for title in ("One", "Two", "Three"):
+        account.create(title)
+    return account
+
+
+@pytest.fixture(scope="module")
+def task_id(grace: Account) -> int:
+    """One of Grace's tasks."""
+    return int(grace.client.get("/tasks").json()[0]["id"])
+
+
+@pytest.fixture
+def nothing_written(database: Postgres, task_id: int) -> Iterator[None]:
+    """Hold what the database contains before a test against what it contains after it."""
+    assert task_id
+    before = database.sql(CONTENTS)
+    yield
+    assert database.sql(CONTENTS) == before
+
+
+refused_and_unwritten = pytest.mark.usefixtures("nothing_written")
+Route = tuple[str, str]
+Send = Callable[..., httpx.Response]
+
+
+@pytest.fixture
+def send(grace: Account, task_id: int) -> Send:
+    """Send these bytes to a route, for Grace and about her task."""
+
+    def request(route: Route, content: Any = b"", headers: dict[str, str] = JSON) -> httpx.Response:
+        method, path = route
+        return grace.client.request(method, path.format(task_id=task_id), content=content, headers=headers)
+
+    return request
+
+
+def invalid(response: httpx.Response, *codes: str) -> list[dict[str, str]]:
+    """Check that this is a 400 with one of these codes that echoes nothing; return what is wrong."""
+    assert response.status_code == 400
+    body = response.json()
+    assert body["code"] in codes
+    assert_no_echo(response)
+    problems: list[dict[str, str]] = body.get("errors", [])
+    return problems
+
+
+def assert_no_echo(response: httpx.Response) -> None:
+    said = response.text + str(response.headers)
+    assert WORD not in said
+    assert str(NUMBER) not in said
+    assert "bra" not in said
+
+
+# Bodies
+
+
+def test_the_tables_of_this_file_name_every_route_that_takes_a_body_or_an_id(service: Service) -> None:
+    paths = service.client().get("/openapi.json").json()["paths"]
+    routes = {(method.upper(), path): paths[path][method] for path in paths for method in paths[path]}
+    bodies = {route: routes[route].get("requestBody", {}).get("content", {}) for route in routes}
+    assert {route for route in routes if "application/json" in bodies[route]} == set(BODIES)
+    assert [route for route in routes if FORM["Content-Type"] in bodies[route]] == [("POST", "/auth/token")]
+    assert sorted(route for route in routes if "{task_id}" in route[1]) == sorted(BY_ID)
+    for route, body in BODIES.items():
+        name = bodies[route]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        schema = service.client().get("/openapi.json").json()["components"]["schemas"][name]
+        assert set(schema["properties"]) == set(body) <= set(WRONG)
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize(
+    ("route", "field"), [(route, field) for route, body in BODIES.items() for field in body]
+)
+def test_a_wrong_value_of_a_field_is_refused_by_the_fields_name(send: Send, route: Route, field: str) -> None:
+    """R0-FR-002, R1-FR-010."""
+    for value in WRONG[field]:
+        response = send(route, json.dumps({**BODIES[route], field: value}).encode())
+        problems = invalid(response, "validation_error")
+        assert [problem["field"] for problem in problems] == [field], repr(value)[:200]
+
+
+@pytest.mark.parametrize("route", [route for route in BODIES if "title" in BODIES[route]])
+@pytest.mark.parametrize(
+    ("title", "kind"), [("", "string_too_short"), (" ", "string_too_short"), ("x" * 201, "string_too_long")]
+)
+def test_a_title_of_the_wrong_length_is_called_that(send: Send, route: Route, title: str, kind: str) -> None:
+    (problem,) = invalid(send(route, json.dumps({"title": title}).encode()), "validation_error")
+    assert (problem["field"], problem["type"]) == ("title", kind)
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize("password", WRONG_NEW_PASSWORDS)
+def test_a_password_that_may_not_be_chosen_is_refused(service: Service, password: str) -> None:
+    data = {"email": NEW_EMAIL, "password": password}
+    problems = invalid(service.client().post("/auth/register", json=data), "validation_error")
+    assert [problem["field"] for problem in problems] == ["password"]
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize("route", BODIES)
+@pytest.mark.parametrize("body", [None, True, NUMBER, WORD, [], [{"title": WORD}], {}, {WORD: WORD}])
+def test_a_body_that_is_no_object_or_has_nothing_of_ours_is_refused(
+    send: Send, route: Route, body: Any
+) -> None:
+    assert invalid(send(route, json.dumps(body).encode()), "validation_error")
+
+
+NO_NUMBERS = [b"NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"1.5E400", b"[NaN]", b'{"a": [1e999]}']
+MALFORMED = [
+    b" ",
+    b"{",
+    b"}",
+    b'{"title": "zebra"',
+    b'{"title": "zebra"} zebra',
+    b'{"title": "zebra",}',
+    b'{"title": "zebra" /* zebra */}',
+    b"{'title': 'zebra'}",
+    b'{title: "zebra"}',
+    b'{"title": zebra}',
+    b'{"title": undefined}',
+    b'{"title": True}',
+    b'{"title": 08675309}',
+    b'{"title": +8675309}',
+    b'{"title": 0x8675309}',
+    b'{"title": "zebra\n"}',
+    b'{"title": "zebra\x00"}',
+    b'{"title": "zebra\\x41"}',
+    b'{"title": "zebra\\u12"}',
+    b"\x00",
+    b"\xef\xbb\xbf{}",
+    b'\xef\xbb\xbf{"title": "zebra"}',
+    b'{"title": "zebra\xff"}',
+    b'{"title": "zebra\xc0\x80"}',
+    b'{"title": "zebra\xed\xa0\x80"}',
+    b'{"title": "zebra\xf4\x90\x80\x80"}',
+    b'{"zebra\xff": "zebra"}',
+    '{"title": "zebra"}'.encode("utf-16"),
+    '{"title": "zebra"}'.encode("utf-16-le"),
+    '{"title": "zebra"}'.encode("utf-32-be"),
+    b"\x1f\x8b\x08zebra",
+    b"title=zebra",
+]
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize("route", BODIES)
+def test_what_is_no_json_is_refused_wherever_it_stands(send: Send, route: Route) -> None:
+    valid = json.dumps(BODIES[route]).encode()
+    ignored = [valid[:-1] + b', "zebra": ' + number + b"}" for number in NO_NUMBERS]
+    for body in (*MALFORMED, *NO_NUMBERS, *ignored):
+        response = send(route, body, JSON)
+        assert invalid(response, "malformed_json") == [], body
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize("route", BODIES)
+def test_what_is_too_deep_or_too_large_for_a_number_is_refused(send: Send, route: Route) -> None:
+    digits = str(NUMBER).encode() + b"9" * 5000
+    for value in (
+        b"[" * 10_000 + b"]" * 10_000,
+        b'{"a":' * 10_000 + b"1" + b"}" * 10_000,
+        b"[" * 60_000,
+        digits,
+        b"-" + digits,
+        digits + b".5",
+        b"[" + digits + b"]",
+    ):
+        for field in BODIES[route]:
+            body = json.dumps({**BODIES[route], field: None}).encode().replace(b"null", value)
+            body = value if len(body) > 64 * 1024 else body
+            response = send(route, body, JSON)
+            invalid(response, "malformed_json", "validation_error")
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize("route", [*BODIES, ("POST", "/auth/token")])
+@pytest.mark.parametrize("headers", [{}, JSON, FORM, {"Content-Type": "text/plain"}])
+def test_a_body_that_is_missing_is_said_to_be(send: Send, route: Route, headers: dict[str, str]) -> None:
+    for content in (b"", iter([b""])):
+        response = send(route, content, headers)
+        (problem,) = invalid(response, "validation_error")
+        assert (problem["field"], problem["type"]) == ("body", "missing")
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize("route", [*BODIES, ("POST", "/auth/token")])
+def test_a_body_that_says_it_is_something_else_is_415(send: Send, route: Route) -> None:
+    types = ["", "json", "text/plain", "text/json", "application/", "application/jsonx", "application/xml"]
+    types += ["application/octet-stream", "multipart/form-data; boundary=zebra", "*/*", "zebra", '"']
+    types += ["text/plain; application/json", "application/json, text/plain", "application/json zebra"]
+    wrong_kind = FORM if route in BODIES else JSON
+    for headers in ({}, wrong_kind, *({"Content-Type": name} for name in types)):
+        body = json.dumps(BODIES.get(route, {})).encode()
+        response = send(route, body, headers)
+        assert (response.status_code, response.json()["code"]) == (415, "unsupported_media_type"), headers
+        assert_no_echo(response)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "application/json; charset=utf-8",
+        "Application/JSON",
+        "application/json;",
+        "application/merge-patch+json",
+    ],
+)
+def test_json_by_any_of_its_names_is_taken(ada: Account, kind: str) -> None:
+    headers = {"Content-Type": kind}
+    assert ada.client.post("/tasks", content=b'{"title": "Buy milk"}', headers=headers).status_code == 201
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"zebra", "validation_error"),
+        (b"username=zebra", "validation_error"),
+        (b"password=zebra", "validation_error"),
+        (b"username=zebra&password=%ff", "validation_error"),
+        (b"username=zebra\xff&password=zebra", "validation_error"),
+        (b"username=zebra&password=zebra&%ff=", "validation_error"),
+        (b"username=zebra&username=zebra&password=zebra", "validation_error"),
+        (b"zebra=&" * 9000, "validation_error"),
+        (b"username=zebra&password=zebra", "invalid_grant"),
+        (b"username=zebra%00@example.com&password=zebra", "invalid_grant"),
+        (b"username=zebra@example.com&password=%00zebra", "invalid_grant"),
+        (b"username=zebra@example.com&password=" + b"zebra" * 9000, "invalid_grant"),
+        (b"username=zebra@example.com&password=zebra&grant_type=zebra", "unsupported_grant_type"),
+    ],
+)
+def test_a_bad_form_is_refused(service: Service, body: bytes, code: str) -> None:
+    invalid(service.client().post("/auth/token", content=body, headers=FORM), code)
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize(
+    "password", [WORD * 10_000, WORD.ljust(129, "x"), f"\x00{WORD}", "", "\N{GRINNING FACE}" * 99]
+)
+def test_a_password_that_nobody_can_have_is_merely_wrong_at_login(grace: Account, password: str) -> None:
+    response = grace.client.post("/auth/login", json={"email": grace.email, "password": password})
+    assert (response.status_code, response.json()["code"]) == (401, "invalid_credentials")
+    assert_no_echo(response)
+
+
+# What is at the bound, or is merely odd, is taken as it is
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "x",
+        "x" * 200,
+        "\N{GRINNING FACE}" * 200,
+        "e\N{COMBINING ACUTE ACCENT}" * 100,
+        "\N{WOMAN}\N{ZERO WIDTH JOINER}\N{PERSONAL COMPUTER}\N{VARIATION SELECTOR-16}" * 50,
+        "\N{RIGHT-TO-LEFT OVERRIDE}\N{ZERO WIDTH SPACE}\ufeff\ufffe\U0010ffff",
+    ],
+)
+def test_a_title_of_200_code_points_is_kept_as_it_is(ada: Account, title: str) -> None:
+    path = f"/tasks/{ada.create(f' {title} ')['id']}"
+    assert ada.client.get(path).json()["title"] == title
+    for method in ("PUT", "PATCH"):
+        ada.client.patch(path, json={"title": "Another"})
+        assert ada.client.request(method, path, json={"title": title}).json()["title"] == title
+    assert ada.client.patch("/auth/me", json={"name": title}).json()["name"] == title
+
+
+@pytest.mark.parametrize(
+    "description",
+    [
+        "",
+        " \t\r\n ",
+        "x" * 1000,
+        "\N{GRINNING FACE}" * 1000,
+        "e\N{COMBINING ACUTE ACCENT}" * 500,
+        "a\tb\nc\r\nd\N{LINE SEPARATOR}",
+    ],
+)
+def test_a_description_of_1000_code_points_is_kept_as_it_is(ada: Account, description: str) -> None:
+    path = f"/tasks/{ada.create(description=description)['id']}"
+    assert ada.client.get(path).json()["description"] == description
+    for method in ("PUT", "PATCH"):
+        ada.client.patch(path, json={"description": None})
+        changed = ada.client.request(method, path, json={"description": description})
+        assert changed.json()["description"] == description
+
+
+def test_of_duplicate_keys_the_last_counts(ada: Account) -> None:
+    def create(body: bytes) -> httpx.Response:
+        return ada.client.post("/tasks", content=body, headers=JSON)
+
+    assert create(b'{"title": "First", "title": "Last"}').json()["title"] == "Last"
+    assert create(b'{"title": 7, "title": "Last"}').json()["title"] == "Last"
+    invalid(create(b'{"title": "First", "title": 7}'), "validation_error")
+    invalid(create(b'{"title": NaN, "title": "Last"}'), "malformed_json")
+
+
+@pytest.mark.parametrize(
+    "ignored", [b'"\\ud800"', b'"\\u0000"', b"-0", b"1e308", b"[" * 99 + b"]" * 99, b"1e-999"]
+)
+def test_what_an_ignored_field_holds_is_ignored(ada: Account, ignored: bytes) -> None:
+    body = b'{"title": "Buy milk", "id": %s, "\\ud800": %s}' % (ignored, ignored)
+    response = ada.client.post("/tasks", content=body, headers=JSON)
+    assert response.status_code == 201
+    assert set(response.json()) == set(ada.create())
+
+
+# Ids
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize(("method", "path"), BY_ID)
+def test_an_id_in_any_spelling_but_its_own_names_no_task(
+    grace: Account, task_id: int, method: str, path: str
+) -> None:
+    own = str(task_id)
+    arabic = own.translate({ord("0") + digit: 0x660 + digit for digit in range(10)})
+    wide = own.translate({ord("0") + digit: 0xFF10 + digit for digit in range(10)})
+    spelled = [f"0{own}", f"+{own}", f" {own}", f"{own} ", f"{own}\n", f"{own}\x00", f"{own}.0", f"{own}e0"]
+    spelled += [f"{own[0]}_{own}", arabic, wide, hex(task_id), f"'{own}'", f"{own};", f"{own},{own}"]
+    numbers = ["0", "-1", "-0", "1e3", 10**30, 2**63 - 1, 2**63, 2**64 + task_id, -(2**63), "9" * 5000]
+    rest = ["abc", WORD, "null", "NaN", "\x00", "\N{SUPERSCRIPT TWO}", "\N{GRINNING FACE}", "-", "%", b"\xff"]
+    body = TASK if (method, path) in BODIES else None
+    for name in (*spelled, *numbers, *rest):
+        sent = quote(name if isinstance(name, bytes) else str(name), safe="")
+        response = grace.client.request(method, path.format(task_id=sent), json=body)
+        assert (response.status_code, response.json()["code"]) == (404, "task_not_found"), sent[:99]
+        assert_no_echo(response)
+
+
+# Queries
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("limit", ["0", "-1", "1001", "", " 1", "1 ", "+1", "1.0", "1e2", "0x10", "1_0", "abc", WORD, "NaN"]),
+        ("limit", [str(2**63), str(10**30), str(NUMBER) * 700, "\x00", "\u0661", "\uff11", "1\x00", b"\xff"]),
+        ("status", ["", "ALL", "done", WORD, "all ", "all\x00", "pending,completed", "0", b"\xff"]),
+        ("sort", ["", "Title", "id", WORD, "title;DROP TABLE tasks", "created_at", b"\xff"]),
+        ("order", ["", "ASC", "ascending", WORD, "-1", "asc\n", b"\xff"]),
+    ],
+)
+def test_a_wrong_query_is_refused_by_its_name(grace: Account, name: str, values: list[str | bytes]) -> None:
+    for value in values:
+        problems = invalid(grace.client.get(f"/tasks?{name}={quote(value, safe='')}"), "validation_error")
+        assert [problem["field"] for problem in problems] == [name], value
+
+
+def next_cursor(account: Account, **query: Any) -> str:
+    link = account.client.get("/tasks", params={"limit": 1, **query}).links["next"]["url"]
+    return httpx.URL(link).params["cursor"]
+
+
+def assert_no_cursor(account: Account, cursor: str | bytes, **query: str) -> None:
+    response = account.client.get(f"/tasks?{urlencode({**query, 'cursor': cursor})}")
+    (problem,) = invalid(response, "validation_error")
+    assert problem["field"] == "cursor"
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        "=",
+        "====",
+        "A",
+        "AAAA",
+        WORD,
+        "0",
+        "null",
+        "\x00",
+        " ",
+        "\N{GRINNING FACE}",
+        b"\xff",
+        "zebra" * 9000,
+    ],
+)
+def test_rubbish_is_no_cursor(grace: Account, cursor: str | bytes) -> None:
+    assert_no_cursor(grace, cursor)
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize(("sort", "order"), [("created", "asc"), ("title", "desc")])
+def test_a_cursor_in_which_anything_has_changed_is_refused(grace: Account, sort: str, order: str) -> None:
+    query = {"sort": sort, "order": order}
+    cursor = next_cursor(grace, **query)
+    assert grace.client.get("/tasks", params={**query, "cursor": cursor}).status_code == 200
+    signed = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
+    for place in range(len(signed)):
+        flipped = bytearray(signed)
+        flipped[place] ^= 1 << place % 8
+        assert_no_cursor(grace, base64.urlsafe_b64encode(flipped).rstrip(b"="), **query)
+    for other in (cursor[:-1], cursor[1:], f"{cursor}A", f"{cursor}AAAA", f" {cursor}", cursor.swapcase()):
+        assert_no_cursor(grace, other, **query)
+
+
+@refused_and_unwritten
+@pytest.mark.parametrize("query", [{}, {"sort": "title"}, {"sort": "title", "order": "desc"}])
+def test_a_cursor_has_one_spelling(grace: Account, query: dict[str, str]) -> None:
+    """Padding, the other alphabet and the bits that base64 leaves unused make it none of ours."""
+    cursor = next_cursor(grace, **query)
+    others = {*string.ascii_letters, *string.digits, *"-_"} - {cursor[-1]}
+    others = {cursor[:-1] + last for last in others} | {f"{cursor}=", f"{cursor}=="}
+    others.add(cursor.replace("-", "+").replace("_", "/"))
+    for other in others - {cursor}:
+        assert_no_cursor(grace, other, **query)
+
+
+@refused_and_unwritten
+def test_a_cursor_is_for_one_list(grace: Account) -> None:
+    cursor = next_cursor(grace, sort="title")
+    assert_no_cursor(grace, cursor)
+    assert_no_cursor(grace, cursor, sort="created")
+    assert_no_cursor(grace, cursor, sort="title", order="desc")
+
+
+def test_a_cursor_is_for_one_user(grace: Account, ada: Account) -> None:
+    for title in ("One", "Two"):
+        ada.create(title)
+    assert_no_cursor(ada, next_cursor(grace))
+    assert_no_cursor(grace, next_cursor(ada))
+
+
+# Anything at all
+
+texts = st.text(st.characters()) | st.text(" \t\n\x85\u3000\u200b", max_size=3) | st.emails()
+texts |= st.builds("{}@{}.{}".format, st.text(), st.text(), st.text())
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
+values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(texts, inner), max_leaves=8)
+queries = st.dictionaries(
+    st.sampled_from(["status", "sort", "order", "limit", "cursor", WORD]),
+    st.sampled_from([b"all", b"title", b"desc", b"1"]) | st.binary(max_size=50),
+)
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    route=st.sampled_from([*BODIES, *BY_ID, ("GET", "/tasks"), ("POST", "/auth/token")]),
+    task_id=st.none() | st.binary(min_size=1, max_size=30),
+    query=queries.map(urlencode),
+    sent=st.dictionaries(st.sampled_from([*WRONG, WORD]), texts | values) | values | st.binary(max_size=200),
+    headers=st.sampled_from([JSON, JSON, FORM, {}]),
+)
+def test_whatever_is_sent_is_answered_and_never_with_a_500(
+    *, ada: Account, route: Route, task_id: bytes | None, query: str, sent: Any, headers: dict[str, str]
+) -> None:
+    """R4-SC-008."""
+    method, path = route
+    path = path.format(task_id=quote(task_id, safe="") if task_id else ada.create()["id"])
+    if isinstance(sent, dict):
+        sent = {**BODIES.get(route, {}), **sent}
+    content = sent if isinstance(sent, bytes) else json.dumps(sent).encode()
+    response = ada.client.request(method, f"{path}?{query}", content=content, headers=headers)
+    assert response.status_code < 500, response.text
+    if response.is_error:
+        body = response.json()
+        assert {"status_code", "detail", "code", "request_id"} <= set(body)
+        assert (body["code"] == "validation_error") == ("errors" in body)

@@ -1,0 +1,143 @@
+"""What was acknowledged stays, however the service ends, and a hundred users at once are served as one is."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import httpx
+import psutil
+
+from tests.conftest import Postgres
+from tests.service import Account, Service, running
+
+WRITERS, USERS = 6, 100
+TASKS_EACH_TIME = 10
+
+
+class Writer:
+    """Somebody who creates, changes and deletes tasks until the service is gone."""
+
+    def __init__(self, account: Account) -> None:
+        self.account = account
+        self.acknowledged: dict[str, dict[str, Any] | None] = {}
+        """By title, each task as the last answer had it; None when that one was of its deletion."""
+        self.in_doubt = ""
+        """The title of the task that was being written when the service went."""
+
+    def write(self) -> None:
+        """Return when the service is gone; anything but a success until then raises."""
+        for number in count(len(self.acknowledged)):
+            self.in_doubt = f"Task {number}"
+            try:
+                self._write_one(self.in_doubt, is_kept=number % 3 > 0)
+            except httpx.TransportError:
+                return
+
+    def _write_one(self, title: str, *, is_kept: bool) -> None:
+        task = self.acknowledged[title] = self.account.create(title)
+        path = f"/tasks/{task['id']}"
+        changed = self.account.client.put(path, json={"description": title}).raise_for_status()
+        self.acknowledged[title] = changed.json()
+        if not is_kept:
+            self.account.client.delete(path).raise_for_status()
+            self.acknowledged[title] = None
+
+    def check(self, client: httpx.Client) -> None:
+        """Assert that each acknowledged write is there exactly once, and nothing that was never sent."""
+        tasks = client.get("/tasks").raise_for_status().json()
+        found = {task["title"]: task for task in tasks}
+        assert len(found) == len(tasks)
+        assert found.keys() <= {*self.acknowledged, self.in_doubt}
+        known = {title: task for title, task in self.acknowledged.items() if title != self.in_doubt}
+        assert {title: found.get(title) for title in known} == known
+        # Whatever became of the last one: from here on it is known.
+        self.acknowledged[self.in_doubt] = found.get(self.in_doubt)
+
+
+def terminate(service: Service, _: Path) -> None:
+    service.process.terminate()
+
+
+def kill(service: Service, _: Path) -> None:
+    service.process.kill()
+
+
+def kill_with_its_database(service: Service, data_dir: Path) -> None:
+    """Nothing of either is left, but the data directory."""
+    service.process.kill()
+    service.process.wait()
+    postmaster = int((data_dir / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+    for process in (psutil.Process(postmaster), *psutil.Process(postmaster).children()):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def wait_for(writers: list[Writer], written: list[Future[None]], tasks: int) -> None:
+    """Wait until each writer has had so many tasks acknowledged, or one of them has failed."""
+    while min(len(writer.acknowledged) for writer in writers) < tasks:
+        if any(future.done() for future in written):
+            return
+        time.sleep(0.01)
+
+
+def test_each_acknowledged_write_is_there_once_however_the_service_ends(tmp_path: Path) -> None:
+    """R2-FR-018/019, R3-FR-004/005/008: ended in the middle of writes; the sessions go on as well."""
+    data_dir = tmp_path / "data"
+    writers: list[Writer] = []
+    for number, end in enumerate((kill, terminate, kill_with_its_database, None)):
+        with running(tmp_path / f"log{number}", DATA_DIR=str(data_dir)) as service:
+            writers = writers or [Writer(service.register()) for _ in range(WRITERS)]
+            for writer in writers:
+                writer.account.client = service.client(writer.account.tokens["access_token"])
+                writer.check(writer.account.client)
+            if end is None:
+                break
+            with ThreadPoolExecutor(WRITERS) as threads:
+                written = [threads.submit(writer.write) for writer in writers]
+                wait_for(writers, written, TASKS_EACH_TIME * (number + 1))
+                end(service, data_dir)
+            for future in written:
+                future.result()
+            service.stop()
+    assert min(len(writer.acknowledged) for writer in writers) >= 3 * TASKS_EACH_TIME
+
+
+def test_a_hundred_users_at_once_are_served_without_an_error_or_a_leak(
+    new_database: Callable[[], Postgres], new_service: Callable[..., Service]
+) -> None:
+    """R4-SC-002, R4-SC-007: they register, create, list and update, all at the same moment."""
+    database = new_database()
+    service = new_service(DATABASE_URL=database.url)
+    ready = Barrier(USERS)
+
+    def use(number: int) -> Account:
+        ready.wait(30)
+        account = service.register(name=f"User {number}")
+        tasks = [account.create(f"Task {n} of user {number}") for n in range(3)]
+        ready.wait(30)
+        assert account.client.get("/tasks").json() == tasks
+        changed = account.client.put(f"/tasks/{tasks[0]['id']}", json={"description": f"Of {number}"})
+        toggled = account.client.patch(f"/tasks/{tasks[1]['id']}/complete")
+        expected = [changed.json(), toggled.json(), tasks[2]]
+        assert (expected[0]["description"], expected[1]["completed"]) == (f"Of {number}", True)
+        assert account.client.get("/tasks").json() == expected
+        assert account.client.get("/auth/me").json()["name"] == f"User {number}"
+        return account
+
+    with ThreadPoolExecutor(USERS) as threads:
+        accounts = list(threads.map(use, range(USERS)))
+    assert len({account.id for account in accounts}) == USERS
+    assert database.sql("SELECT count(*), count(DISTINCT user_id) AS users FROM tasks") == [
+        {"count": 3 * USERS, "users": USERS}
+    ]
+    assert {line["status"] for line in service.lines(event="http.request")} <= {200, 201}
+    assert [line for line in service.lines() if line["level"] in {"WARNING", "ERROR"}] == []
+    (connections,) = database.sql(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    assert 1 <= connections["count"] <= 10

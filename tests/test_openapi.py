@@ -1,0 +1,473 @@
+"""The OpenAPI document: valid, complete, and true to every answer that the suite saw (R4-FR-020, R0-SC-008).
+
+Every test takes its cases from the document, so that a new route is covered as it is.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from select import select
+from time import time
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import jwt
+import pytest
+from jsonschema_rs import Draft202012Validator
+from jsonschema_rs import meta as json_schema
+from schemathesis.specs.openapi.definitions import OPENAPI_31
+
+from backend.auth.passwords import QUEUE_PER_THREAD
+from backend.middleware import MAX_BODY_BYTES
+from tests.conftest import Postgres
+from tests.service import JWT_SECRET, ROOT, Account, Service, seen
+
+METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
+TOKEN_CODES = {"not_authenticated", "invalid_token", "token_expired", "token_revoked"}
+NO_TASK = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path, as the document describes it."""
+
+    method: str
+    path: str
+    spec: dict[str, Any]
+    document: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+    @property
+    def answers(self) -> dict[int, dict[str, Any]]:
+        """Every documented answer by its status."""
+        return {int(status): answer for status, answer in self.spec["responses"].items()}
+
+    @property
+    def codes(self) -> dict[str, int]:
+        """Every documented error code, with its status."""
+        return {
+            code: status
+            for status, answer in self.answers.items()
+            for code in answer.get("content", {}).get("application/json", {}).get("examples", {})
+        }
+
+    @property
+    def success(self) -> int:
+        """The one status that is no error."""
+        (status,) = (status for status in self.answers if status < 400)
+        return status
+
+    @property
+    def media_type(self) -> str | None:
+        """The type of the request body, if it has one."""
+        return next(iter(self.spec.get("requestBody", {}).get("content", {})), None)
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """The request body that the examples of the document make."""
+        schema = self.document["components"]["schemas"][
+            self.spec["requestBody"]["content"][self.media_type]["schema"]["$ref"].rpartition("/")[2]
+        ]
+        return {name: value for name, field in schema["properties"].items() for value in examples(field)[:1]}
+
+    def matches(self, method: str, path: str) -> bool:
+        """Tell whether this operation answers a request; HEAD is GET without the body."""
+        template = re.sub(r"\{\w+\}", "[^/]+", self.path)
+        return self.method == method.replace("HEAD", "GET") and bool(re.fullmatch(template, path))
+
+    def documents(self, method: str, status: int, code: str | None) -> bool:
+        """Tell whether an answer is in the document; only HEAD has errors without a body, and so a code."""
+        if code is None:
+            return status in self.answers and (status < 400 or method == "HEAD")
+        return self.codes.get(code) == status
+
+    def conforms(self, answer: dict[str, Any], response: httpx.Response) -> bool:
+        """Judge what a response holds by the answer that the document describes."""
+        content = answer.get("content", {})
+        if not content:
+            return response.content == b""
+        media_type = response.headers["Content-Type"].partition(";")[0]
+        value = response.json() if media_type == "application/json" else response.text
+        return conforms(self.document, content[media_type]["schema"], value)
+
+    def check(self, response: httpx.Response, code: str) -> None:
+        """Fail unless `response` is the documented refusal with this code, in every detail."""
+        assert response.status_code == self.codes[code], f"{self}: {response.text}"
+        answer = self.answers[response.status_code]
+        assert self.conforms(answer, response), f"{self}: {response.text}"
+        assert response.json()["code"] == code, self
+        assert [name for name in answer["headers"] if name not in response.headers] == [], self
+
+    def send(self, client: httpx.Client, task_id: int = 1, **changes: Any) -> httpx.Response:
+        """Send the request that the examples make, but for `changes`."""
+        if self.media_type is not None and "content" not in changes:
+            body = "json" if self.media_type == "application/json" else "data"
+            changes = {body: self.example, **changes}
+        return client.request(self.method, self.path.format(task_id=task_id), **changes)
+
+
+def examples(field: dict[str, Any]) -> list[Any]:
+    """Return the example values of a schema, or of its alternatives."""
+    found = [*field.get("examples", ()), *(value for value in (field.get("default"),) if value is not None)]
+    found += [
+        value for key in ("anyOf", "oneOf") for choice in field.get(key, ()) for value in examples(choice)
+    ]
+    return [*found, True] if field.get("type") == "boolean" else found
+
+
+def conforms(document: dict[str, Any], schema: dict[str, Any], value: Any) -> bool:
+    """Judge a value by a schema of the document."""
+    whole = {**schema, "components": document["components"]}
+    return Draft202012Validator(whole, validate_formats=True).is_valid(value)
+
+
+def schemas(node: Any) -> Iterator[dict[str, Any]]:
+    """Find every JSON Schema in a part of the document."""
+    if isinstance(node, dict):
+        if "schema" in node:
+            yield node["schema"]
+        for key, value in node.items():
+            if key not in {"schema", "example", "examples"}:
+                yield from schemas(value)
+
+
+@pytest.fixture(scope="module")
+def document(service: Service) -> dict[str, Any]:
+    with service.client() as client:
+        answer: dict[str, Any] = client.get("/openapi.json").raise_for_status().json()
+    return answer
+
+
+@pytest.fixture(scope="module")
+def operations(document: dict[str, Any]) -> list[Operation]:
+    return [
+        Operation(method.upper(), path, spec, document)
+        for path, methods in document["paths"].items()
+        for method, spec in methods.items()
+    ]
+
+
+def documenting(operations: list[Operation], code: str) -> list[Operation]:
+    """Return the operations that document an error code; a code that none documents tests nothing."""
+    found = [operation for operation in operations if code in operation.codes]
+    assert found, f"no operation documents {code}"
+    return found
+
+
+def test_the_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
+    """R0-SC-008: whatever reads OpenAPI can import it."""
+    assert document["openapi"].startswith("3.1.")
+    assert [str(error) for error in Draft202012Validator(OPENAPI_31).iter_errors(document)] == []
+
+
+def test_every_schema_of_the_document_is_valid_and_every_reference_leads_somewhere(
+    document: dict[str, Any],
+) -> None:
+    components = document["components"]["schemas"]
+    found = [*components.values(), *schemas(document["paths"])]
+    assert [schema for schema in found if not json_schema.is_valid(schema)] == []
+    named = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
+    assert named == set(components), "a schema that is missing, or that nothing refers to"
+
+
+def test_every_operation_is_named_and_described(
+    document: dict[str, Any], operations: list[Operation]
+) -> None:
+    tags = {tag["name"] for tag in document["tags"]}
+    for operation in operations:
+        assert {"summary", "description", "operationId", "tags"} <= set(operation.spec), operation
+        assert set(operation.spec["tags"]) <= tags, operation
+        for answer in operation.answers.values():
+            assert answer["description"], operation
+        for parameter in operation.spec.get("parameters", ()):
+            assert parameter.get("description") or examples(parameter["schema"]), (operation, parameter)
+    names = Counter(operation.spec["operationId"] for operation in operations)
+    assert [name for name, times in names.items() if times > 1] == []
+
+
+def test_every_operation_that_needs_a_token_says_so_and_no_other(
+    document: dict[str, Any], operations: list[Operation]
+) -> None:
+    (scheme,) = document["components"]["securitySchemes"]
+    for operation in operations:
+        needs_token = set(operation.codes) >= TOKEN_CODES
+        assert operation.spec.get("security") == ([{scheme: []}] if needs_token else None), operation
+        assert needs_token or not TOKEN_CODES & set(operation.codes), operation
+
+
+def test_every_field_has_an_example_that_its_schema_accepts(document: dict[str, Any]) -> None:
+    fields = {
+        f"{name}.{key}": field
+        for name, schema in document["components"]["schemas"].items()
+        for key, field in schema["properties"].items()
+        if name not in {"ErrorBody", "FieldError"}  # each error of each operation has whole examples
+        and not {"$ref", "const", "enum"} & set(field)
+    }
+    assert [name for name, field in fields.items() if not examples(field)] == []
+    wrong = [
+        (name, value)
+        for name, field in fields.items()
+        for value in examples(field)
+        if not conforms(document, field, value)
+    ]
+    assert wrong == []
+
+
+def test_every_error_of_every_operation_has_a_schema_and_an_example_of_each_code(
+    operations: list[Operation],
+) -> None:
+    for operation in operations:
+        assert {"content_too_large", "internal_error"} <= set(operation.codes), operation
+        for status, answer in operation.answers.items():
+            if status < 400:
+                continue
+            assert set(answer["content"]) == {"application/json"}, f"{operation}: {status}"
+            content = answer["content"]["application/json"]
+            assert content["schema"] == {"$ref": "#/components/schemas/ErrorBody"}, f"{operation}: {status}"
+            for code, example in content["examples"].items():
+                value = example["value"]
+                assert conforms(operation.document, content["schema"], value), (operation, code)
+                assert (value["code"], value["status_code"]) == (code, status)
+
+
+def test_what_takes_a_body_documents_every_way_in_which_it_can_be_wrong(operations: list[Operation]) -> None:
+    form = {"validation_error": 400, "unsupported_media_type": 415}
+    expected = {
+        "application/json": {**form, "malformed_json": 400},
+        "application/x-www-form-urlencoded": form,
+    }
+    for operation in operations:
+        if operation.media_type is not None:
+            assert expected[operation.media_type].items() <= operation.codes.items(), operation
+
+
+def test_the_examples_of_the_document_work(
+    new_service: Callable[..., Service],
+    operations: list[Operation],
+) -> None:
+    """A reader who sends what `/docs` shows gets the answer that it promises: first, to register."""
+
+    def turn(operation: Operation) -> tuple[bool, bool, bool]:
+        path, method = operation.path, operation.method
+        return path != "/auth/register", path == "/auth/logout", method == "DELETE"
+
+    client = new_service().client()
+    for operation in sorted(operations, key=turn):
+        response = operation.send(client)
+        assert response.status_code == operation.success, f"{operation}: {response.text}"
+        assert operation.conforms(operation.answers[operation.success], response), (
+            f"{operation}: {response.text}"
+        )
+        if operation.path == "/auth/register":
+            client.headers["Authorization"] = f"Bearer {response.json()['access_token']}"
+
+
+@pytest.mark.parametrize("code", sorted(TOKEN_CODES))
+def test_every_operation_with_a_token_refuses_any_that_is_not_good(
+    service: Service, ada: Account, bob: Account, operations: list[Operation], code: str
+) -> None:
+    """R0-FR-009, R4-FR-013."""
+    good = ada.tokens["access_token"]
+    claims = jwt.decode(good, options={"verify_signature": False})
+    expired = jwt.encode(
+        {**claims, "exp": int(time()) - 1}, JWT_SECRET, "HS256", headers=jwt.get_unverified_header(good)
+    )
+    assert bob.client.post("/auth/logout").status_code == 204
+    tokens = {
+        "not_authenticated": None,
+        "invalid_token": "nonsense",
+        "token_expired": expired,
+        "token_revoked": bob.tokens["access_token"],
+    }
+    client = service.client(tokens[code])
+    for operation in documenting(operations, code):
+        response = operation.send(client)
+        operation.check(response, code)
+        challenge = response.headers["WWW-Authenticate"]
+        assert challenge.startswith("Bearer")
+        assert ('error="invalid_token"' in challenge) == (code != "not_authenticated")
+
+
+def broken_query(operation: Operation) -> dict[str, str]:
+    """Return a query that cannot be valid: a parameter that is no plain text has no value `!`."""
+    parameters = operation.spec.get("parameters", ())
+    asked = {parameter["name"]: parameter["schema"] for parameter in parameters if parameter["in"] == "query"}
+    return {name: "!" for name, schema in asked.items() if "enum" in schema or schema.get("type") != "string"}
+
+
+def broken(operation: Operation, code: str) -> dict[str, Any]:
+    """Return how a request is to be changed to get this refusal."""
+    if code == "validation_error" and operation.media_type is None:
+        return {"params": broken_query(operation)}
+    media_type = "text/plain" if code == "unsupported_media_type" else operation.media_type or "text/plain"
+    content = {
+        "malformed_json": b'{"title": NaN}',
+        "validation_error": b"",
+        "unsupported_media_type": b"hello",
+        "content_too_large": b" " * (MAX_BODY_BYTES + 1),
+    }
+    return {"content": content[code], "headers": {"Content-Type": media_type}}
+
+
+@pytest.mark.parametrize(
+    "code", ["malformed_json", "validation_error", "unsupported_media_type", "content_too_large"]
+)
+def test_every_operation_refuses_a_request_that_cannot_be_right(
+    ada: Account, operations: list[Operation], code: str
+) -> None:
+    """R0-FR-010, R4-FR-010, R4-SC-008."""
+    for operation in documenting(operations, code):
+        operation.check(operation.send(ada.client, **broken(operation, code)), code)
+
+
+@pytest.mark.parametrize("code", ["task_not_found", "task_forbidden"])
+def test_every_operation_on_a_task_refuses_one_that_is_not_the_callers(
+    ada: Account, bob: Account, operations: list[Operation], code: str
+) -> None:
+    """R4-FR-011, R4-FR-014."""
+    task_id = bob.create()["id"] if code == "task_forbidden" else NO_TASK
+    for operation in documenting(operations, code):
+        operation.check(operation.send(ada.client, task_id=task_id), code)
+    assert {str(operation) for operation in operations if "{task_id}" in operation.path} == {
+        str(operation) for operation in documenting(operations, code)
+    }
+
+
+def test_every_path_knows_the_documented_methods_and_no_other(
+    service: Service, operations: list[Operation]
+) -> None:
+    client = service.client()
+    for path in {operation.path for operation in operations}:
+        known = {operation.method for operation in operations if operation.path == path}
+        for method in METHODS - known:
+            response = client.request(method, path)
+            assert (response.status_code, response.json()["code"]) == (405, "method_not_allowed"), path
+            allowed = known | {"HEAD"} if "GET" in known else known
+            assert set(response.headers["Allow"].split(", ")) == allowed, path
+        response = client.get(f"{path}/")
+        assert (response.status_code, response.json()["code"]) == (404, "not_found"), path
+
+
+def together(operations: list[Operation], client: httpx.Client) -> list[httpx.Response]:
+    """Send the requests of all operations at once: each waits for retries."""
+    with ThreadPoolExecutor(len(operations)) as threads:
+        return list(threads.map(lambda operation: operation.send(client), operations))
+
+
+def may_break(operation: Operation) -> bool:
+    """Tell whether a test can make it fail unexpectedly: those for probes and scrapers touch no table."""
+    return "service" not in operation.spec["tags"]
+
+
+def test_every_operation_answers_500_when_it_breaks_and_503_when_its_database_is_gone(
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres], operations: list[Operation]
+) -> None:
+    """R0-FR-012, R4-FR-014, R4-FR-018; what breaks it here is a schema that is not ours."""
+    database = new_database()
+    account = new_service(DATABASE_URL=database.url).register()
+
+    database.sql("ALTER TABLE users RENAME COLUMN id TO key")
+    affected = [operation for operation in documenting(operations, "internal_error") if may_break(operation)]
+    for operation, response in zip(affected, together(affected, account.client), strict=True):
+        operation.check(response, "internal_error")
+        assert not re.search(r"users|column|sql|traceback|/", response.text, re.IGNORECASE), operation
+
+    name = urlsplit(database.url).path[1:]
+    new_database().sql(f"DROP DATABASE {name} WITH (FORCE)")
+    affected = documenting(operations, "database_unavailable")
+    for operation, response in zip(affected, together(affected, account.client), strict=True):
+        operation.check(response, "database_unavailable")
+    assert {operation.path for operation in operations if operation not in affected} == {
+        "/health",
+        "/metrics",
+    }
+
+
+def test_every_operation_that_hashes_answers_503_while_the_queue_is_full(
+    new_service: Callable[..., Service], operations: list[Operation]
+) -> None:
+    service = new_service(BCRYPT_ROUNDS="14")  # about a second for each hash
+    affected = documenting(operations, "service_unavailable")
+    with ExitStack() as waiting:
+        fill_hash_queue(service, waiting)
+        for operation in affected:
+            operation.check(send_until_answered(operation, service), "service_unavailable")
+        service.stop(signal.SIGKILL)  # it would hash for a minute yet
+
+
+def fill_hash_queue(service: Service, waiting: ExitStack) -> None:
+    """Sign in as nobody, so often that one is refused; the others wait, and so does nobody for them."""
+    body = b'{"email": "nobody@example.com", "password": "correct horse battery"}'
+    request = b"POST /auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    request += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    address = urlsplit(service.url)
+    connections = []
+    for _ in range((os.cpu_count() or 1) * QUEUE_PER_THREAD + 16):
+        connection = waiting.enter_context(socket.create_connection((address.hostname, address.port)))
+        connection.sendall(request)
+        connections.append(connection)
+    assert select(connections, [], [], 30)[0], "nobody was refused"
+
+
+def send_until_answered(operation: Operation, service: Service) -> httpx.Response:
+    """Send requests until one is refused at once: each that is not has got a place, and fills the queue."""
+    client = service.client()
+    while True:
+        try:
+            return operation.send(client, timeout=1)
+        except httpx.ReadTimeout:
+            continue
+
+
+def is_whole(session: pytest.Session) -> bool:
+    """Tell whether every test of the suite has run, and passed."""
+    narrowed = any(session.config.getoption(name, None) for name in ("keyword", "markexpr", "deselect", "lf"))
+    files = set((ROOT / "tests").rglob("test_*.py"))
+    return not narrowed and not session.testsfailed and files <= {item.path for item in session.items}
+
+
+def is_everywhere(method: str, path: str, status: int, code: str | None) -> bool:
+    """Tell whether the answer is one that no operation gives: a preflight, a page, a refusal on the way."""
+    if method == "OPTIONS" and (status, code) in {(200, None), (400, "cors_refused")}:
+        return True
+    if re.fullmatch(r"/docs|/redoc|/openapi\.json|/docs/assets/.+", path) and status in {200, 206, 304}:
+        return method in {"GET", "HEAD"}
+    refusals = {(404, "not_found"), (405, "method_not_allowed"), (413, "content_too_large")}
+    return (status, code) in refusals or (method == "HEAD" and status in {404, 405, 413})
+
+
+def test_the_document_and_the_answers_of_the_suite_agree(
+    request: pytest.FixtureRequest, operations: list[Operation]
+) -> None:
+    """The last of all: nothing was seen that is not documented, and nothing documented that nobody saw."""
+    answers: set[tuple[str, int, str | None]] = set()
+    undocumented = []
+    for method, path, status, code in sorted(set(seen), key=str):
+        operation = next(filter(partial(Operation.matches, method=method, path=path), operations), None)
+        if operation is None:
+            documented = is_everywhere(method, path, status, code)
+        else:
+            answers.add((str(operation), status, code))
+            documented = operation.documents(method, status, code)
+        if not documented:
+            undocumented.append((method, path, status, code))
+    assert undocumented == []
+    if is_whole(request.session):
+        promised = {
+            (str(operation), status, code)
+            for operation in operations
+            for code, status in [(None, operation.success), *operation.codes.items()]
+            if code != "internal_error" or may_break(operation)
+        }
+        assert promised - answers == set()

@@ -1,0 +1,413 @@
+"""The command line as a newcomer and an operator meet it: real processes, signals, ports and users."""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+import tests.service
+from backend.database.embedded import EmbeddedServer, embedded_server
+from backend.settings import MIN_SECRET_BYTES
+from tests.conftest import Postgres
+from tests.service import (
+    JWT_SECRET,
+    ROOT,
+    Service,
+    environment,
+    free_port,
+    running,
+    start,
+    wait_until_healthy,
+)
+
+_numbers = count(1)
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """Not in pytest's own, which each run of pytest closes to the user that root's server runs as."""
+    with tempfile.TemporaryDirectory(prefix="serve-") as directory:
+        yield Path(directory) / "data"
+
+
+@pytest.fixture(scope="module")
+def used_data_dir() -> Iterator[Path]:
+    """One for several tests, since the first start on it takes longer."""
+    with tempfile.TemporaryDirectory(prefix="serve-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Run a service with these settings, and no others."""
+    with ExitStack() as stack:
+
+        def run(*arguments: str, **settings: str) -> Service:
+            return stack.enter_context(running(tmp_path / f"log{next(_numbers)}", *arguments, **settings))
+
+        yield run
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """Start a service that need not come up; it and its children are gone at the end of the test."""
+    begun: list[Service] = []
+
+    def begin(*arguments: str, **settings: str) -> Service:
+        begun.append(start(tmp_path / f"log{next(_numbers)}", *arguments, **settings))
+        return begun[-1]
+
+    yield begin
+    for service in begun:
+        if service.process.poll() is None:
+            for member in family_of(service):
+                member.kill()
+            service.stop(signal.SIGKILL)
+
+
+def postgres_of(data_dir: Path) -> set[int]:
+    """Return every process of PostgreSQL that works there."""
+    home = str((data_dir / "postgres" / "data").resolve())
+    return {process.pid for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == home}
+
+
+def postmaster_of(data_dir: Path) -> int:
+    return int((data_dir / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
+
+
+def family_of(service: Service) -> list[psutil.Process]:
+    """Return the processes that it has started."""
+    return psutil.Process(service.process.pid).children(recursive=True)
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "backend", *arguments],
+        cwd=ROOT,
+        env=environment(**settings),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def refusal(service: Service, seconds: float = 20) -> str:
+    """Wait until it gives up, and return the one line that is not a line of the log."""
+    assert service.process.wait(seconds) == 1
+    (line,) = [line for line in service.log.read_text().splitlines() if not line.startswith("{")]
+    assert line.startswith("tasks-api: ")
+    return line
+
+
+def test_a_first_start_needs_no_settings_and_leaves_a_secret_for_its_owner_alone(
+    data_dir: Path, serve: Callable[..., Service]
+) -> None:
+    service = serve(DATA_DIR=str(data_dir))
+    service.register().create()
+    secret = data_dir / "jwt-secret"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert len(secret.read_bytes()) >= MIN_SECRET_BYTES
+    assert {path.name for path in data_dir.iterdir()} == {"jwt-secret", "postgres"}
+    assert service.stop() == 0
+    assert postgres_of(data_dir) == set()
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "stops_postgres"),
+    [(signal.SIGTERM, 0, True), (signal.SIGINT, 0, True), (signal.SIGKILL, -signal.SIGKILL, False)],
+)
+def test_the_next_start_has_every_task_and_takes_every_token(  # R3-FR-004
+    used_data_dir: Path, serve: Callable[..., Service], how: signal.Signals, code: int, stops_postgres: bool
+) -> None:
+    first = serve(DATA_DIR=str(used_data_dir))
+    ada = first.register()
+    task = ada.create()
+    assert first.stop(how) == code
+    assert (postgres_of(used_data_dir) == set()) == stops_postgres
+    second = serve(DATA_DIR=str(used_data_dir))
+    assert second.client(ada.tokens["access_token"]).get("/tasks").json() == [task]
+    assert second.stop() == 0
+    assert postgres_of(used_data_dir) == set()
+
+
+def test_its_postgres_killed_it_says_so_and_the_next_start_has_everything(
+    used_data_dir: Path, serve: Callable[..., Service]
+) -> None:
+    service = serve(DATA_DIR=str(used_data_dir))
+    ada = service.register()
+    task = ada.create()
+    os.kill(postmaster_of(used_data_dir), signal.SIGKILL)
+    assert eventually(lambda: service.client().get("/health/ready").status_code == 503)
+    refused = ada.client.post("/tasks", json={"title": "Not now"})
+    assert (refused.status_code, refused.json()["code"]) == (503, "database_unavailable")
+    assert service.client().get("/health").status_code == 200
+    assert service.stop() == 0
+    again = serve(DATA_DIR=str(used_data_dir))
+    assert again.client(ada.tokens["access_token"]).get("/tasks").json() == [task]
+
+
+def test_two_started_at_once_share_the_server_and_the_secret_and_the_last_stops_it(
+    data_dir: Path, launch: Callable[..., Service]
+) -> None:
+    first, second = launch(DATA_DIR=str(data_dir)), launch(DATA_DIR=str(data_dir))
+    wait_until_healthy(first)
+    wait_until_healthy(second)
+    ada = first.register()
+    task = ada.create()
+    assert first.stop() == 0
+    at_second = second.client(ada.tokens["access_token"])
+    assert at_second.get("/tasks").json() == [task]
+    assert at_second.post("/tasks", json={"title": "Another"}).status_code == 201
+    assert second.stop() == 0
+    assert postgres_of(data_dir) == set()
+
+
+def test_stopped_while_it_makes_its_files_it_leaves_nothing_running_and_starts_the_next_time(
+    data_dir: Path, launch: Callable[..., Service], serve: Callable[..., Service]
+) -> None:
+    stopped = launch(DATA_DIR=str(data_dir))
+    assert eventually(lambda: any(data_dir.glob("postgres/initdb-*/base")))
+    assert stopped.stop() == 0
+    assert postgres_of(data_dir) == set()
+    serve(DATA_DIR=str(data_dir)).register()
+
+
+def python_for(account: pwd.struct_passwd) -> str:
+    """Find an interpreter that somebody else can run with our packages; ours may be in root's home."""
+    own = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    for python in (sys.executable, f"/usr/bin/{own}", f"/usr/local/bin/{own}"):
+        with suppress(OSError):
+            probe = [python, "-c", "import backend, psutil, uvloop"]
+            if subprocess.run(probe, check=False, **as_user(account)).returncode == 0:
+                return python
+    pytest.skip(f"needs a {own} that {account.pw_name} can run (Debian: apt install {own})")
+
+
+def as_user(account: pwd.struct_passwd) -> dict[str, Any]:
+    packages = str(Path(httpx.__file__).parents[1])
+    return {
+        "user": account.pw_uid,
+        "group": account.pw_gid,
+        "extra_groups": [],
+        "cwd": ROOT,
+        "env": {"PATH": os.defpath, "PYTHONPATH": packages, "PYTHONDONTWRITEBYTECODE": "1"},
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.DEVNULL,
+    }
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="every other test shows it, when root does not run them")
+def test_an_ordinary_user_can_start_it_too(tmp_path: Path, data_dir: Path) -> None:
+    nobody = pwd.getpwnam("nobody")
+    options = as_user(nobody)
+    python = python_for(nobody)
+    os.chown(data_dir.parent, nobody.pw_uid, nobody.pw_gid)
+    port = str(free_port())
+    options["env"] |= {"DATA_DIR": str(data_dir), "PORT": port, "BCRYPT_ROUNDS": "4"}
+    with subprocess.Popen([python, "-m", "backend", "serve"], **options) as process:
+        try:
+            service = Service(process, f"http://127.0.0.1:{port}", tmp_path / "log")
+            service.log.touch()
+            wait_until_healthy(service)
+            service.register().create()
+            assert psutil.Process(postmaster_of(data_dir)).uids().real == nobody.pw_uid
+            assert service.stop() == 0
+        finally:
+            process.terminate()
+    assert (data_dir / "jwt-secret").stat().st_uid == nobody.pw_uid
+    assert postgres_of(data_dir) == set()
+
+
+def test_within_five_seconds_it_is_connected(
+    serve: Callable[..., Service], new_database: Callable[[], Postgres]
+) -> None:
+    """R4-SC-001, with an empty database to make the schema in; one start of three, as others may be busy."""
+
+    def seconds() -> float:
+        begun = time.monotonic()
+        service = serve(DATABASE_URL=new_database().url, JWT_SECRET=JWT_SECRET)
+        assert service.client().get("/health/ready").status_code == 200
+        taken = time.monotonic() - begun
+        assert service.stop() == 0
+        return taken
+
+    assert any(seconds() < 5 for _ in range(3))
+
+
+def serving(processes: list[psutil.Process]) -> int:
+    """Tell how many of them have a client."""
+    return sum(any(c.status == "ESTABLISHED" for c in p.net_connections("tcp")) for p in processes)
+
+
+def test_two_workers_both_serve_and_end_with_the_service(new_service: Callable[..., Service]) -> None:
+    service = new_service(WORKERS="2")
+    family = family_of(service)
+
+    def both_serve() -> bool:
+        service.client().get("/health").raise_for_status()  # a connection of its own, which stays open
+        return serving(family) == 2
+
+    assert eventually(both_serve)
+    assert service.stop() == 0
+    assert psutil.wait_procs(family, 10)[1] == []
+
+
+def test_workers_do_not_outlive_a_service_that_was_killed(
+    new_database: Callable[[], Postgres], launch: Callable[..., Service]
+) -> None:
+    settings = {"DATABASE_URL": new_database().url, "JWT_SECRET": JWT_SECRET, "PORT": str(free_port())}
+    killed = launch(**settings, WORKERS="2")
+    wait_until_healthy(killed)
+    family = family_of(killed)
+    killed.stop(signal.SIGKILL)
+    alive = psutil.wait_procs(family, 10)[1]
+    for orphan in alive:
+        orphan.kill()
+    assert alive == []
+    wait_until_healthy(launch(**settings))
+
+
+def test_sigterm_ends_it_though_a_client_keeps_it_waiting(
+    new_database: Callable[[], Postgres], launch: Callable[..., Service]
+) -> None:
+    """Docker kills after 10 seconds, and then the embedded server would be left behind."""
+    service = launch(DATABASE_URL=new_database().url, JWT_SECRET=JWT_SECRET)
+    wait_until_healthy(service)
+    port = int(service.url.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.sendall(b"POST /auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        client.sendall(b"Content-Length: 100\r\n\r\n{")
+        time.sleep(0.3)
+        service.process.terminate()
+        assert service.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_port_in_use_is_one_line_and_harms_nobody(
+    used_data_dir: Path, serve: Callable[..., Service], launch: Callable[..., Service], workers: str
+) -> None:
+    first = serve(DATA_DIR=str(used_data_dir))
+    port = first.url.rpartition(":")[2]
+    assert port in refusal(launch(DATA_DIR=str(used_data_dir), PORT=port, WORKERS=workers))
+    first.register().create()
+
+
+def test_reload_serves_the_code_as_it_is_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_service: Callable[..., Service]
+) -> None:
+    """R2-FR-017."""
+    shutil.copytree(ROOT / "backend", tmp_path / "backend")
+    monkeypatch.setattr(tests.service, "ROOT", tmp_path)
+    service = new_service("--reload")
+    family = family_of(service)
+    app = tmp_path / "backend" / "app.py"
+    app.write_text(app.read_text() + "\nVERSION = '99.9'\n")
+
+    def is_new() -> bool:
+        with suppress(httpx.TransportError):
+            return bool(service.client().get("/openapi.json").json()["info"]["version"] == "99.9")
+        return False
+
+    assert eventually(is_new)
+    family += family_of(service)
+    assert service.stop() == 0
+    assert psutil.wait_procs(family, 10)[1] == []
+
+
+def test_it_waits_for_a_server_that_is_not_there_yet(
+    used_data_dir: Path, launch: Callable[..., Service]
+) -> None:
+    with embedded_server(used_data_dir) as server:
+        pass
+    service = launch(DATABASE_URL=server.url, JWT_SECRET=JWT_SECRET)
+    assert waits(service)
+    with embedded_server(used_data_dir):
+        wait_until_healthy(service)
+        service.register().create()
+        assert service.stop() == 0
+
+
+def test_it_waits_for_a_database_that_is_not_made_yet(
+    server: EmbeddedServer, launch: Callable[..., Service]
+) -> None:
+    """Refused by PostgreSQL itself, as while it is starting up."""
+    name = f"late_{os.getpid()}"
+    url = server.url.replace("/postgres?", f"/{name}?")
+    service = launch(DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
+    assert waits(service)
+    Postgres(server.url).sql(f"CREATE DATABASE {name}")
+    wait_until_healthy(service)
+    assert service.stop() == 0
+
+
+def waits(service: Service) -> bool:
+    """Wait until it has said twice that it does."""
+    line = "the database cannot be reached"
+    return eventually(lambda: sum(line in told["event"] for told in service.lines(level="WARNING")) >= 2)
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["refused", "silent"])
+def test_it_does_not_wait_longer_than_it_was_told(launch: Callable[..., Service], silent: bool) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        if silent:
+            listener.listen()
+        url = f"postgresql://ada:hunter2@127.0.0.1:{listener.getsockname()[1]}/tasks"
+        service = launch(DATABASE_URL=url, JWT_SECRET=JWT_SECRET, DATABASE_START_TIMEOUT_SECONDS="1")
+        assert "the database cannot be reached" in refusal(service)
+    assert "hunter2" not in service.log.read_text()
+
+
+def test_it_can_be_stopped_while_it_waits(launch: Callable[..., Service]) -> None:
+    url = f"postgresql://ada@127.0.0.1:{free_port()}/tasks"
+    service = launch(DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
+    assert waits(service)
+    assert service.stop() == 0
+
+
+def test_a_data_directory_that_cannot_be_one_is_one_line_that_names_it(
+    launch: Callable[..., Service],
+) -> None:
+    assert "/dev/null/data" in refusal(launch(DATA_DIR="/dev/null/data"))
+
+
+def test_help_tells_the_commands() -> None:
+    told = run("--help").stdout
+    assert all(f"\n    {command} " in told for command in ("serve", "migrate", "openapi", "secret"))
+
+
+def test_openapi_prints_the_document_that_is_served_and_needs_nothing(service: Service) -> None:
+    printed = run("openapi")
+    assert printed.returncode == 0
+    assert json.loads(printed.stdout) == service.client().get("/openapi.json").json()
+
+
+def test_secret_prints_a_new_one_that_the_settings_take() -> None:
+    secrets = {run("secret").stdout.strip() for _ in range(2)}
+    assert len(secrets) == 2
+    assert all(len(secret) >= MIN_SECRET_BYTES for secret in secrets)

@@ -1,0 +1,250 @@
+"""What reaches PostgreSQL: a proxy in between reads the frontend protocol, so that nothing escapes it."""
+
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import product
+from threading import Thread
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from backend.database.url import connect_arguments
+from backend.tasks.statements import TASK_EXISTS
+from tests.conftest import Postgres
+from tests.service import JWT_SECRET, Account, Service, running
+
+WARM_UP = 2
+"""The first time that a connection meets a statement, it is prepared, which costs a round trip more."""
+
+ROUTES: dict[tuple[str, str], dict[str, Any] | None] = {
+    ("POST", "/tasks"): {"title": "Buy bread"},
+    ("GET", "/tasks"): None,
+    ("GET", "/tasks/{task_id}"): None,
+    ("PUT", "/tasks/{task_id}"): {"title": "Buy bread"},
+    ("PATCH", "/tasks/{task_id}"): {"description": None},
+    ("PATCH", "/tasks/{task_id}/complete"): None,
+    ("DELETE", "/tasks/{task_id}"): None,
+    ("GET", "/auth/me"): None,
+    ("PATCH", "/auth/me"): {"name": "Ada"},
+    ("POST", "/auth/logout"): None,
+}
+
+
+class Sent(NamedTuple):
+    """A statement and its values as they are on the wire: of a text, the bytes in UTF-8."""
+
+    sql: str
+    values: tuple[bytes | None, ...] = ()
+
+
+class Proxy:
+    """Stands in front of PostgreSQL; `sent` and `round_trips` are what went through since `forget`."""
+
+    def __init__(self, database: Postgres) -> None:
+        arguments = connect_arguments(database.url)
+        self._server = f"{arguments['host'][0]}/.s.PGSQL.{arguments['port'][0]}"
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        port = self._listener.getsockname()[1]
+        name = quote(arguments["database"])
+        self.url = f"postgresql://{arguments['user']}@127.0.0.1:{port}/{name}?sslmode=disable"
+        self.forget()
+
+    def forget(self) -> None:
+        """Count anew."""
+        self.sent: list[Sent] = []
+        self.round_trips = 0
+
+    def serve(self) -> None:
+        """Forward each connection until `close`."""
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.socket(socket.AF_UNIX)
+            server.connect(self._server)
+            frontend = Frontend(self)
+            Thread(target=_pump, args=(client, server, frontend.read), daemon=True).start()
+            Thread(target=_pump, args=(server, client, lambda _: None), daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more connections."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
+def _pump(source: socket.socket, target: socket.socket, look: Callable[[bytes], None]) -> None:
+    with source, suppress(OSError):  # either end may be the first to go
+        while data := source.recv(65536):
+            look(data)
+            target.sendall(data)
+        target.shutdown(socket.SHUT_WR)
+
+
+class Frontend:
+    """Reads what one client sends (PostgreSQL documentation, chapter "Frontend/Backend Protocol")."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._unread = bytearray()
+        self._is_started = False
+        self._statements: dict[bytes, str] = {}
+        self._bound = Sent("")
+
+    def read(self, data: bytes) -> None:
+        """Take the messages that are complete with `data`; the first one has no type."""
+        self._unread += data
+        while True:
+            start = int(self._is_started)
+            length = start + int.from_bytes(self._unread[start : start + 4])
+            if not start + 4 <= length <= len(self._unread):
+                return
+            kind, body = bytes(self._unread[:start]), bytes(self._unread[start + 4 : length])
+            del self._unread[:length]
+            self._is_started = True
+            self._take(kind, body)
+
+    def _take(self, kind: bytes, body: bytes) -> None:
+        match kind:
+            case b"P":  # Parse
+                name, sql, _ = body.split(b"\0", 2)
+                self._statements[name] = sql.decode()
+            case b"B":  # Bind
+                _, name, values = body.split(b"\0", 2)
+                self._bound = Sent(self._statements[name], _bound_values(values))
+            case b"E":  # Execute
+                self._proxy.sent.append(self._bound)
+            case b"Q":  # a simple query
+                self._proxy.sent.append(Sent(body[:-1].decode()))
+        self._proxy.round_trips += kind in {b"S", b"H", b"Q"}  # Sync, Flush: now an answer is due
+
+
+def _bound_values(data: bytes) -> tuple[bytes | None, ...]:
+    formats = int.from_bytes(data[:2])
+    at, values = 2 + 2 * formats + 2, list[bytes | None]()
+    for _ in range(int.from_bytes(data[at - 2 : at])):
+        length = int.from_bytes(data[at : at + 4], signed=True)
+        at += 4
+        values.append(None if length < 0 else data[at : at + length])
+        at += max(length, 0)
+    return tuple(values)
+
+
+@pytest.fixture(scope="module")
+def proxy(new_database: Callable[[], Postgres]) -> Iterator[Proxy]:
+    """A proxy before a database of its own."""
+    proxy = Proxy(new_database())
+    thread = Thread(target=proxy.serve)
+    thread.start()
+    yield proxy
+    proxy.close()
+    thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def watched(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service whose one connection goes through the proxy."""
+    log = tmp_path_factory.mktemp("watched") / "log"
+    settings = {"DATABASE_URL": proxy.url, "JWT_SECRET": JWT_SECRET, "DATABASE_POOL_SIZE": "1"}
+    with running(log, **settings) as service:
+        yield service
+
+
+def send(
+    proxy: Proxy, account: Account, route: tuple[str, str], task: dict[str, Any], **query: Any
+) -> httpx.Response:
+    """Send one request; the proxy tells what it cost."""
+    method, path = route
+    proxy.forget()
+    url = path.format(task_id=task["id"], user_id=account.id)
+    return account.client.request(method, url, json=ROUTES[route], params=query)
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=" ".join)
+def test_a_request_that_succeeds_is_one_statement_and_one_round_trip(
+    watched: Service, proxy: Proxy, route: tuple[str, str]
+) -> None:
+    for _ in range(WARM_UP + 1):
+        account = watched.register()
+        response = send(proxy, account, route, account.create("Buy milk", description="Two litres"))
+        assert response.is_success, response.text
+    assert len(proxy.sent) == proxy.round_trips == 1
+
+
+def test_every_list_is_one_statement_and_one_round_trip(watched: Service, proxy: Proxy) -> None:
+    account = watched.register()
+    tasks = [account.create(title, completed=title in "ab") for title in "abcd"]
+    route = ("GET", "/tasks")
+    for status, sort, order in product(
+        ("all", "pending", "completed"), ("created", "title"), ("asc", "desc")
+    ):
+        query = {"status": status, "sort": sort, "order": order, "limit": 1}
+        link = send(proxy, account, route, tasks[0], **query).links["next"]["url"]
+        for cursor in ({}, {"cursor": httpx.URL(link).params["cursor"]}):
+            for _ in range(WARM_UP + 1):
+                assert len(send(proxy, account, route, tasks[0], **query, **cursor).json()) == 1
+            assert len(proxy.sent) == proxy.round_trips == 1
+
+
+def test_no_task_route_is_left_out_here(watched: Service) -> None:
+    paths = watched.client().get("/openapi.json").json()["paths"]
+    documented = {
+        (method.upper(), path)
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+        if "tasks" in operation["tags"]
+    }
+    assert documented == {(method, path) for method, path in ROUTES if "/tasks" in path}
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/docs", "/redoc", "/openapi.json", "/nowhere"])
+def test_what_needs_no_data_leaves_the_database_alone(watched: Service, proxy: Proxy, path: str) -> None:
+    """A probe must not keep a serverless database awake."""
+    client = watched.client(watched.register().tokens["access_token"])
+    proxy.forget()
+    assert client.get(path).status_code == (404 if path == "/nowhere" else 200)
+    assert proxy.round_trips == 0
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=" ".join)
+def test_a_token_that_is_none_is_refused_without_the_database(
+    watched: Service, proxy: Proxy, route: tuple[str, str]
+) -> None:
+    method, path = route
+    proxy.forget()
+    for client in (watched.client(), watched.client("no.such.token")):
+        response = client.request(method, path.format(task_id=1), json=ROUTES[route])
+        assert response.status_code == 401
+    assert proxy.round_trips == 0
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if "/tasks" in route[1]], ids=" ".join)
+def test_every_statement_on_tasks_names_the_caller_but_the_look_after_a_miss(
+    watched: Service, proxy: Proxy, route: tuple[str, str]
+) -> None:
+    """R4-FR-011: ownership is part of the statement, whoever asks for whatever."""
+    ada, bob, gone = (watched.register() for _ in range(3))
+    task, deleted = ada.create(), ada.create()
+    ada.client.delete(f"/tasks/{deleted['id']}")
+    gone.client.post("/auth/logout")
+    looks = {}
+    for account, target in ((bob, task), (ada, deleted), (gone, task), (ada, task)):
+        response = send(proxy, account, route, target)
+        on_tasks = [sent for sent in proxy.sent if re.search(r"\btasks\b", sent.sql)]
+        own = [sent for sent in on_tasks if account.id.encode() in sent.values]
+        assert own
+        others = [sent.sql for sent in on_tasks if sent not in own]
+        assert others in ([], [TASK_EXISTS.sql])
+        looks[account.email, target["id"]] = (response.status_code, len(others))
+    is_of_one = "{task_id}" in route[1]
+    success = {"POST": 201, "DELETE": 204}.get(route[0], 200)
+    assert looks == {
+        (bob.email, task["id"]): (403, 1) if is_of_one else (success, 0),
+        (ada.email, deleted["id"]): (404, 1) if is_of_one else (success, 0),
+        (gone.email, task["id"]): (401, 0),
+        (ada.email, task["id"]): (success, 0),
+    }

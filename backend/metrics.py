@@ -6,6 +6,7 @@ REQUESTS = Counter("http_requests_total", "Requests served", ("method", "route",
 DURATION = Histogram(
     "http_request_duration_seconds", "Time to the last byte of an answer", ("method", "route")
 )
+DATABASE_RETRIES = Counter("database_retries_total", "Statements that were sent once more")
 
 _KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 

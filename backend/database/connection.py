@@ -1,14 +1,18 @@
-"""The pool of connections, and the one way in which statements reach PostgreSQL.
+"""How statements reach PostgreSQL: one round trip each, sent again only where that does no harm.
 
-Whatever keeps PostgreSQL from answering becomes `DatabaseUnavailableError`; a write is never sent twice.
+Whatever keeps PostgreSQL from answering becomes `DatabaseUnavailableError`; a write is never done twice.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, Self
+import math
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, Self
 
 import asyncpg
 
+from backend import metrics
+from backend.database.pool import Connection, Pool, notice_silence
 from backend.database.statement import Statement
 from backend.database.url import connect_arguments, is_transaction_pooler
 from backend.errors import DatabaseUnavailableError
@@ -16,9 +20,10 @@ from backend.settings import Settings
 
 Row = asyncpg.Record
 
-UNREACHABLE = (
+UNREACHABLE: Final = (
     OSError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
@@ -28,16 +33,23 @@ UNREACHABLE = (
     asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.ReadOnlySQLTransactionError,
 )
-"""Server down, starting, stopping, full, out of memory or connections, or not ours any more."""
+"""Server down, starting, stopping, full, out of memory or connections, too slow, or not ours any more."""
 
-_BACKOFF_SECONDS = (0.05, 0.25)
+UNDONE: Final = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InvalidCachedStatementError,
+)
+"""What PostgreSQL says when it has surely done nothing: then a write may be sent again as well."""
 
+FAILURES: Final = (*UNREACHABLE, *UNDONE)
 
-class _Connection(asyncpg.Connection):
-    """A connection that is handed on as it is: no statement of ours leaves anything to reset."""
+STATEMENTS: Final = 200
+"""More than there are, so that each connection prepares each of them once."""
 
-    def get_reset_query(self) -> str:
-        return ""
+_PAUSES_SECONDS: Final = (0.0, 0.05, 0.2, 0.8, math.inf)
+"""Between attempts; the first comes at once, for a connection that died while it was idle."""
 
 
 class Database:
@@ -47,26 +59,30 @@ class Database:
         assert settings.database_url is not None
         url = settings.database_url.get_secret_value()
         prepared = settings.database_prepared_statements
-        if prepared == "auto":
-            prepared = "off" if is_transaction_pooler(url) else "on"
+        is_prepared = prepared == "on" or (prepared == "auto" and not is_transaction_pooler(url))
         self._timeout = settings.database_timeout_seconds
-        self._pool = asyncpg.create_pool(
-            **connect_arguments(url),
-            min_size=0,
-            max_size=settings.database_pool_size,
-            statement_cache_size=1000 if prepared == "on" else 0,
-            connection_class=_Connection,
+        self._arguments = connect_arguments(url) | {
+            "statement_cache_size": STATEMENTS if is_prepared else 0,
+            "max_cached_statement_lifetime": 0,  # or each is prepared anew every five minutes
+        }
+        self._pool = Pool(
+            self._connect, size=settings.database_pool_size, idle_seconds=settings.database_idle_seconds
         )
 
+    async def _connect(self) -> Connection:
+        try:
+            connection: Connection = await asyncpg.connect(**self._arguments)
+        except asyncpg.PostgresError as error:
+            # Whatever the server says to a greeting, it means that there is no database for us.
+            raise ConnectionError(type(error).__name__) from error
+        notice_silence(connection, self._timeout / 2)
+        return connection
+
     async def __aenter__(self) -> Self:
-        await self._pool
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        try:
-            await asyncio.wait_for(self._pool.close(), self._timeout)
-        except TimeoutError:
-            self._pool.terminate()
+        await self._pool.close()
 
     async def one(self, statement: Statement, **values: Any) -> Row | None:
         """Return the first row, or None; raises `DatabaseUnavailableError`."""
@@ -76,22 +92,61 @@ class Database:
     async def all(self, statement: Statement, **values: Any) -> Sequence[Row]:
         """Return all rows; raises `DatabaseUnavailableError` within `DATABASE_TIMEOUT_SECONDS`."""
         arguments = statement.arguments(values)
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._timeout
+        for pause in _PAUSES_SECONDS:
+            connection = None
+            try:
+                connection = self._pool.take_idle() or await self._take(deadline)
+                return await self._send(connection, statement, arguments, deadline - now())
+            except FAILURES as error:
+                is_harmless = connection is None or statement.only_reads or isinstance(error, UNDONE)
+                if not is_harmless or now() + pause >= deadline:
+                    raise DatabaseUnavailableError(reason=type(error).__name__) from error
+            metrics.DATABASE_RETRIES.inc()
+            await asyncio.sleep(pause)
+        raise AssertionError("the last pause ends it")
+
+    async def _take(self, deadline: float) -> Connection:
+        async with asyncio.timeout_at(deadline):
+            return await self._pool.take()
+
+    async def _send(
+        self, connection: Connection, statement: Statement, arguments: list[Any], seconds: float
+    ) -> Sequence[Row]:
         try:
-            async with asyncio.timeout(self._timeout):
-                return await self._run(statement, arguments)
-        except UNREACHABLE as error:
+            rows = await connection.fetch(statement.sql, *arguments, timeout=seconds)
+        except BaseException as error:
+            if isinstance(error, asyncpg.PostgresError) and not isinstance(error, FAILURES):
+                self._pool.give(connection)
+            else:
+                self._pool.discard(connection)
+            raise
+        self._pool.give(connection)
+        return rows
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator["Transaction"]:
+        """Run several statements as one: all of them or none; raises `DatabaseUnavailableError`."""
+        try:
+            connection = await self._take(asyncio.get_running_loop().time() + self._timeout)
+            try:
+                async with connection.transaction():
+                    yield Transaction(connection)
+            except BaseException:
+                self._pool.discard(connection)
+                raise
+            self._pool.give(connection)
+        except FAILURES as error:
             raise DatabaseUnavailableError(reason=type(error).__name__) from error
 
-    async def _run(self, statement: Statement, arguments: list[Any]) -> Sequence[Row]:
-        for pause in _BACKOFF_SECONDS:
-            is_sent = False
-            try:
-                async with self._pool.acquire() as connection:
-                    is_sent = True
-                    return await connection.fetch(statement.sql, *arguments)
-            except UNREACHABLE:
-                if is_sent and not statement.only_reads:
-                    raise
-            await asyncio.sleep(pause)
-        async with self._pool.acquire() as connection:
-            return await connection.fetch(statement.sql, *arguments)
+
+class Transaction:
+    """Runs statements within one transaction of `Database.transaction`."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def one(self, statement: Statement, **values: Any) -> Row | None:
+        """Return the first row, or None."""
+        return await self._connection.fetchrow(statement.sql, *statement.arguments(values))

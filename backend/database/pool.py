@@ -1,0 +1,158 @@
+"""The connections of one process: at most so many, the last used first, none kept idle for long.
+
+A connection that failed is never handed out again, and while it is being closed it still counts.
+"""
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final, cast
+
+import asyncpg
+
+from backend.errors import DatabaseUnavailableError
+
+WAITING_PER_CONNECTION: Final = 50
+"""Requests that may wait for a connection, for each that there is; one more is refused at once."""
+CLOSING_SECONDS: Final = 2.0
+"""How long a connection may take to cancel what it was doing and say goodbye."""
+
+
+Connection = asyncpg.Connection
+
+
+class Pool:
+    """Hands out connections; whoever takes one gives it back, or discards it."""
+
+    def __init__(
+        self, connect: Callable[[], Awaitable[Connection]], *, size: int, idle_seconds: float
+    ) -> None:
+        self._connect, self._size, self._idle_seconds = connect, size, idle_seconds
+        self._open = 0
+        self._idle: list[tuple[Connection, float]] = []
+        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._sweep: asyncio.TimerHandle | None = None
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are at work, being made or being closed."""
+        return self._open - len(self._idle)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a connection."""
+        return len(self._waiting)
+
+    def take_idle(self) -> Connection | None:
+        """Return an idle connection, if there is one, without waiting."""
+        while self._idle:
+            connection, _ = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+            self._free_place()
+        return None
+
+    async def take(self) -> Connection:
+        """Return a connection, waiting for one or making it; raises what connecting raises."""
+        connection = self.take_idle()
+        if connection is None and self._open >= self._size:
+            connection = await self._wait()
+        elif connection is None:
+            self._open += 1
+        return connection or await self._make()
+
+    async def _wait(self) -> Connection | None:
+        """Return the next connection that somebody gives back, or None for the right to make one."""
+        if len(self._waiting) >= self._size * WAITING_PER_CONNECTION:
+            raise DatabaseUnavailableError(reason="pool_exhausted")
+        future: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                connection = future.result()
+                self.give(connection) if connection else self._free_place()
+            else:
+                self._waiting.remove(future)
+            raise
+
+    async def _make(self) -> Connection:
+        try:
+            return await self._connect()
+        except BaseException:
+            self._free_place()
+            raise
+
+    def give(self, connection: Connection) -> None:
+        """Take back a connection that is as good as it was."""
+        if connection.is_closed():
+            self._free_place()
+        elif not self._hand_over(connection):
+            now = asyncio.get_running_loop().time()
+            self._idle.append((connection, now))
+            self._sweep_later()
+
+    def discard(self, connection: Connection) -> None:
+        """Close a connection that failed, and the idle ones, being suspect, off the request's way."""
+        suspects = [connection, *(idle for idle, _ in self._idle)]
+        self._idle.clear()
+        for suspect in suspects:
+            task = asyncio.create_task(self._close(suspect))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def _close(self, connection: Connection) -> None:
+        with suppress(Exception):  # whatever is wrong with it, it is gone
+            await connection.close(timeout=CLOSING_SECONDS)
+        self._free_place()
+
+    def _free_place(self) -> None:
+        self._open -= 1
+        if self._waiting and self._hand_over(None):
+            self._open += 1
+
+    def _hand_over(self, connection: Connection | None) -> bool:
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_result(connection)
+                return True
+        return False
+
+    def _sweep_later(self) -> None:
+        if self._sweep is None:
+            loop = asyncio.get_running_loop()
+            self._sweep = loop.call_later(self._idle_seconds / 4, self._close_idle)
+
+    def _close_idle(self) -> None:
+        self._sweep = None
+        longest = asyncio.get_running_loop().time() - self._idle_seconds * 3 / 4
+        kept = [(connection, since) for connection, since in self._idle if since > longest]
+        for connection, _ in self._idle[: len(self._idle) - len(kept)]:
+            connection.terminate()
+            self._open -= 1
+        self._idle = kept
+        if kept:
+            self._sweep_later()
+
+    async def close(self) -> None:
+        """Close what is idle and wait for what is being closed; nobody takes a connection any more."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+        tasks = [asyncio.create_task(self._close(connection)) for connection, _ in self._idle]
+        self._idle.clear()
+        await asyncio.gather(*tasks, *self._closing)
+
+
+def notice_silence(connection: Connection, seconds: float) -> None:
+    """Let the kernel give up on a peer that acknowledges nothing for so long (RFC 5482), where it can."""
+    transport = cast(Any, connection)._transport  # noqa: SLF001  # asyncpg shows its socket nowhere else
+    peer = transport.get_extra_info("socket")
+    if peer is not None and peer.family in {socket.AF_INET, socket.AF_INET6}:
+        option = getattr(socket, "TCP_USER_TIMEOUT", None)
+        if option is not None:
+            peer.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))

@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import NoReturn
 
 import uvicorn
+from loguru import logger
 
 from backend import logs
 from backend.app import create_app
-from backend.database import schema
+from backend.auth.imports import UserFileError, import_users
+from backend.database import Database, schema
 from backend.database.embedded import EmbeddedServerError, embedded_server
 from backend.database.url import DatabaseURLError
+from backend.errors import AppError
 from backend.settings import Settings, SettingsError, load_settings
 
 
@@ -31,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.run(options)
     except DatabaseURLError as error:
         sys.exit(f"tasks-api: DATABASE_URL: {error}")
-    except (SettingsError, EmbeddedServerError, schema.SchemaError) as error:
+    except (SettingsError, EmbeddedServerError, schema.SchemaError, UserFileError) as error:
         sys.exit(f"tasks-api: {error}")
+    except AppError as error:
+        sys.exit(f"tasks-api: {error.detail}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
@@ -54,15 +59,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     migrate.add_argument("--check", action="store_true", help="tell whether the models need a new migration")
     migrate.set_defaults(run=_migrate)
+    users = commands.add_parser("import-users", help="bring in users with their bcrypt hashes, all or none")
+    users.add_argument("file", type=Path, help="CSV or JSON Lines of email, name and password_hash")
+    users.set_defaults(run=_import_users)
     commands.add_parser("openapi", help="print the OpenAPI document").set_defaults(run=_openapi)
     commands.add_parser("secret", help="print a new secret").set_defaults(run=_secret)
     return parser
 
 
 def _serve(options: argparse.Namespace) -> None:
+    _check_address(load_settings())
     with _database() as (settings, url):
         logs.configure(settings.log_format)
-        _check_address(settings)
         asyncio.run(schema.migrate(url, wait_seconds=settings.database_start_timeout_seconds))
         uvicorn.run(
             "backend.app:create_app",
@@ -77,15 +85,27 @@ def _serve(options: argparse.Namespace) -> None:
             ws="none",
             log_config=None,
             access_log=False,
+            timeout_graceful_shutdown=settings.shutdown_grace_seconds,
+            proxy_headers=settings.forwarded_allow_ips is not None,
+            forwarded_allow_ips=settings.forwarded_allow_ips,
             server_header=False,
         )
 
 
 def _check_address(settings: Settings) -> None:
+    """Raise `SettingsError` if nobody can listen there; said before anything else is started."""
     try:
-        socket.getaddrinfo(settings.host, settings.port)
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
     except OSError as error:
         raise SettingsError(f"HOST: {error.strerror}") from None
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise SettingsError(f"PORT: {settings.host}:{settings.port}: {error.strerror}") from None
 
 
 def _migrate(options: argparse.Namespace) -> None:
@@ -94,7 +114,24 @@ def _migrate(options: argparse.Namespace) -> None:
         asyncio.run(schema.check(url) if options.check else schema.migrate(url, options.revision))
 
 
+def _import_users(options: argparse.Namespace) -> None:
+    with _database() as (settings, url):
+        logs.configure(settings.log_format)
+        asyncio.run(_import(settings, url, options.file))
+
+
+async def _import(settings: Settings, url: str, file: Path) -> None:
+    def show(done: int, of: int) -> None:
+        print(f"\r{done:,} of {of:,} users", end="", file=sys.stderr, flush=True)
+
+    await schema.migrate(url)
+    async with Database(settings) as database:
+        created = await import_users(database, file, show)
+    print(f"\n{created:,} new; who was here already stays as they are", file=sys.stderr)
+
+
 def _openapi(_: argparse.Namespace) -> None:
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # into `head`, say
     settings = load_settings(database_url="postgresql://localhost", jwt_secret=secrets.token_urlsafe())
     print(json.dumps(create_app(settings).openapi(), indent=2))
 
@@ -110,6 +147,8 @@ def _database() -> Iterator[tuple[Settings, str]]:
     if settings.database_url is not None:
         yield settings, settings.database_url.get_secret_value()
         return
+    logs.configure(settings.log_format)
+    logger.info("starting the embedded PostgreSQL under {}", settings.data_dir)
     with embedded_server(settings.data_dir) as server:
         # In the environment, for the worker processes.
         os.environ["DATABASE_URL"] = server.url

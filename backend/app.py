@@ -1,19 +1,25 @@
 """The application: everything is wired here and nowhere else."""
 
+import asyncio
 import gc
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import multiprocessing
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 from fastapi import FastAPI
+from loguru import logger
 from starlette.exceptions import HTTPException
 
 from backend import health, logs
 from backend.auth import router as auth_router
-from backend.auth.service import SignIn
+from backend.auth.authentication import Authenticator
+from backend.auth.sessions import SignIn
 from backend.database import Database
 from backend.docs import add_docs
-from backend.errors import SELF_CONTAINED, AppError
+from backend.errors import SELF_CONTAINED, USER_SCOPED, AppError
 from backend.middleware import Boundary, CrossOrigin, Observer, handle_error
 from backend.settings import Settings, load_settings
 from backend.tasks.paging import Cursors
@@ -31,6 +37,14 @@ TAGS = [
     {"name": "tasks", "description": "Your own tasks"},
     {"name": "service", "description": "For probes and scrapers"},
 ]
+
+USER_ID = {
+    "name": "user_id",
+    "in": "path",
+    "required": True,
+    "description": "The token's own user: any other is 403",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -50,10 +64,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.sign_in = SignIn(settings)
+    app.state.authenticator = Authenticator(settings, app.state.sign_in.access_tokens)
     app.state.cursors = Cursors(settings)
     own_tasks = replace(SELF_CONTAINED, foreign_task=404 if settings.conceal_foreign_tasks else 403)
     for router in (
         task_router("/tasks", own_tasks),
+        task_router("/api/{user_id}/tasks", USER_SCOPED, openapi_extra={"parameters": [USER_ID]}),
         auth_router.router,
         auth_router.token_router,
         health.router,
@@ -69,6 +85,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
+@contextmanager
+def _ending_with_its_parent() -> Iterator[None]:
+    """Let a worker process stop when the process that started it is gone, however that ended."""
+    parent, loop = multiprocessing.parent_process(), asyncio.get_running_loop()
+    if parent is None:
+        yield
+        return
+
+    def stop() -> None:
+        loop.remove_reader(parent.sentinel)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    loop.add_reader(parent.sentinel, stop)
+    yield
+    loop.remove_reader(parent.sentinel)
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with Database(app.state.settings) as database:
@@ -76,5 +109,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         # What is loaded by now stays: looking at it again costs the collector tens of milliseconds.
         gc.collect()
         gc.freeze()
-        yield
+        with _ending_with_its_parent():
+            logger.info("ready: http://{}:{}/docs", app.state.settings.host, app.state.settings.port)
+            yield
     app.state.sign_in.hasher.close()

@@ -179,6 +179,18 @@ class UnsupportedMediaTypeError(AppError):
     detail = "The request body is not of the type that this address takes"
 
 
+class RateLimitedError(AppError):
+    """Too much of something too soon (RFC 6585 section 4); `Retry-After` is in seconds."""
+
+    status = 429
+    code = "rate_limited"
+    detail = "Too many attempts, please try again later"
+    oauth_error = "temporarily_unavailable"
+
+    def __init__(self, *, reason: str = "", retry_after: int = 1) -> None:
+        super().__init__(reason=reason, headers={"Retry-After": str(retry_after)})
+
+
 class ServiceUnavailableError(AppError):
     """The database cannot be reached, or a queue is full; `Retry-After` is in seconds."""
 

@@ -91,6 +91,9 @@ def configure(log_format: LogFormat | None) -> Log:
     for name in ("uvicorn", "uvicorn.error", "alembic"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
+    logging.getLogger("alembic.runtime.migration").addFilter(_tells_of_a_migration)
     logging.getLogger("uvicorn.access").disabled = True
     return log
 
@@ -98,6 +101,10 @@ def configure(log_format: LogFormat | None) -> Log:
 def now() -> datetime:
     """Return the time of a log line, in UTC."""
     return datetime.now(UTC)
+
+
+def _tells_of_a_migration(record: logging.LogRecord) -> bool:
+    return str(record.msg).startswith("Running")
 
 
 class _Intercept(logging.Handler):

@@ -30,7 +30,7 @@ EXPOSED_HEADERS = ("Location", "Link", "Retry-After", "X-Request-ID")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _NOSNIFF = (b"x-content-type-options", b"nosniff")
 _NO_STORE = (b"cache-control", b"no-store")
-_WARNINGS = {Event.DENIED, Event.LOGIN_FAILED}
+_WARNINGS = {Event.DENIED, Event.LOGIN_FAILED, Event.RATE_LIMITED, Event.REFRESH_REUSED}
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:

@@ -1,6 +1,6 @@
 """Every table of the service, so that Alembic sees them all."""
 
-from backend.auth.models import RefreshToken, Session, User
+from backend.auth.models import KnownAddress, RefreshToken, Session, User
 from backend.tasks.models import Task
 
-__all__ = ["RefreshToken", "Session", "Task", "User"]
+__all__ = ["KnownAddress", "RefreshToken", "Session", "Task", "User"]

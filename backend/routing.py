@@ -39,7 +39,7 @@ class Answer:
 class Guard(Protocol):
     """Decides who asks: from the token alone at first, from the database too before any refusal."""
 
-    def __call__(self, request: Request) -> object:
+    async def __call__(self, request: Request) -> object:
         """Return the caller; raises an `AppError` (401) where the token alone shows that there is none."""
 
     async def confirm(self, request: Request) -> None:
@@ -119,19 +119,15 @@ class Route(APIRoute):
                     "model": ErrorBody,
                     "description": HTTPStatus(status).phrase,
                     "content": {"application/json": {"examples": {}}},
-                    "headers": {
-                        name: {"schema": {"type": "string"}} for name in _ERROR_HEADERS.get(status, ())
-                    },
+                    "headers": {},
                 },
             )
+            answer["headers"] |= {name: {"schema": {"type": "string"}} for name in kind().headers}
             answer["content"]["application/json"]["examples"][kind.code] = {
                 "summary": kind.detail,
                 "value": kind.example(self.contract),
             }
         return answers
-
-
-_ERROR_HEADERS = {401: ("WWW-Authenticate",), 429: ("Retry-After",), 503: ("Retry-After",)}
 
 
 def raises(*kinds: type[AppError]) -> Callable[[_Callable], _Callable]:
@@ -173,9 +169,8 @@ def _argument(name: str, hint: Any) -> _Argument:
     match marker:
         case params.Depends(dependency=provide) if provide is not None:
             guard = provide if hasattr(provide, "confirm") else None
-            return _Argument(
-                name, 1 - bool(guard), provide, guard=guard, raises=getattr(provide, "raises", ())
-            )
+            documented = getattr(provide, "raises", ())
+            return _Argument(name, 0 if guard else 1, provide, bool(guard), guard, documented)
         case params.Path():
             return _Argument(name, 2, _path_reader(name, TypeAdapter(hint)))
         case params.Query():
@@ -289,6 +284,10 @@ def _parse_form(body: bytes) -> dict[str, str]:
 _BAD_FORM = FieldError(field="body", message="Each form field is UTF-8 and sent once", type="form_invalid")
 
 
+_MESSAGES = {"model_type": "Input should be an object"}
+"""In our words, where pydantic's name a class."""
+
+
 def _validate(adapter: TypeAdapter[Any], value: Any, whole: str) -> Any:
     try:
         return adapter.validate_python(value)
@@ -297,7 +296,7 @@ def _validate(adapter: TypeAdapter[Any], value: Any, whole: str) -> Any:
         raise errors.InvalidRequestError(
             FieldError(
                 field=".".join(map(str, problem["loc"])) or whole,
-                message=problem["msg"],
+                message=_MESSAGES.get(problem["type"], problem["msg"]),
                 type=problem["type"],
             )
             for problem in problems

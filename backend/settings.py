@@ -3,10 +3,12 @@
 No message that leaves this module contains a value: a wrong secret is named, never shown.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
+import limits
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -20,6 +22,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 MIN_SECRET_BYTES = 32
 """RFC 7518 section 3.2: an HS256 key is at least as long as its hash."""
+
+
+_HTTP_URL = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?(/[^?#\s]*)?", re.IGNORECASE)
 
 
 class SettingsError(Exception):
@@ -39,6 +44,24 @@ def _comma_separated(value: object) -> object:
     return value
 
 
+def _rate_limit(value: str) -> str:
+    try:
+        limits.parse(value)
+    except ValueError:
+        raise ValueError("must be a rate like 10/minute or 200/hour") from None
+    return value
+
+
+def _base_url(value: str) -> str:
+    try:
+        is_usable = bool(_HTTP_URL.fullmatch(value)) and urlsplit(value).port != 0
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise ValueError("must be an address like https://app.example.com")
+    return value.rstrip("/")
+
+
 def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         parts = urlsplit(value)
@@ -51,6 +74,7 @@ def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+RateLimit = Annotated[str, AfterValidator(_rate_limit)]
 Secret = Annotated[SecretStr, AfterValidator(_long_enough)]
 CommaSeparated = (NoDecode, BeforeValidator(_comma_separated))
 
@@ -69,6 +93,7 @@ class Settings(BaseSettings):
     database_prepared_statements: Literal["auto", "on", "off"] = "auto"
     database_pool_size: int = Field(default=10, ge=1, le=1000)
     database_timeout_seconds: float = Field(default=5, gt=0, le=300)
+    database_idle_seconds: float = Field(default=240, ge=1, le=86400)
     database_start_timeout_seconds: float = Field(default=60, ge=0, le=3600)
 
     jwt_secret: Secret | None = None
@@ -79,12 +104,26 @@ class Settings(BaseSettings):
     session_days: int = Field(default=30, ge=1, le=3650)
     session_idle_days: int = Field(default=14, ge=1, le=3650)
 
+    better_auth_url: Annotated[str, AfterValidator(_base_url)] | None = None
+    better_auth_secret: Secret | None = None
+    better_auth_issuer: str | None = None
+    better_auth_audience: str | None = None
+
     password_min_length: int = Field(default=8, ge=1, le=128)
     bcrypt_rounds: int = Field(default=12, ge=4, le=31)
+
+    rate_limit_enabled: bool = True
+    rate_limit_storage_uri: SecretStr = SecretStr("memory://")
+    rate_limit_signin_account: RateLimit = "10/minute"
+    rate_limit_signin_address: RateLimit = "50/minute"
+    rate_limit_register: RateLimit = "200/hour"
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=256)
+    shutdown_grace_seconds: int = Field(default=20, ge=1, le=3600)
+    forwarded_allow_ips: str | None = None
+    """Uvicorn's own setting: the proxies whose X-Forwarded-For counts; `*` for any."""
     cors_origins: Annotated[tuple[str, ...], *CommaSeparated, AfterValidator(_origins)] = (
         "http://localhost:3000",
         "http://localhost",
@@ -97,6 +136,13 @@ class Settings(BaseSettings):
         if self.database_url is not None and self.jwt_secret is None:
             message = "JWT_SECRET: is required as soon as DATABASE_URL is set"
             raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
+    def _each_issuer_has_its_secret(self) -> Self:
+        own = {secret for secret in (self.jwt_secret, *self.jwt_previous_secrets) if secret is not None}
+        if self.better_auth_secret in own:
+            raise ValueError("BETTER_AUTH_SECRET: must differ from JWT_SECRET")
         return self
 
 

@@ -9,10 +9,18 @@ from starlette.requests import Request
 from backend import events
 from backend.auth import statements
 from backend.auth.caller import Caller, caller
-from backend.auth.errors import ExpiredTokenError, InvalidTokenError, RevokedTokenError, UnauthorizedError
-from backend.auth.service import Client, SignIn
+from backend.auth.errors import (
+    ExpiredTokenError,
+    ExternalAccountError,
+    InvalidTokenError,
+    KeysUnavailableError,
+    RevokedTokenError,
+    UnauthorizedError,
+)
+from backend.auth.models import LOCAL
+from backend.auth.sessions import Client, SignIn
 from backend.database import Database
-from backend.errors import WrongUserError
+from backend.errors import AppError, WrongUserError
 
 __all__ = ["Caller", "CallerDep", "ClientDep", "RevokedTokenError", "SignInDep", "caller"]
 
@@ -23,11 +31,17 @@ _BEARER = b"bearer "
 class AccessToken(OAuth2PasswordBearer):
     """The guard of every route that is somebody's: a bearer token in a header (RFC 6750 section 2.1)."""
 
-    raises = (UnauthorizedError, InvalidTokenError, ExpiredTokenError, RevokedTokenError)
+    raises: tuple[type[AppError], ...] = (
+        UnauthorizedError,
+        InvalidTokenError,
+        ExpiredTokenError,
+        RevokedTokenError,
+        KeysUnavailableError,
+    )
 
-    def __call__(self, request: Request) -> Caller:  # type: ignore[override]  # a token is checked at once
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]  # more than the token
         """Return who sent the token; raises `UnauthorizedError` and its kinds, and `WrongUserError`."""
-        caller = _verified(request)
+        caller = await _authenticated(request)
         events.identify(caller.user_id)
         if request.path_params.get("user_id", caller.user_id) != caller.user_id:
             raise WrongUserError
@@ -36,13 +50,28 @@ class AccessToken(OAuth2PasswordBearer):
     async def confirm(self, request: Request) -> None:
         """Raise `RevokedTokenError` if the caller's session is gone; a statement that refusals alone need."""
         database: Database = request.app.state.database
-        if await database.one(statements.CONFIRM_CALLER, **_verified(request).values) is None:
+        caller = await _authenticated(request)
+        if await database.one(statements.CONFIRM_CALLER, **caller.values) is None:
             raise RevokedTokenError
 
 
-def _verified(request: Request) -> Caller:
-    sign_in: SignIn = request.app.state.sign_in
-    return sign_in.access_tokens.verify(_bearer_token(request))
+class OwnAccount(AccessToken):
+    """The guard of what only users who registered here have: a password, sessions, a profile to change."""
+
+    raises = (*AccessToken.raises, ExternalAccountError)
+
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]  # as above
+        """Return who sent the token; raises as `AccessToken` does, and `ExternalAccountError`."""
+        caller = await super().__call__(request)
+        if caller.issuer != LOCAL:
+            raise ExternalAccountError(reason="external_account")
+        return caller
+
+
+async def _authenticated(request: Request) -> Caller:
+    state = request.app.state
+    caller: Caller = await state.authenticator.authenticate(state.database, _bearer_token(request))
+    return caller
 
 
 def _bearer_token(request: Request) -> str:
@@ -70,8 +99,9 @@ def get_client(request: Request) -> Client:
     )
 
 
-CallerDep = Annotated[
-    Caller, Depends(AccessToken(tokenUrl="auth/token", refreshUrl="auth/refresh", scheme_name="Bearer"))
-]
+_scheme = {"tokenUrl": "auth/token", "refreshUrl": "auth/refresh", "scheme_name": "Bearer"}
+
+CallerDep = Annotated[Caller, Depends(AccessToken(**_scheme))]
+OwnAccountDep = Annotated[Caller, Depends(OwnAccount(**_scheme))]
 ClientDep = Annotated[Client, Depends(get_client)]
 SignInDep = Annotated[SignIn, Depends(get_sign_in)]

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from backend.errors import AppError, FieldError, InvalidRequestError
+from backend.errors import AppError, DatabaseUnavailableError, FieldError, InvalidRequestError
 
 
 class UnauthorizedError(AppError):
@@ -46,6 +46,13 @@ class RevokedTokenError(InvalidTokenError):
         super().__init__(reason=reason)
 
 
+class KeysUnavailableError(DatabaseUnavailableError):
+    """The keys of the token server could never be fetched: whose token this is, nobody can tell yet."""
+
+    code = "keys_unavailable"
+    detail = "The token cannot be checked right now, please try again shortly"
+
+
 class InvalidCredentialsError(UnauthorizedError):
     """The email is unknown or the password wrong; nothing tells which."""
 
@@ -71,6 +78,39 @@ class UnsupportedGrantTypeError(AppError):
     oauth_error = "unsupported_grant_type"
 
 
+class InvalidRefreshTokenError(UnauthorizedError):
+    """The refresh token is unknown, expired, or was used again too late."""
+
+    code = "invalid_refresh_token"
+    detail = "The refresh token is not valid, sign in again"
+
+
+class WrongPasswordError(AppError):
+    """The caller is who they say, but this is not their password."""
+
+    is_denial = True
+    status = 403
+    code = "wrong_password"
+    detail = "The password is wrong"
+
+
+class ExternalAccountError(AppError):
+    """The caller's account is kept elsewhere: its sessions and its password are not ours."""
+
+    is_denial = True
+    status = 403
+    code = "external_account"
+    detail = "This account is kept elsewhere, change it there"
+
+
+class SessionNotFoundError(AppError):
+    """The caller has no such session."""
+
+    status = 404
+    code = "session_not_found"
+    detail = "Session not found"
+
+
 class EmailTakenError(AppError):
     """Somebody has registered with this email, in whatever letter case."""
 
@@ -82,5 +122,5 @@ class EmailTakenError(AppError):
 class PasswordRefusedError(InvalidRequestError):
     """The password does not meet the rules of contract section 3."""
 
-    def __init__(self, message: str = "", kind: str = "") -> None:
-        super().__init__([FieldError(field="password", message=message, type=kind)])
+    def __init__(self, message: str = "", kind: str = "", field: str = "password") -> None:
+        super().__init__([FieldError(field=field, message=message, type=kind)])

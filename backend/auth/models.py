@@ -19,6 +19,8 @@ from sqlmodel import Field, SQLModel
 
 LOCAL = "local"
 """The issuer of the users who registered here."""
+EXTERNAL = "better-auth"
+"""The issuer of all others, whichever kind of token they come with."""
 
 
 def _created_at() -> Column[datetime]:
@@ -32,7 +34,7 @@ class User(SQLModel, table=True):
     __table_args__ = (
         CheckConstraint("char_length(id) BETWEEN 1 AND 255", name="users_id_length"),
         CheckConstraint("char_length(email) <= 254", name="users_email_length"),
-        CheckConstraint("char_length(name) <= 200", name="users_name_length"),
+        CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="users_name_length"),
         CheckConstraint(
             f"issuer <> '{LOCAL}' OR "
             "(email IS NOT NULL AND email_key IS NOT NULL AND password_hash IS NOT NULL)",
@@ -54,7 +56,7 @@ class Session(SQLModel, table=True):
     """One sign-in on one device; no row, no access."""
 
     __tablename__ = "sessions"
-    __table_args__ = (Index("sessions_user_id", "user_id"),)
+    __table_args__ = (Index("sessions_user_id", "user_id"), Index("sessions_expires_at", "expires_at"))
 
     id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
     user_id: str = Field(sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), nullable=False))
@@ -79,6 +81,19 @@ class RefreshToken(SQLModel, table=True):
     spent_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
 
 
+class KnownAddress(SQLModel, table=True):
+    """An address from which a user has signed in: nobody's guesses elsewhere lock them out there."""
+
+    __tablename__ = "known_addresses"
+
+    user_id: str = Field(
+        sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False)
+    )
+    address: str = Field(sa_column=Column(Text, primary_key=True))
+    last_used_at: datetime = Field(sa_column=_created_at())
+
+
 users: Table = SQLModel.metadata.tables["users"]
 sessions: Table = SQLModel.metadata.tables["sessions"]
 refresh_tokens: Table = SQLModel.metadata.tables["refresh_tokens"]
+known_addresses: Table = SQLModel.metadata.tables["known_addresses"]

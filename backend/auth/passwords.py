@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import sys
+import threading
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from backend.auth.errors import PasswordRefusedError
 from backend.errors import ServiceUnavailableError
 
 MAX_CHARACTERS = 128
+MIN_QUEUE = 128
 QUEUE_PER_THREAD = 64
 """At cost 12 a hash takes about a quarter of a second: the last in a full queue waits some 16 seconds."""
 
@@ -28,17 +31,27 @@ def normalise(password: str) -> str:
     return unicodedata.normalize("NFC", password)
 
 
-def check_rules(password: str, *, email: str, min_length: int) -> None:
+def check_rules(password: str, *, email: str, min_length: int, field: str = "password") -> None:
     """Raise `PasswordRefusedError` unless `password` may be somebody's (NIST SP 800-63B section 3.1.1)."""
     password = normalise(password)
     if len(password) < min_length:
-        raise PasswordRefusedError(f"Passwords have at least {min_length} characters", "string_too_short")
+        raise PasswordRefusedError(
+            f"Passwords have at least {min_length} characters", "string_too_short", field
+        )
     if len(password) > MAX_CHARACTERS:
-        raise PasswordRefusedError(f"Passwords have at most {MAX_CHARACTERS} characters", "string_too_long")
+        raise PasswordRefusedError(
+            f"Passwords have at most {MAX_CHARACTERS} characters", "string_too_long", field
+        )
     if password.casefold() in COMMON:
-        raise PasswordRefusedError("This password is one of the first that are guessed", "password_common")
+        raise PasswordRefusedError("This password is one of the first guessed", "password_common", field)
     if password.casefold() == email.casefold():
-        raise PasswordRefusedError("The password is the email", "password_is_email")
+        raise PasswordRefusedError("The password is the email", "password_is_email", field)
+
+
+def _give_way() -> None:
+    """Let the event loop go first, however much there is to hash; on Linux a thread has its own niceness."""
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 class PasswordHasher:
@@ -49,8 +62,8 @@ class PasswordHasher:
             schemes=["bcrypt_sha256", "bcrypt"], deprecated=["bcrypt"], bcrypt_sha256__rounds=rounds
         )
         threads = max(1, (os.cpu_count() or 1) // processes)
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="hash")
-        self._limit = threads * QUEUE_PER_THREAD
+        self._executor = ThreadPoolExecutor(threads, "hash", initializer=_give_way)
+        self._limit = max(MIN_QUEUE, threads * QUEUE_PER_THREAD)
         self._waiting = 0
         self._nobody = self._context.hash("nobody")
 

@@ -1,7 +1,9 @@
 """What the `/auth` routes take and give, as the OpenAPI document shows it."""
 
+import unicodedata
 from datetime import datetime
 from typing import Annotated, Literal
+from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
 from pydantic import (
@@ -24,6 +26,11 @@ def _normalised(email: str) -> str:
         # The library's message may quote the address.
         kind, message = "email_invalid", "Enter a valid email address"
         raise PydanticCustomError(kind, message) from None
+
+
+def email_key(email: str) -> str:
+    """Return what is the same for the same email in any letter case (Unicode section 3.13, D145)."""
+    return unicodedata.normalize("NFC", email.casefold())
 
 
 Email = Annotated[
@@ -69,6 +76,39 @@ class ProfileUpdate(_Input):
     """What a user may change of their profile; null clears the name."""
 
     name: Annotated[Line | None, Field(examples=["Ada"])]
+
+
+class Refresh(_Input):
+    """The refresh token of the last answer; it is spent by being used."""
+
+    refresh_token: UnicodeText
+
+
+class PasswordChange(_Input):
+    """The password as it is, and as it shall be."""
+
+    current_password: Password
+    new_password: Password
+
+
+class PasswordConfirmation(_Input):
+    """The password, once more, for what cannot be undone."""
+
+    password: Password
+
+
+class SessionRead(BaseModel):
+    """A sign-in that is still good."""
+
+    id: UUID
+    created_at: datetime
+    last_used_at: datetime
+    """When it was last refreshed."""
+    expires_at: datetime
+    user_agent: str | None
+    ip: str | None
+    current: bool
+    """Whether it is the one that asks."""
 
 
 class UserRead(BaseModel):

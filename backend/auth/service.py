@@ -1,17 +1,14 @@
-"""Registering, signing in and out, and the profile: the work behind the `/auth` routes."""
+"""Accounts: registering, signing in, the profile, the password and the end of it."""
 
-import unicodedata
+import hashlib
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 from pydantic import ValidationError
 from uuid_utils import compat
 
 from backend import events
-from backend.auth import passwords, statements, tokens
+from backend.auth import passwords, statements
 from backend.auth.caller import Caller
 from backend.auth.errors import (
     EmailTakenError,
@@ -19,106 +16,75 @@ from backend.auth.errors import (
     InvalidGrantError,
     RevokedTokenError,
     UnsupportedGrantTypeError,
+    WrongPasswordError,
 )
-from backend.auth.passwords import PasswordHasher
-from backend.auth.schemas import Credentials, PasswordGrant, ProfileUpdate, Registration
-from backend.auth.tokens import AccessTokens
+from backend.auth.schemas import (
+    Credentials,
+    PasswordChange,
+    PasswordConfirmation,
+    PasswordGrant,
+    ProfileUpdate,
+    Registration,
+    email_key,
+)
+from backend.auth.sessions import Client, NewTokens, SignIn
 from backend.database import Database, Row
 from backend.errors import ServiceUnavailableError
 from backend.events import Event
-from backend.settings import Settings
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """Where a sign-in comes from, as the list of sessions shows it."""
-
-    ip: str | None
-    user_agent: str | None
-
-
-class SignIn:
-    """What signing in needs besides the database: keys, hash threads, rules and lifetimes."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.access_tokens = AccessTokens(settings)
-        self.hasher = PasswordHasher(rounds=settings.bcrypt_rounds, processes=settings.workers)
-        self.password_min_length = settings.password_min_length
-        self.session_lifetime = timedelta(days=min(settings.session_days, settings.session_idle_days))
-
-
-@dataclass(frozen=True, slots=True)
-class _NewSession:
-    id: UUID = field(default_factory=compat.uuid7)
-    refresh_token: str = field(default_factory=tokens.new_refresh_token)
-
-    def values(self, sign_in: SignIn, client: Client) -> dict[str, Any]:
-        return {
-            "session_id": self.id,
-            "session_lifetime": sign_in.session_lifetime,
-            "refresh_digest": tokens.digest(self.refresh_token),
-            "user_agent": client.user_agent,
-            "ip": client.ip,
-        }
-
-    def tokens(self, sign_in: SignIn, user: Row) -> dict[str, Any]:
-        return {
-            "access_token": sign_in.access_tokens.issue(user["id"], self.id),
-            "token_type": "bearer",
-            "expires_in": sign_in.access_tokens.lifetime,
-            "refresh_token": self.refresh_token,
-            "user": dict(user),
-        }
-
-
-def _email_key(email: str) -> str:
-    """Return what is the same for the same email in any letter case (Unicode section 3.13, D145)."""
-    return unicodedata.normalize("NFC", email.casefold())
 
 
 async def register(database: Database, sign_in: SignIn, client: Client, data: Registration) -> dict[str, Any]:
-    """Create an account and sign it in; raises `EmailTakenError`, `PasswordRefusedError` (R4-FR-003)."""
+    """Create an account and sign it in; raises `EmailTakenError` or `PasswordRefusedError`."""
     passwords.check_rules(data.password, email=data.email, min_length=sign_in.password_min_length)
-    email_key = _email_key(data.email)
-    if await database.one(statements.FIND_ACCOUNT, email_key=email_key) is not None:
+    await sign_in.limits.registration(client.address)
+    new, key = NewTokens(sign_in, client), email_key(data.email)
+    if await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address) is not None:
         raise EmailTakenError
-    session = _NewSession()
     user = await database.one(
         statements.REGISTER,
         user_id=str(compat.uuid7()),
         email=data.email,
-        email_key=email_key,
+        email_key=key,
         name=data.name,
         password_hash=await sign_in.hasher.hash(data.password),
-        **session.values(sign_in, client),
+        **new.values,
     )
     if user is None:
         raise EmailTakenError
     events.identify(user["id"])
-    events.record(Event.REGISTERED, session_id=session.id)
-    return session.tokens(sign_in, user)
+    events.record(Event.REGISTERED, session_id=new.session_id)
+    return new.issue(user)
 
 
 async def login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
-    """Sign in; raises `InvalidCredentialsError` after one hash, the email known or not (R4-FR-004)."""
-    email_key = _email_key(data.email)
-    account = await database.one(statements.FIND_ACCOUNT, email_key=email_key)
+    """Sign in; raises `InvalidCredentialsError` after one hash, the email known or not."""
+    new, key = NewTokens(sign_in, client), email_key(data.email)
+    account = await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address)
     stored = account["password_hash"] if account else None
-    session, user = _NewSession(), None
-    if await sign_in.hasher.verify(data.password, stored):
-        user = await database.one(
-            statements.SIGN_IN,
-            password_hash=stored,
-            email_key=email_key,
-            **session.values(sign_in, client),
-        )
+    is_known = account is not None and account["is_known"]
+    user = None
+    if await _is_right(sign_in, client, data.password, stored, None if is_known else key):
+        user = await database.one(statements.SIGN_IN, password_hash=stored, email_key=key, **new.values)
     if user is None or stored is None:
         events.record(Event.LOGIN_FAILED, account_id=account["id"] if account else None)
         raise InvalidCredentialsError(reason="credentials")
     events.identify(user["id"])
-    events.record(Event.LOGIN, session_id=session.id)
+    events.record(Event.LOGIN, session_id=new.session_id)
     await _upgrade_hash(database, sign_in, data.password, user["id"], stored)
-    return session.tokens(sign_in, user)
+    return new.issue(user)
+
+
+async def _is_right(
+    sign_in: SignIn, client: Client, password: str, stored: str | None, limited_email: str | None
+) -> bool:
+    """Tell whether the password is right, within the limits on guessing; raises `RateLimitedError`."""
+    # Not the email itself: a shared storage is a place where it has no business.
+    account = None if limited_email is None else hashlib.sha256(limited_email.encode()).hexdigest()
+    async with sign_in.limits.guess(client.address, account) as failed:
+        is_right = await sign_in.hasher.verify(password, stored)
+        if not is_right:
+            await failed()
+    return is_right
 
 
 async def _upgrade_hash(
@@ -146,25 +112,68 @@ async def token(database: Database, sign_in: SignIn, client: Client, data: Passw
         raise InvalidGrantError from error
 
 
-async def logout(database: Database, caller: Caller) -> None:
-    """End the caller's session, for every process at once; raises `RevokedTokenError`."""
-    ended = await database.one(statements.END_SESSION, session_id=caller.session_id, **caller.values)
-    if ended is None:
-        raise RevokedTokenError
-    events.record(Event.LOGOUT, session_id=caller.session_id)
-
-
 async def read_profile(database: Database, caller: Caller) -> dict[str, Any]:
     """Return the caller's user; raises `RevokedTokenError`."""
-    return _own(await database.one(statements.READ_PROFILE, **caller.values))
+    return dict(_own(await database.one(statements.READ_PROFILE, **caller.values)))
 
 
 async def update_profile(database: Database, caller: Caller, data: ProfileUpdate) -> dict[str, Any]:
     """Change the caller's name, or clear it; raises `RevokedTokenError`."""
-    return _own(await database.one(statements.UPDATE_PROFILE, new_name=data.name, **caller.values))
+    return dict(_own(await database.one(statements.UPDATE_PROFILE, new_name=data.name, **caller.values)))
 
 
-def _own(row: Row | None) -> dict[str, Any]:
+async def change_password(
+    database: Database, sign_in: SignIn, client: Client, caller: Caller, data: PasswordChange
+) -> dict[str, Any]:
+    """Change the password, end all other sessions; raises `WrongPasswordError`, `PasswordRefusedError`."""
+    account = await _confirm_password(database, sign_in, client, caller, data.current_password)
+    passwords.check_rules(
+        data.new_password,
+        email=account["email"],
+        min_length=sign_in.password_min_length,
+        field="new_password",
+    )
+    new = NewTokens(sign_in, client)
+    user = _own(
+        await database.one(
+            statements.CHANGE_PASSWORD,
+            old_hash=account["password_hash"],
+            new_hash=await sign_in.hasher.hash(data.new_password),
+            refresh_digest=new.values["refresh_digest"],
+            **caller.values,
+        )
+    )
+    if user["id"] is None:
+        raise WrongPasswordError(reason="wrong_password")
+    events.record(Event.PASSWORD_CHANGED, session_id=caller.session_id)
+    return new.issue(user, caller.session_id)
+
+
+async def delete_account(
+    database: Database, sign_in: SignIn, client: Client, caller: Caller, data: PasswordConfirmation
+) -> None:
+    """Delete the user, their sessions and their tasks; raises `WrongPasswordError`."""
+    account = await _confirm_password(database, sign_in, client, caller, data.password)
+    deleted = await database.one(
+        statements.DELETE_ACCOUNT, old_hash=account["password_hash"], **caller.values
+    )
+    if _own(deleted)["id"] is None:
+        raise WrongPasswordError(reason="wrong_password")
+    events.record(Event.ACCOUNT_DELETED)
+
+
+async def _confirm_password(
+    database: Database, sign_in: SignIn, client: Client, caller: Caller, password: str
+) -> Row:
+    """Return the caller's account if `password` is theirs; a wrong one counts as a failed sign-in."""
+    account = _own(await database.one(statements.READ_ACCOUNT, address=client.address, **caller.values))
+    limited_email = None if account["is_known"] else account["email_key"]
+    if not await _is_right(sign_in, client, password, account["password_hash"], limited_email):
+        raise WrongPasswordError(reason="wrong_password")
+    return account
+
+
+def _own(row: Row | None) -> Row:
     if row is None:
         raise RevokedTokenError
-    return dict(row)
+    return row

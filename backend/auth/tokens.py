@@ -15,7 +15,7 @@ import jwt
 from uuid_utils import uuid7
 
 from backend.auth.caller import Caller
-from backend.auth.errors import ExpiredTokenError, InvalidTokenError
+from backend.auth.errors import InvalidTokenError
 from backend.auth.models import LOCAL
 from backend.settings import Settings
 
@@ -27,17 +27,11 @@ LEEWAY: Final = timedelta(seconds=30)
 """For clocks that run ahead of ours (`nbf`, `iat`); an expiry has none."""
 MAX_EXPIRY: Final = 2**53
 """Seconds; also keeps out NaN and infinity, which no clock ever passes."""
-REMEMBERED: Final = 4096
-"""Verified tokens kept per process, of at most `REMEMBERED_CHARACTERS` each."""
-REMEMBERED_CHARACTERS: Final = 1024
 _ACCESS_TYPES = {TYPE, "jwt"}
 
 
 class AccessTokens:
-    """Issues access tokens and tells who sent one; a verified token is remembered until it expires.
-
-    What is remembered is the signature's check: whether the session lives is asked of the database each time.
-    """
+    """Issues our access tokens, and tells who sent one."""
 
     def __init__(self, settings: Settings) -> None:
         assert settings.jwt_secret is not None
@@ -50,7 +44,6 @@ class AccessTokens:
         ]
         self._keys = {_key_id(key): key for key in secret_keys}
         self._current = _key_id(secret_keys[0])
-        self._remembered: dict[str, Caller] = {}
 
     def issue(self, user_id: str, session_id: UUID) -> str:
         """Return a new access token for a session."""
@@ -67,26 +60,12 @@ class AccessTokens:
         headers = {"typ": TYPE, "kid": self._current}
         return jwt.encode(claims, self._keys[self._current], ALGORITHM, headers=headers)
 
-    def verify(self, token: str) -> Caller:
-        """Return who sent `token`; raises `InvalidTokenError` or `ExpiredTokenError` (contract section 5)."""
-        caller = self._remembered.get(token)
-        if caller is None:
-            caller = self._verify(token)
-            self._remember(token, caller)
-        if caller.expires_at <= time():
-            self._remembered.pop(token, None)
-            raise ExpiredTokenError(reason="expired")
-        return caller
+    def may_have_issued(self, header: dict[str, Any]) -> bool:
+        """Tell whether a token with this header names a key of ours."""
+        return header.get("kid") in self._keys
 
-    def _remember(self, token: str, caller: Caller) -> None:
-        if len(token) > REMEMBERED_CHARACTERS:
-            return
-        if len(self._remembered) >= REMEMBERED:
-            self._remembered.pop(next(iter(self._remembered)))
-        self._remembered[token] = caller
-
-    def _verify(self, token: str) -> Caller:
-        header = read_header(token)
+    def verify(self, token: str, header: dict[str, Any]) -> Caller:
+        """Return who sent `token`, expired or not; raises `InvalidTokenError` (contract section 5)."""
         claims = self._decode(token, header.get("kid"))
         return Caller(
             user_id=subject(claims),
@@ -150,12 +129,13 @@ def decode(
 def subject(claims: dict[str, Any]) -> str:
     """Return `sub`: a text of 1 to 255 characters that PostgreSQL can hold."""
     value = claims["sub"]
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_SUBJECT_CHARACTERS or not _is_text(value):
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_SUBJECT_CHARACTERS or not is_text(value):
         raise InvalidTokenError(reason="claims")
     return value
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
+    """Tell whether PostgreSQL can hold `value`."""
     return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
 
 

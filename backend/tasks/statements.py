@@ -97,7 +97,9 @@ def _list(status: Status, sort: Sort, order: Order, *, goes_on: bool) -> Stateme
         page = page.where(position > last if order == "asc" else position < last)
     directed = [column.asc() if order == "asc" else column.desc() for column in (key, tasks.c.id)]
     # Limited within, so that the index gives the first rows in order and nothing is sorted.
-    rows = page.order_by(*directed).limit(bindparam("row_limit", type_=Integer)).subquery("page")
+    # As a subquery, so that PostgreSQL does not know it: for a large page of few it would rather sort.
+    limit = select(bindparam("row_limit", type_=Integer)).scalar_subquery()
+    rows = page.order_by(*directed).limit(limit).subquery("page")
     return Statement(select(rows).select_from(caller.outerjoin(rows, true())))
 
 

@@ -26,7 +26,7 @@ def upgrade() -> None:
             name="users_local_complete",
         ),
         sa.CheckConstraint("char_length(id) BETWEEN 1 AND 255", name="users_id_length"),
-        sa.CheckConstraint("char_length(name) <= 200", name="users_name_length"),
+        sa.CheckConstraint("char_length(name) BETWEEN 1 AND 200", name="users_name_length"),
         sa.CheckConstraint("char_length(email) <= 254", name="users_email_length"),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("email_key"),
@@ -79,10 +79,23 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("digest"),
     )
     op.create_index("refresh_tokens_session_id", "refresh_tokens", ["session_id"], unique=False)
+    op.create_table(
+        "known_addresses",
+        sa.Column("user_id", sa.Text(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column(
+            "last_used_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("user_id", "address"),
+    )
+    op.create_index("sessions_expires_at", "sessions", ["expires_at"], unique=False)
 
 
 def downgrade() -> None:
     """Take back."""
+    op.drop_index("sessions_expires_at", table_name="sessions")
+    op.drop_table("known_addresses")
     op.drop_index("refresh_tokens_session_id", table_name="refresh_tokens")
     op.drop_table("refresh_tokens")
     op.drop_index("tasks_by_title", table_name="tasks")

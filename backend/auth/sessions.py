@@ -1,0 +1,135 @@
+"""Sessions: begun by signing in, kept alive by refresh tokens, ended by their owner or by a thief."""
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from uuid_utils import compat
+
+from backend import events
+from backend.auth import statements, tokens
+from backend.auth.caller import Caller
+from backend.auth.errors import InvalidRefreshTokenError, RevokedTokenError, SessionNotFoundError
+from backend.auth.passwords import PasswordHasher
+from backend.auth.schemas import Refresh
+from backend.auth.tokens import AccessTokens
+from backend.database import Database, Row
+from backend.events import Event
+from backend.rate_limits import RateLimits, address_of
+from backend.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Where a request comes from, as the list of sessions shows it."""
+
+    ip: str | None
+    user_agent: str | None
+
+    @property
+    def address(self) -> str:
+        """What counts as one address for limits."""
+        return address_of(self.ip)
+
+
+class SignIn:
+    """What signing in needs besides the database: keys, hash threads, rules, limits and lifetimes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.access_tokens = AccessTokens(settings)
+        self.hasher = PasswordHasher(rounds=settings.bcrypt_rounds, processes=settings.workers)
+        self.limits = RateLimits(settings)
+        self.password_min_length = settings.password_min_length
+        self.lifetimes = {
+            "session_life": timedelta(days=settings.session_days),
+            "session_idle_life": timedelta(days=settings.session_idle_days),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """A refresh token that is about to be stored, for a session that may be new as well."""
+
+    sign_in: SignIn
+    client: Client
+    session_id: UUID = field(default_factory=compat.uuid7)
+    refresh_token: str = field(default_factory=tokens.new_refresh_token)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the statements take that store it."""
+        return {
+            "session_id": self.session_id,
+            "refresh_digest": tokens.digest(self.refresh_token),
+            "user_agent": self.client.user_agent,
+            "ip": self.client.ip,
+            "address": self.client.address,
+            **self.sign_in.lifetimes,
+        }
+
+    def issue(self, user: Row, session_id: UUID | None = None) -> dict[str, Any]:
+        """Return the answer that signs `user` in, to this new session or to the one that goes on."""
+        return {
+            "access_token": self.sign_in.access_tokens.issue(user["id"], session_id or self.session_id),
+            "token_type": "bearer",
+            "expires_in": self.sign_in.access_tokens.lifetime,
+            "refresh_token": self.refresh_token,
+            "user": {name: user[name] for name in ("id", "email", "name", "created_at")},
+        }
+
+
+async def refresh(database: Database, sign_in: SignIn, client: Client, data: Refresh) -> dict[str, Any]:
+    """Spend a refresh token for new tokens; raises `InvalidRefreshTokenError` (RFC 9700 section 4.14).
+
+    The same token twice within `statements.REFRESH_GRACE` is good twice. Later it ends the session, by a
+    statement of its own that the refusal does not take back.
+    """
+    spent, new = tokens.digest(data.refresh_token), NewTokens(sign_in, client)
+    user = await database.one(statements.REFRESH, spent_digest=spent, **new.values)
+    if user is not None:
+        events.identify(user["id"])
+        events.record(Event.REFRESHED, session_id=user["session_id"])
+        return new.issue(user, user["session_id"])
+    reused = await database.one(statements.END_REUSED, spent_digest=spent)
+    if reused is None:
+        raise InvalidRefreshTokenError(reason="refresh_token")
+    events.identify(reused["user_id"])
+    events.record(Event.REFRESH_REUSED, session_id=reused["id"])
+    raise InvalidRefreshTokenError(reason="refresh_reused")
+
+
+async def list_sessions(database: Database, caller: Caller) -> list[dict[str, Any]]:
+    """Return the caller's live sessions, the last used first; raises `RevokedTokenError`."""
+    rows = await database.all(statements.LIST_SESSIONS, **caller.values)
+    if not rows:
+        raise RevokedTokenError
+    return [dict(row) for row in rows]
+
+
+async def logout(database: Database, caller: Caller) -> None:
+    """End the caller's session, for every process at once; raises `RevokedTokenError`."""
+    ended = await database.one(statements.END_SESSION, session_id=caller.session_id, **caller.values)
+    if ended is None or ended["id"] is None:
+        raise RevokedTokenError
+    events.record(Event.LOGOUT, session_id=caller.session_id)
+
+
+async def end_session(database: Database, caller: Caller, session_id: UUID) -> None:
+    """End one session of the caller's; raises `RevokedTokenError`, `SessionNotFoundError`."""
+    ended = await database.one(statements.END_SESSION, session_id=session_id, **caller.values)
+    if ended is None:
+        raise RevokedTokenError
+    if ended["id"] is None:
+        raise SessionNotFoundError
+    events.record(Event.SESSION_REVOKED, session_id=session_id)
+
+
+async def end_other_sessions(database: Database, caller: Caller) -> None:
+    """End all sessions of the caller's but this one; raises `RevokedTokenError`."""
+    ended = await database.all(statements.END_OTHER_SESSIONS, **caller.values)
+    if not ended:
+        raise RevokedTokenError
+    for row in ended:
+        if row["id"] is not None:
+            events.record(Event.SESSION_REVOKED, session_id=row["id"])

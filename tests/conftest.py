@@ -16,6 +16,8 @@ from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
 from tests.service import JWT_SECRET, Account, Service, running
 
+pytest_plugins = ["tests.better_auth.fixtures"]
+
 _numbers = count(1)
 
 

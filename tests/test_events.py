@@ -56,7 +56,10 @@ def named(lines: list[dict[str, Any]], event: str) -> list[dict[str, Any]]:
 # Events
 
 
-def stories(service: Service, ada: Account, bob: Account) -> Iterator[tuple[Event, httpx.Response, Any]]:
+Story = tuple[Event, httpx.Response, Any]
+
+
+def stories(service: Service, ada: Account, bob: Account) -> Iterator[Story]:
     """Each event with the answer during which it happened, and the user whose request that was."""
     anybody = service.client()
     new = {"email": "storied@example.com", "password": PASSWORD}
@@ -82,12 +85,51 @@ def stories(service: Service, ada: Account, bob: Account) -> Iterator[tuple[Even
     yield Event.DENIED, ada.client.get("/tasks"), ada.id
 
 
-def test_each_event_is_logged_once_with_every_field(service: Service, ada: Account, bob: Account) -> None:
+def stories_of_sessions(service: Service, database: Postgres, carl: Account) -> Iterator[Story]:
+    """What happens to a session and an account, up to the end of both."""
+    login = {"email": carl.email, "password": PASSWORD}
+    others = [service.client().post("/auth/login", json=login).json() for _ in range(2)]
+    ids = [each["id"] for each in carl.client.get("/auth/sessions").json() if not each["current"]]
+    yield Event.SESSION_REVOKED, carl.client.delete(f"/auth/sessions/{ids[0]}"), carl.id
+    yield Event.SESSION_REVOKED, carl.client.delete("/auth/sessions"), carl.id
+    assert service.client(others[0]["access_token"]).get("/tasks").status_code == 401
+    refreshing = {"refresh_token": carl.tokens["refresh_token"]}
+    yield Event.REFRESHED, service.client().post("/auth/refresh", json=refreshing), carl.id
+    change = {"current_password": PASSWORD, "new_password": f"{PASSWORD}, a new one"}
+    response = carl.client.post("/auth/password", json=change)
+    yield Event.PASSWORD_CHANGED, response, carl.id
+    database.sql("UPDATE refresh_tokens SET spent_at = spent_at - interval '1 hour'")
+    yield Event.REFRESH_REUSED, service.client().post("/auth/refresh", json=refreshing), carl.id
+    again = {**login, "password": change["new_password"]}
+    client = service.client(service.client().post("/auth/login", json=again).json()["access_token"])
+    confirmation = {"password": change["new_password"]}
+    yield Event.ACCOUNT_DELETED, client.request("DELETE", "/auth/me", json=confirmation), carl.id
+
+
+def story_of_too_many(service: Service) -> Iterator[Story]:
+    """A third registration where two are allowed."""
+    for _ in range(2):
+        service.register()
+    new = {"email": "third@example.com", "password": PASSWORD}
+    yield Event.RATE_LIMITED, service.client().post("/auth/register", json=new), None
+
+
+WARNINGS = {Event.DENIED, Event.LOGIN_FAILED, Event.REFRESH_REUSED, Event.RATE_LIMITED}
+
+
+def test_each_event_is_logged_once_with_every_field(
+    service: Service, new_service: Callable[..., Service], database: Postgres, ada: Account, bob: Account
+) -> None:
     """R4-FR-016, R4-FR-017, R4-SC-010."""
+    limited = new_service(RATE_LIMIT_ENABLED="true", RATE_LIMIT_REGISTER="2/hour")
     told = set()
-    for event, response, user_id in stories(service, ada, bob):
+    for teller, event, response, user_id in (
+        *((service, *story) for story in stories(service, ada, bob)),
+        *((service, *story) for story in stories_of_sessions(service, database, service.register())),
+        *((limited, *story) for story in story_of_too_many(limited)),
+    ):
         told.add(event)
-        lines = lines_of(service, response)
+        lines = lines_of(teller, response)
         (line,) = named(lines, event)
         (request,) = named(lines, "http.request")
         assert set(line) >= FIELDS
@@ -100,8 +142,8 @@ def test_each_event_is_logged_once_with_every_field(service: Service, ada: Accou
             at = datetime.fromisoformat(entry["timestamp"])
             assert at.utcoffset() == timedelta(0)
             assert abs(datetime.now(UTC) - at) < timedelta(minutes=1)
-        is_warning = event in {Event.DENIED, Event.LOGIN_FAILED}
-        assert (line["level"], request["level"]) == ("WARNING" if is_warning else "INFO", "INFO")
+        level = "WARNING" if event in WARNINGS else "INFO"
+        assert (line["level"], request["level"]) == (level, "INFO")
     assert told == set(Event)
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from select import select
+from selectors import EVENT_READ, DefaultSelector
 from time import time
 from typing import Any
 from urllib.parse import urlsplit
@@ -412,12 +412,12 @@ def fill_hash_queue(service: Service, waiting: ExitStack) -> None:
     request = b"POST /auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     request += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
     address = urlsplit(service.url)
-    connections = []
+    answers = waiting.enter_context(DefaultSelector())
     for _ in range((os.cpu_count() or 1) * QUEUE_PER_THREAD + 16):
         connection = waiting.enter_context(socket.create_connection((address.hostname, address.port)))
         connection.sendall(request)
-        connections.append(connection)
-    assert select(connections, [], [], 30)[0], "nobody was refused"
+        answers.register(connection, EVENT_READ)
+    assert answers.select(30), "nobody was refused"
 
 
 def send_until_answered(operation: Operation, service: Service) -> httpx.Response:

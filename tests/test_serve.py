@@ -296,7 +296,7 @@ def test_sigterm_ends_it_though_a_client_keeps_it_waiting(
     new_database: Callable[[], Postgres], launch: Callable[..., Service]
 ) -> None:
     """Docker kills after 10 seconds, and then the embedded server would be left behind."""
-    service = launch(DATABASE_URL=new_database().url, JWT_SECRET=JWT_SECRET)
+    service = launch(DATABASE_URL=new_database().url, JWT_SECRET=JWT_SECRET, SHUTDOWN_GRACE_SECONDS="2")
     wait_until_healthy(service)
     port = int(service.url.rpartition(":")[2])
     with socket.create_connection(("127.0.0.1", port)) as client:

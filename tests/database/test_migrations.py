@@ -18,7 +18,7 @@ from backend.database import schema
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, ROOT, Service, environment
 
-TABLES = {"users", "sessions", "refresh_tokens", "tasks"}
+TABLES = {"users", "sessions", "refresh_tokens", "known_addresses", "tasks"}
 
 # Everything that decides what the tables take and how fast they are: columns, constraints and indexes.
 COLUMNS = """
@@ -131,7 +131,9 @@ def test_the_migrations_make_what_the_models_say(
     """More than `alembic check` sees: CHECK constraints, collations and identities, too."""
     by_models = new_database()
     create = SQLModel.metadata.create_all
-    asyncio.run(schema._run(by_models.url, lambda config: create(config.attributes["connection"])))
+    asyncio.run(
+        schema._with_database(by_models.url, lambda config: create(config.attributes["connection"]), 0)
+    )
     assert shape(migrated) == shape(by_models)
     asyncio.run(schema.check(migrated.url))
 
@@ -264,4 +266,4 @@ def test_a_deleted_user_takes_sessions_tokens_and_tasks_along(with_ada: Postgres
     insert(with_ada, "tasks", TASK | {"user_id": "eve"})
     with_ada.sql("DELETE FROM users WHERE id = 'ada'")
     left = {table: len(with_ada.sql(f"SELECT * FROM {table}")) for table in TABLES}  # noqa: S608
-    assert left == {"users": 1, "sessions": 0, "refresh_tokens": 0, "tasks": 1}
+    assert left == {"users": 1, "sessions": 0, "refresh_tokens": 0, "known_addresses": 0, "tasks": 1}

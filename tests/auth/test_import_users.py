@@ -1,0 +1,264 @@
+"""`python -m backend import-users FILE`: all users of a file or none, and which line is wrong."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import bcrypt
+import pytest
+
+from backend.auth.imports import UserFileError, import_users
+from backend.database import Database, schema
+from backend.settings import load_settings
+from tests.conftest import Postgres
+from tests.service import JWT_SECRET, PASSWORD, ROOT, Service, environment
+
+HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
+OTHER_HASH = bcrypt.hashpw(b"another password", bcrypt.gensalt(5)).decode()
+
+
+@pytest.fixture(scope="module")
+def database(new_database: Callable[[], Postgres]) -> Postgres:
+    """A database of these tests' own: they count the users in it."""
+    database = new_database()
+    asyncio.run(schema.migrate(database.url))
+    return database
+
+
+@pytest.fixture
+def users(database: Postgres) -> Callable[[], list[tuple[str, str | None, str]]]:
+    """Tell who is in the database, which is empty at first."""
+    database.sql("DELETE FROM users")
+    every = "SELECT email, name, password_hash FROM users ORDER BY email"
+    return lambda: [(row["email"], row["name"], row["password_hash"]) for row in database.sql(every)]
+
+
+Users = Callable[[], list[tuple[str, str | None, str]]]
+
+
+def run_import(database: Postgres, file: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "backend", "import-users", str(file)],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def run(database: Postgres, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Import a file of this content and name."""
+
+    def run(content: str | bytes, name: str = "users.csv") -> subprocess.CompletedProcess[str]:
+        file = tmp_path / name
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+        return run_import(database, file)
+
+    return run
+
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def line(email: str = "ada@example.com", name: str = "Ada", password_hash: str = HASH) -> str:
+    return f"{email},{name},{password_hash}\n"
+
+
+def record(**fields: Any) -> str:
+    return json.dumps({"email": "ada@example.com", "name": "Ada", "password_hash": HASH} | fields) + "\n"
+
+
+# What is brought in
+
+ADA, BOB = ("ada@example.com", "Ada", HASH), ("bob@example.com", None, OTHER_HASH)
+BOTH = line() + line("bob@example.com", "", OTHER_HASH)
+HEADER = "email,name,password_hash\n"
+RECORDS = record() + record(email="bob@example.com", name=None, password_hash=OTHER_HASH)
+FILES: dict[str, tuple[str, str]] = {
+    "CSV": ("users.csv", BOTH),
+    "CSV with a header": ("users.csv", HEADER + BOTH),
+    "CSV with a header in other letters": ("users.csv", "Email, Name, Password_Hash\n" + BOTH),
+    "CSV of Windows": ("USERS.CSV", "\ufeff" + (HEADER + BOTH).replace("\n", "\r\n")),
+    "CSV in quotes": ("users.csv", BOTH.replace("Ada", '"Ada"').replace(HASH, f'"{HASH}"')),
+    "CSV with empty lines": ("users.csv", BOTH.replace("\n", "\n\n")),
+    "CSV without a last line feed": ("users.csv", BOTH.removesuffix("\n")),
+    "JSON Lines": ("users.jsonl", RECORDS),
+    "JSON Lines with empty lines": ("users.jsonl", RECORDS.replace("\n", "\r\n \r\n")),
+    "JSON Lines with more fields": ("users.ndjson", RECORDS.replace("{", '{"id": "7", "issuer": "x", ')),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_every_user_of_a_file_is_brought_in(run: Run, users: Users, case: str) -> None:
+    name, content = FILES[case]
+    result = run(content, name)
+    assert result.returncode == 0, result.stderr
+    assert users() == [ADA, BOB]
+    assert "2 of 2 users" in result.stderr
+    assert "2 new" in result.stderr
+
+
+def test_names_and_emails_are_kept_as_registering_keeps_them(run: Run, users: Users) -> None:
+    names = ["Lovelace, Ada", 'the "first"', "Ada e\u0301 👩\u200d👩\u200d👧", "'; DROP TABLE users; --"]
+    emails = [f"user{number}@EXAMPLE.com" for number in range(len(names))]
+    written = [
+        line(email, '"' + name.replace('"', '""') + '"') for email, name in zip(emails, names, strict=True)
+    ]
+    assert run("".join(written)).returncode == 0
+    kept = [email.replace("EXAMPLE", "example") for email in emails]
+    assert users() == [(email, name, HASH) for email, name in zip(kept, names, strict=True)]
+
+
+def test_progress_is_shown_and_many_are_quick(run: Run, users: Users) -> None:
+    result = run("".join(line(f"user{number}@example.com") for number in range(2500)))
+    assert result.returncode == 0, result.stderr
+    assert [shown in result.stderr for shown in ("1,000 of", "2,000 of", "2,500 of 2,500")] == [True] * 3
+    assert len(users()) == 2500
+
+
+def test_an_empty_file_is_no_mistake(run: Run, users: Users) -> None:
+    for content in ("", HEADER):
+        result = run(content)
+        assert (result.returncode, "0 new" in result.stderr) == (0, True)
+    assert users() == []
+
+
+def test_it_can_be_run_again_and_who_is_here_stays_as_they_are(run: Run, users: Users) -> None:
+    assert run(BOTH).returncode == 0
+    result = run(
+        line("ADA@example.com", "Eve", OTHER_HASH) + line("carl@example.com", "Carl") + BOTH[len(line()) :]
+    )
+    assert (result.returncode, "1 new" in result.stderr) == (0, True)
+    assert users() == [ADA, BOB, ("carl@example.com", "Carl", HASH)]
+
+
+@pytest.mark.parametrize("prefix", ["$2a$", "$2b$", "$2y$"])
+def test_an_imported_user_signs_in_and_is_upgraded(
+    run: Run, users: Users, database: Postgres, new_service: Callable[..., Service], prefix: str
+) -> None:
+    assert run(line(password_hash=HASH.replace("$2b$", prefix))).returncode == 0
+    client = new_service(DATABASE_URL=database.url).client()
+    wrong = {"email": "ada@example.com", "password": "a wrong password"}
+    assert client.post("/auth/login", json=wrong).status_code == 401
+    assert users()[0][2].startswith(prefix)
+    tokens = client.post("/auth/login", json=wrong | {"email": "Ada@Example.com", "password": PASSWORD})
+    assert (tokens.status_code, tokens.json()["user"]["name"]) == (200, "Ada")
+    assert users()[0][2].startswith("$bcrypt-sha256$v=2,t=2b,r=4$")
+    assert client.post("/auth/login", json=wrong | {"password": PASSWORD}).status_code == 200
+    # To run it again takes back neither the upgrade nor a new password.
+    upgraded = users()
+    assert run(line()).returncode == 0
+    assert users() == upgraded
+
+
+# What is refused
+
+BAD_LINES: dict[str, tuple[str, str]] = {
+    "no email": (line("no email"), "email"),
+    "an empty email": (line(""), "email"),
+    "a very long email": (line(f"{'x' * 250}@example.com"), "email"),
+    "a name that is too long": (line(name="x" * 201), "name"),
+    "a name with a control character": (line(name="A\x1b[31mda"), "name"),
+    "no hash": (line(password_hash=""), "password_hash"),
+    "a hash that is missing": ("ada@example.com,Ada\n", "password_hash"),
+    "a password": (line(password_hash=PASSWORD), "password_hash"),
+    "a hash cut short": (line(password_hash=HASH[:-1]), "password_hash"),
+    "a hash with a letter more": (line(password_hash=HASH + "x"), "password_hash"),
+    "a hash with a letter of another alphabet": (line(password_hash=HASH[:-1] + "é"), "password_hash"),
+    "cost 3": (line(password_hash=HASH.replace("$04$", "$03$")), "password_hash"),
+    "cost 17": (line(password_hash=HASH.replace("$04$", "$17$")), "password_hash"),
+    "cost 31": (line(password_hash=HASH.replace("$04$", "$31$")), "password_hash"),
+    "2x": (line(password_hash=HASH.replace("$2b$", "$2x$")), "password_hash"),
+    "another scheme": (line(password_hash="$argon2id$v=19$m=65536$c2FsdA$aGFzaA"), "password_hash"),
+    "columns in another order": (f"Ada,ada@example.com,{HASH}\n", "email"),
+    "a twin": (line("carl@example.com"), "line 1"),
+    "a twin in other letters": (line("CARL@Example.com"), "line 1"),
+    "quotes that never end": (line(name='"Ada'), "line 2"),
+    "quotes with something behind": (line(name='"A"da'), "line 2"),
+    "bytes that are no UTF-8": (line(name="J\udcfcrgen"), "line 2"),
+}
+
+
+def refused(database: Postgres, file: Path, content: bytes) -> list[str]:
+    """Import a file within this process, which is quicker; return what is wrong with it, line by line."""
+    file.write_bytes(content)
+
+    async def bring_in() -> None:
+        settings = load_settings(database_url=database.url, jwt_secret=JWT_SECRET)
+        async with Database(settings) as target:
+            await import_users(target, file, lambda _done, _of: None)
+
+    with pytest.raises(UserFileError) as error:
+        asyncio.run(bring_in())
+    said = str(error.value)
+    for secret in (HASH[8:40], PASSWORD):
+        assert secret not in said
+    return said.splitlines()
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_line_is_named_and_nothing_of_the_file_is_brought_in(
+    database: Postgres, tmp_path: Path, users: Users, case: str
+) -> None:
+    bad, reason = BAD_LINES[case]
+    content = line("carl@example.com") + bad + line("bob@example.com")
+    (said,) = refused(database, tmp_path / "users.csv", content.encode(errors="surrogateescape"))
+    assert "line 2" in said
+    assert reason in said
+    assert users() == []
+
+
+BAD_RECORDS: dict[str, tuple[str, str]] = {
+    "no JSON": ("{email: ada}\n", "line 2"),
+    "cut short": (record()[:-3] + "\n", "line 2"),
+    "a list": ('["ada@example.com"]\n', "line 2"),
+    "null": ("null\n", "line 2"),
+    "a number for an email": (record(email=7), "email"),
+    "a field that is missing": ('{"email": "ada@example.com"}\n', "password_hash"),
+    "a list for a name": (record(name=["Ada"]), "name"),
+    "NUL": (record(name="A\0da"), "name"),
+    "a lone surrogate": (record(name="A\ud800da"), "name"),
+    "a hash with a line feed": (record(password_hash=HASH + "\n"), "password_hash"),
+    "a twin": (record(email="Carl@example.com"), "line 1"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_RECORDS)
+def test_a_bad_record_is_named_as_well(database: Postgres, tmp_path: Path, users: Users, case: str) -> None:
+    bad, reason = BAD_RECORDS[case]
+    content = record(email="carl@example.com") + bad + record(email="bob@example.com")
+    (said,) = refused(database, tmp_path / "users.jsonl", content.encode())
+    assert "line 2" in said
+    assert reason in said
+    assert users() == []
+
+
+def test_every_bad_line_is_named(run: Run, users: Users) -> None:
+    result = run(HEADER + line("bad") + line() + line(password_hash="x") + line("worse"))
+    assert (result.returncode, result.stdout, users()) == (1, "", [])
+    assert [f"line {number}: " in result.stderr for number in (2, 4, 5)] == [True] * 3
+    assert "line 3" not in result.stderr
+
+
+def test_what_the_database_refuses_leaves_nothing_either(run: Run, users: Users, database: Postgres) -> None:
+    """All or nothing also where it breaks in the middle, after a thousand."""
+    database.sql("ALTER TABLE users ADD CONSTRAINT refuses CHECK (email <> 'user1500@example.com')")
+    result = run("".join(line(f"user{number}@example.com") for number in range(1501)))
+    database.sql("ALTER TABLE users DROP CONSTRAINT refuses")
+    assert result.returncode != 0
+    assert "1,000 of 1,501" in result.stderr
+    assert users() == []
+
+
+def test_a_file_that_cannot_be_read_is_one_line(database: Postgres, tmp_path: Path) -> None:
+    for file in (tmp_path / "nothing.csv", tmp_path):
+        result = run_import(database, file)
+        assert (result.returncode, len(result.stderr.splitlines())) == (1, 1), result.stderr
+        assert str(file) in result.stderr

@@ -1,0 +1,152 @@
+"""A real Better Auth on loopback: installed once from its lock file, run by Node.js, stopped at the end."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from tests.programs import find
+from tests.service import PASSWORD, START_SECONDS, free_port
+
+HERE = Path(__file__).parent
+SECRET = "N7xq2mV9rT4wZ8bK1cJ6yH3uF5sD0pLe"  # the server's own, which nobody else knows
+
+_numbers = count(1)
+
+
+def installed() -> Path:
+    """Return the `node_modules` of the lock file, installed if need be into a cache outside the tree."""
+    lock = (HERE / "package-lock.json").read_bytes()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tasks-api"
+    ready = cache / f"better-auth-{hashlib.sha256(lock).hexdigest()[:16]}"
+    if not ready.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as workshop:
+            new = Path(workshop) / "new"
+            new.mkdir()
+            for name in ("package.json", "package-lock.json"):
+                shutil.copy(HERE / name, new)
+            _npm_ci(new)
+            try:
+                new.rename(ready)
+            except OSError:  # another run was faster
+                assert ready.is_dir()
+    return ready / "node_modules"
+
+
+def _npm_ci(directory: Path) -> None:
+    options = ("--ignore-scripts", "--omit=optional", "--omit=peer", "--no-audit", "--no-fund")
+    result = subprocess.run(
+        ["npm", "ci", *options], cwd=directory, check=False, capture_output=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr.decode()
+
+
+@dataclass
+class ExternalUser:
+    """Somebody who has signed up at the Better Auth server, with the browser in which they did."""
+
+    browser: httpx.Client
+    id: str
+    email: str
+    name: str
+
+    def token(self) -> str:
+        """Return a new JWT for an API."""
+        response = self.browser.get("/api/auth/token")
+        assert response.status_code == 200, response.text
+        return str(response.json()["token"])
+
+
+@dataclass
+class BetterAuth:
+    """The server; its users, sessions and keys survive `stop` and `start`."""
+
+    directory: Path
+    environment: dict[str, str]
+    url: str
+    process: subprocess.Popen[bytes] | None = None
+    clients: list[httpx.Client] = field(default_factory=list)
+
+    def start(self) -> None:
+        """Start the process, and wait until it publishes its keys."""
+        with (self.directory / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                ["node", "server.js"],
+                cwd=self.directory,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                httpx.get(f"{self.url}/api/auth/jwks", trust_env=False).raise_for_status()
+            except httpx.HTTPError:
+                time.sleep(0.1)
+            else:
+                return
+        raise AssertionError(f"Better Auth did not start:\n{(self.directory / 'log').read_text()}")
+
+    def stop(self) -> None:
+        """End the process."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            self.process.wait(START_SECONDS)
+
+    def hang(self) -> None:
+        """Accept connections and answer nothing, until `wake`."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Answer again."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
+    def rotate_keys(self) -> None:
+        """Sign the next token by a new key; the old one stays published."""
+        httpx.post(f"{self.url}/rotate", trust_env=False).raise_for_status()
+
+    def sign_up(self, **fields: Any) -> ExternalUser:
+        """Sign up somebody new."""
+        person = {"name": "Eve", "email": f"eve{next(_numbers)}@example.org", "password": PASSWORD, **fields}
+        browser = httpx.Client(base_url=self.url, trust_env=False, timeout=30)
+        self.clients.append(browser)
+        response = browser.post("/api/auth/sign-up/email", json=person)
+        assert response.status_code == 200, response.text
+        return ExternalUser(browser, response.json()["user"]["id"], person["email"], person["name"])
+
+
+@contextmanager
+def better_auth_server(directory: Path, *modules: Path, **environment: str) -> Iterator[BetterAuth]:
+    """Run a Better Auth in `directory`, with `modules` in place of the tests' own, until the block ends."""
+    for program in ("node", "npm"):
+        find(program, hint="install Node.js 20 or later, with npm")
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    for module in (HERE / "auth.js", HERE / "server.js", HERE / "package.json", *modules):
+        shutil.copy(module, directory)
+    (directory / "node_modules").symlink_to(installed())
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    own = {"PORT": str(port), "BETTER_AUTH_URL": url, "BETTER_AUTH_SECRET": SECRET}
+    server = BetterAuth(directory, {**kept, "BETTER_AUTH_TELEMETRY": "0", **own, **environment}, url)
+    try:
+        server.start()
+        yield server
+    finally:
+        for client in server.clients:
+            client.close()
+        server.stop()

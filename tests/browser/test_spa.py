@@ -1,0 +1,202 @@
+"""The README's module for single-page apps, in a real browser, on another origin than the service."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service as Driver
+
+from tests.programs import find
+from tests.readme import block
+from tests.service import PASSWORD, Service
+from tests.tokens import resigned
+
+ORIGIN = "http://localhost:3000"
+PAGE = """<!doctype html><meta charset="utf-8"><title>A single-page app</title>
+<script>globalThis.TASKS_API = "{api}"</script>
+<script type="module">globalThis.app = await import("/tasks-api.js")</script>"""
+SCRIPT = """
+const done = arguments[arguments.length - 1], args = [...arguments].slice(0, -1);
+(async () => {
+  while (!globalThis.app) await new Promise((next) => setTimeout(next, 10));
+  const { api, pages, register, signIn, signOut } = app;
+  BODY
+})().then(done, (error) => done({ ...error, thrown: error.constructor.name, message: error.message }));
+"""
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def page(service: Service) -> Iterator[str]:
+    """The app, served where `CORS_ORIGINS` allows it by default."""
+    files = {
+        "/": ("text/html", PAGE.format(api=service.url)),
+        "/tasks-api.js": ("text/javascript", block("// tasks-api.js")),
+        "/favicon.ico": ("image/x-icon", ""),
+    }
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content_type, text = files[self.path]
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Print nothing."""
+
+    try:
+        listener = ThreadingHTTPServer(("127.0.0.1", 3000), Handler)
+    except OSError as error:
+        pytest.fail(f"something else listens on port 3000, where the page has to be: {error}")
+    with listener:
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield ORIGIN
+        listener.shutdown()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    hint = "install chromium and chromium-driver"
+    options = ChromeOptions()
+    options.binary_location = find("chromium", "google-chrome", hint=hint)
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    driver = Chrome(options, Driver(find("chromedriver", hint=hint)))
+    driver.set_script_timeout(30)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def run(browser: Chrome, page: str) -> Run:
+    """Run the body of an async function in the page, which begins signed out; what it throws is returned."""
+    browser.get(page)
+    browser.execute_script("localStorage.clear()")
+
+    def run_script(body: str, *arguments: Any) -> Any:
+        return browser.execute_async_script(SCRIPT.replace("BODY", body), *arguments)
+
+    return run_script
+
+
+@pytest.fixture
+def user(run: Run) -> dict[str, Any]:
+    """Somebody who has just registered in the page."""
+    email = f"spa{time.monotonic_ns()}@example.com"
+    account: dict[str, Any] = run("return register(args[0])", {"email": email, "password": PASSWORD})
+    return account
+
+
+def test_the_page_registers_signs_out_and_signs_in(run: Run, user: dict[str, Any]) -> None:
+    """R4 stories 1 and 2."""
+    assert run("return (await api('/auth/me')).json()") == user
+    run("await signOut()")
+    assert run("return api('/tasks')")["status_code"] == 401
+    assert run("return signIn(args[0])", {"email": user["email"], "password": PASSWORD}) == user
+
+
+@pytest.mark.usefixtures("user")
+def test_the_page_creates_changes_and_deletes_tasks(run: Run) -> None:
+    """R4 story 3; every method gets through the preflight, and `Location` can be read."""
+    created, location = run("""
+        const body = { title: 'Buy milk', description: 'ü' };
+        const response = await api('/tasks', { method: 'POST', body });
+        return [await response.json(), response.headers.get('Location')]""")
+    assert (created["title"], location) == ("Buy milk", f"/tasks/{created['id']}")
+    change = "return (await api(args[0], { method: args[1], body: args[2] })).json()"
+    assert run(change, location, "PATCH", {"description": None})["description"] is None
+    assert run(change, location, "PUT", {"title": "Buy oat milk"})["title"] == "Buy oat milk"
+    assert run(change, f"{location}/complete", "PATCH", None)["completed"] is True
+    assert run(change, f"{location}/complete", "PATCH", None)["completed"] is False
+    assert run("return (await api(args[0], { method: 'DELETE' })).status", location) == 204
+    assert run("return (await api('/tasks')).json()") == []
+
+
+@pytest.mark.usefixtures("user")
+def test_the_page_follows_links_through_all_pages(run: Run) -> None:
+    """R4 story 5; `Link` can be read, and is relative to the service and not to the page."""
+    titles = run("""
+        for (const title of 'abcde') await api('/tasks', { method: 'POST', body: { title } });
+        const found = [];
+        for await (const tasks of pages('/tasks?limit=2&order=desc'))
+          found.push(tasks.map((task) => task.title));
+        return found""")
+    assert titles == [["e", "d"], ["c", "b"], ["a"]]
+
+
+def expire(run: Run) -> None:
+    """Put an access token that has expired in the place of the good one."""
+    token = run("return JSON.parse(localStorage.tokens).access_token")
+    expired = resigned(token, exp=int(time.time()) - 1)
+    run(
+        "localStorage.tokens = JSON.stringify({ ...JSON.parse(localStorage.tokens), access_token: args[0] })",
+        expired,
+    )
+
+
+def test_an_expired_access_token_is_refreshed_once(run: Run, user: dict[str, Any], service: Service) -> None:
+    """However many requests meet it at once; none of them fails."""
+    expire(run)
+    statuses = run("return Promise.all([1, 2, 3, 4, 5].map(async () => (await api('/tasks')).status))")
+    assert statuses == [200] * 5
+    assert len(service.lines(event="auth.refreshed", user_id=user["id"])) == 1
+    assert run("return (await api('/tasks')).status") == 200
+    assert len(service.lines(event="auth.refreshed", user_id=user["id"])) == 1
+
+
+def test_a_session_that_ended_elsewhere_signs_the_page_out(
+    run: Run, user: dict[str, Any], service: Service
+) -> None:
+    credentials = {"email": user["email"], "password": PASSWORD}
+    elsewhere = service.client().post("/auth/login", json=credentials).json()["access_token"]
+    assert service.client(elsewhere).delete("/auth/sessions").status_code == 204
+    assert run("return api('/tasks')")["code"] == "invalid_refresh_token"
+    assert run("return JSON.parse(localStorage.tokens)") is None
+
+
+@pytest.mark.usefixtures("user")
+def test_the_page_reads_every_error_across_origins(run: Run, service: Service) -> None:
+    """R2-FR-001, R4-FR-014: 400, 401, 403, 404 and what never reaches a route, each with its body."""
+    foreign = service.register().create()["id"]
+    calls = {
+        "api('/tasks', { method: 'POST', body: { title: '' } })": (400, "validation_error"),
+        "signIn({ email: 'nobody@example.com', password: 'wrong password' })": (401, "invalid_credentials"),
+        f"api('/tasks/{foreign}')": (403, "task_forbidden"),
+        "api('/api/somebody-else/tasks')": (403, "wrong_user"),
+        f"api('/tasks/{2**62}')": (404, "task_not_found"),
+        "api('/nothing')": (404, "not_found"),
+        "api('/tasks', { method: 'DELETE' })": (405, "method_not_allowed"),
+        "api('/tasks', { method: 'POST', body: { title: 'x'.repeat(70000) } })": (413, "content_too_large"),
+    }
+    for call, (status, code) in calls.items():
+        error = run(f"return {call}")
+        assert (error["thrown"], error["status_code"], error["code"]) == ("ApiError", status, code), call
+        assert error["message"] == error["detail"]
+        assert error["request_id"]
+    invalid = run("return api('/tasks', { method: 'POST', body: { title: '' } })")
+    assert [problem["field"] for problem in invalid["errors"]] == ["title"]
+
+
+def test_a_page_without_a_token_reads_its_401(run: Run) -> None:
+    error = run("return api('/tasks')")
+    assert (error["status_code"], error["code"]) == (401, "not_authenticated")
+
+
+@pytest.mark.usefixtures("page")
+def test_a_page_of_another_origin_reads_nothing(browser: Chrome, service: Service) -> None:
+    """The same page under another name of this machine is not one of `CORS_ORIGINS`."""
+    browser.get("http://127.0.0.1:3000")
+    outcome = browser.execute_async_script(
+        "fetch(arguments[0]).then((r) => r.text(), (error) => error.name).then(arguments[1])",
+        f"{service.url}/health",
+    )
+    assert outcome == "TypeError"

@@ -1,0 +1,14 @@
+"""The README's code, for the tests that run it as it stands."""
+
+import re
+
+from tests.service import ROOT
+
+
+def block(first_line: str) -> str:
+    """Return the fenced JavaScript block that opens with this line; there is one."""
+    found: list[str] = re.findall(
+        r"^```js\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    (code,) = [code for code in found if code.startswith(f"{first_line}\n")]
+    return code

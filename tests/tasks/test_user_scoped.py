@@ -1,0 +1,294 @@
+"""The routes of `/api/{user_id}/tasks`: as those of `/tasks`, but for four answers (contract section 1)."""
+
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+
+from backend.database.embedded import EmbeddedServer
+from tests.better_auth.server import ExternalUser
+from tests.conftest import Postgres
+from tests.service import Account, Service
+from tests.tokens import resigned, shared_token
+
+ODD_IDS = [
+    "auth0|5f7c8ec7c33c6c004bbafe82",
+    "eve@example.org",
+    "a b",
+    "a+b",
+    "ü",
+    "💡",
+    "a?b#c",
+    "100%",
+    "%2e",
+    "a%2Fb",
+    "a;b=c&d",
+    "'; DROP TABLE users --",
+    "tasks",
+    "...",
+    "~\\^`{}[]<>",
+    "two\nlines",
+]
+
+
+def url_of(user_id: str) -> str:
+    return f"/api/{quote(user_id, safe='')}/tasks"
+
+
+def every_request(tasks: str, task_id: int) -> list[tuple[str, str, dict[str, Any]]]:
+    """Return a request for each of the routes under `tasks`."""
+    task = f"{tasks}/{task_id}"
+    return [
+        ("POST", tasks, {"json": {"title": "New"}}),
+        ("GET", tasks, {}),
+        ("GET", task, {}),
+        ("PUT", task, {"json": {"title": "Put"}}),
+        ("PATCH", task, {"json": {"title": "Patched"}}),
+        ("PATCH", f"{task}/complete", {}),
+        ("DELETE", task, {}),
+    ]
+
+
+def test_an_external_user_does_everything_with_their_tasks(federated: Service, eve: ExternalUser) -> None:
+    """R2 stories 1 to 4, R1 stories 1 to 4, with the token of a real Better Auth."""
+    client, tasks = federated.client(eve.token()), f"/api/{eve.id}/tasks"
+    created = client.post(tasks, json={"title": " Buy milk ", "description": "Two litres"})
+    task = created.json()
+    assert (created.status_code, created.headers["Location"]) == (201, f"{tasks}/{task['id']}")
+    assert (task["user_id"], task["title"], task["completed"]) == (eve.id, "Buy milk", False)
+    one = created.headers["Location"]
+    assert client.get(tasks).json() == [task]
+    assert client.get(one).json() == task
+    assert client.put(one, json={"title": "Buy oat milk"}).json()["title"] == "Buy oat milk"
+    assert client.patch(one, json={"description": None}).json()["description"] is None
+    assert client.patch(f"{one}/complete").json()["completed"] is True
+    assert client.get(tasks, params={"status": "pending"}).json() == []
+    assert client.delete(one).status_code == 204
+    assert client.get(one).status_code == 404
+
+
+@pytest.mark.parametrize("user_id", ODD_IDS)
+def test_a_user_id_is_any_text_percent_encoded(federated: Service, user_id: str) -> None:
+    """`Location` and `Link` name the user as the request did, and can be followed as they are."""
+    client, tasks = federated.client(shared_token(user_id)), url_of(user_id)
+    created = [client.post(tasks, json={"title": title}) for title in "abc"]
+    assert [response.status_code for response in created] == [201] * 3
+    assert {response.json()["user_id"] for response in created} == {user_id}
+    assert client.get(created[0].headers["Location"]).json() == created[0].json()
+    page = client.get(tasks, params={"limit": 2})
+    following = re.fullmatch(r'<([^>]*)>; rel="next"', page.headers["Link"])
+    assert following
+    assert client.get(following[1]).json() == [created[2].json()]
+
+
+def test_a_user_id_that_is_only_like_the_tokens_is_another(federated: Service, eve: ExternalUser) -> None:
+    client = federated.client(eve.token())
+    for other in (eve.id.swapcase(), f"{eve.id} ", f"{eve.id}x", eve.id[:-1], f"{eve.id}\0"):
+        assert client.get(url_of(other)).json()["code"] == "wrong_user", other
+
+
+def test_a_slash_in_a_user_id_ends_it(federated: Service) -> None:
+    response = federated.client(shared_token("a/b")).get("/api/a%2Fb/tasks")
+    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize("surface", ["/tasks", "/api/{}/tasks"])
+@pytest.mark.parametrize("kind", ["ours", "jwks", "secret"])
+def test_both_surfaces_take_every_trusted_token(
+    federated: Service, eve: ExternalUser, surface: str, kind: str
+) -> None:
+    local = federated.register()
+    user_id, token = {
+        "ours": (local.id, local.tokens["access_token"]),
+        "jwks": (eve.id, eve.token()),
+        "secret": (eve.id, shared_token(eve.id)),
+    }[kind]
+    client, tasks = federated.client(token), surface.format(user_id)
+    task = client.post(tasks, json={"title": "Mine"}).json()
+    for method, url, options in every_request(tasks, task["id"]):
+        response = client.request(method, url, **options)
+        assert response.is_success, (method, url, response.text)
+
+
+# The four differences
+
+
+@pytest.mark.parametrize(
+    ("surface", "invalid", "foreign"),
+    [("/tasks", 400, (403, "task_forbidden")), ("/api/{}/tasks", 422, (404, "task_not_found"))],
+)
+def test_the_surfaces_differ_for_invalid_data_and_foreign_tasks(
+    ada: Account, bob: Account, surface: str, invalid: int, foreign: tuple[int, str]
+) -> None:
+    """R3, R4: 400 and 403; R2: 422 and 404."""
+    tasks, own, foreign_task = surface.format(ada.id), ada.create(), bob.create()
+    for method, url, body in (
+        ("POST", tasks, {"json": {"title": " "}}),
+        ("POST", tasks, {}),
+        ("PUT", f"{tasks}/{own['id']}", {"json": {}}),
+        ("PATCH", f"{tasks}/{own['id']}", {"json": {"completed": "yes"}}),
+        ("GET", f"{tasks}?limit=0", {}),
+        ("GET", f"{tasks}?cursor=mine", {}),
+    ):
+        response = ada.client.request(method, url, **body)
+        assert (response.status_code, response.json()["code"]) == (invalid, "validation_error"), url
+    for method, url, body in every_request(tasks, foreign_task["id"])[2:]:
+        response = ada.client.request(method, url, **body)
+        assert (response.status_code, response.json()["code"]) == foreign, (method, url)
+    assert bob.client.get("/tasks").json() == [foreign_task]
+
+
+def test_a_foreign_task_cannot_be_told_from_none(ada: Account, bob: Account) -> None:
+    """R2-FR-007: not by the body either; the log alone knows."""
+    foreign, none = bob.create()["id"], 2**62
+    answers = [ada.client.get(f"/api/{ada.id}/tasks/{task_id}") for task_id in (foreign, none)]
+    bodies = [answer.json() | {"request_id": ""} for answer in answers]
+    assert bodies[0] == bodies[1]
+    assert [name.lower() for name in answers[0].headers] == [name.lower() for name in answers[1].headers]
+
+
+def test_another_users_address_is_403_before_anything_is_looked_at(
+    service: Service, ada: Account, bob: Account
+) -> None:
+    """R1-FR-008: whatever the task, the body or the query; and logged as `wrong_user`."""
+    theirs, task_id = f"/api/{bob.id}/tasks", bob.create()["id"]
+    bad = {"content": b"{", "headers": {"Content-Type": "text/plain"}}
+    requests = [
+        *every_request(theirs, task_id),
+        *every_request(theirs, 2**62),
+        ("POST", theirs, {"json": {"title": ""}}),
+        ("POST", theirs, bad),
+        ("PUT", f"{theirs}/{task_id}", bad),
+        ("GET", f"{theirs}?limit=x", {}),
+        ("GET", f"{theirs}/abc", {}),
+        ("DELETE", f"{theirs}/0", {}),
+        ("GET", "/api/nobody/tasks", {}),
+    ]
+    for method, url, options in requests:
+        response = ada.client.request(method, url, **options)
+        assert (response.status_code, response.json()["code"]) == (403, "wrong_user"), (method, url)
+        (line,) = service.lines(event="auth.denied", request_id=response.headers["X-Request-ID"])
+        assert (line["reason"], line["user_id"]) == ("wrong_user", ada.id)
+    assert [task["id"] for task in bob.client.get("/tasks").json()] == [task_id]
+
+
+def test_a_dead_token_at_another_users_address_is_401(service: Service, ada: Account, bob: Account) -> None:
+    """Expired, or signed out: who has no valid token does not learn whose address it is."""
+    expired = service.client(resigned(ada.tokens["access_token"], exp=int(time.time()) - 1))
+    ada.client.post("/auth/logout")
+    for client, code in ((expired, "token_expired"), (ada.client, "token_revoked")):
+        for method, url, options in every_request(f"/api/{bob.id}/tasks", 1):
+            response = client.request(method, url, **options)
+            assert (response.status_code, response.json()["code"]) == (401, code), (method, url)
+
+
+def test_an_unreachable_database_is_500_where_the_user_is_in_the_path(
+    server: EmbeddedServer, new_database: Callable[[], Postgres], new_service: Callable[..., Service]
+) -> None:
+    """R2 reliability, R4-FR-018: 503 elsewhere, `Retry-After` on both; a bad token is 401 all the same."""
+    database = new_database()
+    service = new_service(DATABASE_URL=database.url)
+    ada = service.register()
+    expired = service.client(resigned(ada.tokens["access_token"], exp=int(time.time()) - 1))
+    name = database.url.rsplit("/", 1)[1].partition("?")[0]
+    Postgres(server.url).sql(f"DROP DATABASE {name} WITH (FORCE)")
+    for surface, status in (("/tasks", 503), (f"/api/{ada.id}/tasks", 500)):
+        for method, url, options in every_request(surface, 1):
+            assert expired.request(method, url, **options).status_code == 401
+        for method, url, options in every_request(surface, 1)[:3]:
+            response = ada.client.request(method, url, **options)
+            assert (response.status_code, response.json()["code"]) == (status, "database_unavailable"), url
+            assert int(response.headers["Retry-After"]) > 0
+
+
+# The same job on both surfaces
+
+
+def the_job(client: httpx.Client, tasks: str, foreign_task: int) -> list[tuple[httpx.Response, str]]:
+    """Do everything that can be done to tasks, right and wrong; return the answers, named."""
+    answers: list[tuple[httpx.Response, str]] = []
+
+    def do(method: str, path: str = "", **options: Any) -> httpx.Response:
+        response = client.request(method, f"{tasks}{path}", **options)
+        answers.append((response, f"{method} {path.partition('cursor=')[0]} {options}"))
+        return response
+
+    ids = [do("POST", json={"title": title, "description": "ü"}).json()["id"] for title in ("b", "Ä", "c")]
+    one = f"/{ids[0]}"
+    do("POST", json={"title": ""})
+    do("POST", content=b"{", headers={"Content-Type": "application/json"})
+    do("POST", content=b"x", headers={"Content-Type": "text/plain"})
+    do("POST", content=b" " * 70_000)
+    do("POST", json={"title": 7, "completed": "no"})
+    do("GET", one)
+    do("PUT", one, json={"title": "<b>B</b>", "completed": True})
+    do("PUT", one, json={"title": "<b>B</b>", "completed": True})
+    do("PATCH", one, json={"description": None})
+    do("PATCH", one, json={})
+    do("PATCH", f"{one}/complete")
+    do("GET", params={"status": "pending", "sort": "title", "order": "desc"})
+    page = do("GET", params={"limit": 2})
+    do("GET", page.headers["Link"].partition(">")[0].removeprefix(f"<{tasks}"))
+    for query in ("limit=0", "limit=x", "status=done", "sort=id", "cursor=no"):
+        do("GET", f"?{query}")
+    for unknown in ("/abc", "/0", f"/{2**62}", f"/{10**30}", "/1e3", "/", f"{one}/nothing"):
+        do("GET", unknown)
+    do("OPTIONS", one)
+    do("POST", one)
+    for method in ("GET", "PUT", "PATCH", "DELETE"):
+        do(method, f"/{foreign_task}", json={"title": "Mine now"})
+    do("DELETE", one)
+    do("DELETE", one)
+    return answers
+
+
+def comparable(response: httpx.Response, tasks: str, ids: dict[str, str]) -> tuple[int, str, str]:
+    """Return status, headers and body, without what differs from one request to the next."""
+    text = response.text
+    headers = dict(response.headers)
+    for name in ("date", "x-request-id", "content-length"):
+        headers.pop(name, None)
+    text = re.sub(r'"request_id":"[^"]*"', '"request_id":""', text)
+    text = re.sub(r'"\d{4}-\d\d-\d\dT[\d:.]+Z"', '"<time>"', text)
+    text = re.sub(r'"id":(\d+)', lambda match: f'"id":<{ids.setdefault(match[1], str(len(ids)))}>', text)
+    shown = re.sub(r"cursor=[\w-]+", "cursor=<cursor>", str(sorted(headers.items()))).replace(
+        tasks, "<tasks>"
+    )
+    shown = re.sub(r"<tasks>/(\d+)", lambda match: f"<tasks>/{ids.get(match[1], match[1])}", shown)
+    return response.status_code, shown, text
+
+
+def expected(of_self_contained: tuple[int, str, str]) -> tuple[int, str, str]:
+    """Return the answer that the user-scoped surface has in place of this one (contract section 1)."""
+    _, headers, body = of_self_contained
+    if '"code":"validation_error"' in body:
+        return 422, headers, body.replace('"status_code":400', '"status_code":422')
+    if '"code":"task_forbidden"' in body:
+        concealed = '{"status_code":404,"detail":"Task not found","code":"task_not_found","request_id":""}'
+        return 404, headers, concealed
+    return of_self_contained
+
+
+def test_the_same_job_has_the_same_answers_byte_for_byte_but_for_the_differences(
+    service: Service, bob: Account
+) -> None:
+    """Ids, times, cursors and request ids aside; two users, so that both begin with nothing."""
+    foreign = bob.create()["id"]
+    answers: list[list[tuple[int, str, str]]] = []
+    names: list[list[str]] = []
+    for surface in ("/tasks", "/api/{}/tasks"):
+        account, ids = service.register(), dict[str, str]()
+        job = the_job(account.client, tasks := surface.format(account.id), foreign)
+        answers.append([comparable(r, tasks, ids) for r, _ in job])
+        answers[-1] = [(s, h, b.replace(account.id, "<user>")) for s, h, b in answers[-1]]
+        names.append([re.sub(r"/\d+", "/<id>", name) for _, name in job])
+    assert names[0] == names[1]
+    for name, one, other in zip(names[0], *answers, strict=True):
+        assert other == expected(one), name
+    statuses = {status for status, _, _ in answers[0]}
+    assert statuses == {200, 201, 204, 400, 403, 404, 405, 413, 415}
+    assert {status for status, _, _ in answers[1]} == statuses - {403} | {422}

@@ -4,6 +4,7 @@ A right password is never counted, and a storage that is down or hangs never tak
 """
 
 import asyncio
+import hmac
 import ipaddress
 import math
 import time
@@ -17,16 +18,22 @@ from limits import RateLimitItem, parse
 from limits.errors import StorageError
 from limits.strategies import RateLimiter
 from loguru import logger
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from slowapi import Limiter
 from slowapi.util import get_remote_address
 
 from backend import events
-from backend.errors import RateLimitedError
+from backend.errors import RateLimitedError, ServiceUnavailableError
 from backend.events import Event
 from backend.settings import Settings
 
 STORAGE_SECONDS = 0.25
 """The longest that a shared storage may take to answer before this process counts by itself."""
+QUEUED_STORAGE_SECONDS = 1.0
+"""The same for a question that has to wait for a thread first."""
+MAX_WAITING = 128
+"""Sign-ins that may wait for others of their account or address to end; one more is refused at once."""
 STORAGE_PAUSE_SECONDS = 5.0
 """How long a storage that did not answer is left alone."""
 IN_MEMORY = "memory://"
@@ -51,6 +58,8 @@ class RateLimits:
     def __init__(self, settings: Settings) -> None:
         storage = _Storage(settings.rate_limit_storage_uri.get_secret_value())
         self._is_enabled = settings.rate_limit_enabled
+        assert settings.jwt_secret is not None
+        self._secret = settings.jwt_secret.get_secret_value().encode()
         self._account = _Limit("account", settings.rate_limit_signin_account, storage)
         self._address = _Limit("address", settings.rate_limit_signin_address, storage)
         self._register = _Limit("register", settings.rate_limit_register, storage)
@@ -66,11 +75,10 @@ class RateLimits:
 
         `account` is None where the account's own limit does not count: at an address that it is known to use.
         """
-        keys = (
-            [(self._address, address)]
-            if account is None
-            else [(self._address, address), (self._account, account)]
-        )
+        keys = [(self._address, address)]
+        if account is not None:
+            # Neither the email nor what could be guessed from it: it is no business of a shared storage.
+            keys.append((self._account, hmac.digest(self._secret, account.encode(), "sha256").hex()))
         async with AsyncExitStack() as stack:
             entered = keys if self._is_enabled else []
             for limit, key in entered:
@@ -92,6 +100,7 @@ class _Limit:
         self._storage = storage
         self._under_way: Counter[str] = Counter()
         self._one_left = asyncio.Event()
+        self._waiting = 0
 
     async def count(self, key: str) -> None:
         if not await self._storage.add(self._item, self._name, key):
@@ -102,9 +111,7 @@ class _Limit:
 
     @asynccontextmanager
     async def turn(self, key: str) -> AsyncIterator[None]:
-        while await self._check(key) + self._under_way[key] >= self._item.amount:
-            # As many are under way as may fail: how they end decides about this one.
-            await self._one_left.wait()
+        await self._enter(key)
         self._under_way[key] += 1
         try:
             yield
@@ -114,6 +121,23 @@ class _Limit:
                 del self._under_way[key]
             self._one_left.set()
             self._one_left = asyncio.Event()
+
+    async def _enter(self, key: str) -> None:
+        while True:
+            one_left = self._one_left
+            happened = await self._check(key)
+            if one_left.is_set():
+                continue  # that count may be older than how the one ended
+            if happened + self._under_way[key] < self._item.amount:
+                return
+            # As many are under way as may fail: how they end decides about this one.
+            if self._waiting >= MAX_WAITING:
+                raise ServiceUnavailableError(reason="limits_queue_full", retry_after=5)
+            self._waiting += 1
+            try:
+                await one_left.wait()
+            finally:
+                self._waiting -= 1
 
     async def _check(self, key: str) -> int:
         """Return how often it has happened; raises `RateLimitedError` when that is as often as it may."""
@@ -147,7 +171,7 @@ class _Storage:
         if self._shared is None or time.monotonic() < self._left_alone_until:
             return question(self._memory)
         try:
-            async with asyncio.timeout(STORAGE_SECONDS):
+            async with asyncio.timeout(QUEUED_STORAGE_SECONDS):
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._threads, question, self._shared)
         except (StorageError, OSError) as error:
@@ -160,4 +184,5 @@ def _rate_limiter(uri: str) -> RateLimiter:
     options: dict[str, Any] = {"wrap_exceptions": True}
     if uri != IN_MEMORY:
         options |= {"socket_timeout": STORAGE_SECONDS, "socket_connect_timeout": STORAGE_SECONDS}
+        options["retry"] = Retry(NoBackoff(), retries=0)
     return Limiter(get_remote_address, storage_uri=uri, storage_options=options).limiter

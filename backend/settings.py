@@ -46,10 +46,25 @@ def _comma_separated(value: object) -> object:
 
 def _rate_limit(value: str) -> str:
     try:
-        limits.parse(value)
+        (rate,) = limits.parse_many(value)
     except ValueError:
-        raise ValueError("must be a rate like 10/minute or 200/hour") from None
+        rate = None
+    if rate is None or rate.amount < 1 or rate.multiples < 1 or "0 " in value:
+        raise ValueError("must be a rate like 10/minute or 200/hour")
     return value
+
+
+def _storage(uri: SecretStr) -> SecretStr:
+    value = uri.get_secret_value()
+    try:
+        is_usable = value == "memory://" or (
+            urlsplit(value).scheme in {"redis", "rediss"} and urlsplit(value).port != 0
+        )
+    except ValueError:
+        is_usable = False
+    if not is_usable:
+        raise ValueError("must be memory:// or like redis://host:6379")
+    return uri
 
 
 def _base_url(value: str) -> str:
@@ -113,7 +128,7 @@ class Settings(BaseSettings):
     bcrypt_rounds: int = Field(default=12, ge=4, le=31)
 
     rate_limit_enabled: bool = True
-    rate_limit_storage_uri: SecretStr = SecretStr("memory://")
+    rate_limit_storage_uri: Annotated[SecretStr, AfterValidator(_storage)] = SecretStr("memory://")
     rate_limit_signin_account: RateLimit = "10/minute"
     rate_limit_signin_address: RateLimit = "50/minute"
     rate_limit_register: RateLimit = "200/hour"

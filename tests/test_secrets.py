@@ -88,13 +88,21 @@ def drive_every_route(watched: Watched) -> None:
     operations = [(verb.upper(), path) for path, verbs in document["paths"].items() for verb in verbs]
     assert len(operations) > 10
     for method, path in [*operations, ("GET", f"/{EMAIL}/{MARK}"), ("DELETE", "/auth/login")]:
-        at = path.replace("{task_id}", MARK)
+        at = path.replace("{task_id}", MARK).replace("{session_id}", MARK)
         for number, body in enumerate(bodies()):
             good = watched.sign_in("/auth/login", email=EMAIL, password=PASSWORD)
             for sent in credentials(good) if number == 0 else [{"Authorization": f"Bearer {good}"}]:
                 headers = {**sent, **body.get("headers", {}), "Cookie": f"token={good}", "X-Api-Key": MARK}
                 query = {"access_token": good, "cursor": MARK, "password": WRONG}
                 watched.send(method, at, **{**body, "headers": headers, "params": query})
+
+
+def spend_refresh_tokens(watched: Watched) -> None:
+    """Spend a good one, and use it again when that gives a thief away."""
+    spent = watched.tokens[-1]
+    watched.sign_in("/auth/refresh", refresh_token=spent)
+    watched.database.sql("UPDATE refresh_tokens SET spent_at = spent_at - interval '1 hour'")
+    assert watched.send("POST", "/auth/refresh", json={"refresh_token": spent}).status_code == 401
 
 
 def fail_every_way(watched: Watched, server: Postgres) -> None:
@@ -132,6 +140,7 @@ def watched(
         watched = Watched(service, service.client(), database)
         watched.sign_in("/auth/register", email=EMAIL, password=PASSWORD, name="A bird")
         drive_every_route(watched)
+        spend_refresh_tokens(watched)
         fail_every_way(watched, Postgres(server.url))
         yield watched
 

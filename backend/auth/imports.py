@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, Field, ValidationError
 from uuid_utils import compat
@@ -83,26 +83,41 @@ def _read(file: Path) -> list[ImportedUser]:
 
 
 def _records(file: Path) -> Iterator[tuple[int, Any]]:
+    read = _csv if file.suffix.lower() == ".csv" else _json_lines
     try:
-        with file.open(encoding="utf-8-sig", newline="") as lines:
-            yield from (_csv(lines) if file.suffix.lower() == ".csv" else _json_lines(lines))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserFileError(f"{file}: {error}") from error
+        with file.open("rb") as content:
+            yield from read(file, _text(file, content))
+    except OSError as error:
+        raise UserFileError(f"{file}: {error.strerror}") from error
 
 
-def _csv(lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
+def _text(file: Path, content: BinaryIO) -> Iterator[str]:
+    for number, line in enumerate(content, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserFileError(f"{file}, line {number}: is not UTF-8") from error
+
+
+def _csv(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
     reader = csv.reader(lines, strict=True)
-    for row in reader:
-        if not row or (reader.line_num == 1 and _is_header(row)):
-            continue
-        yield reader.line_num, dict(zip(COLUMNS, (cell or None for cell in row), strict=False))
+    while True:
+        number = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UserFileError(f"{file}, line {number}: {error}") from error
+        if row is None:
+            return
+        if row and not (number == 1 and _is_header(row)):
+            yield number, dict(zip(COLUMNS, (cell or None for cell in row), strict=False))
 
 
 def _is_header(row: Sequence[str]) -> bool:
     return tuple(cell.strip().lower() for cell in row) == COLUMNS
 
 
-def _json_lines(lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
+def _json_lines(_: Path, lines: Iterator[str]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

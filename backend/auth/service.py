@@ -1,6 +1,5 @@
 """Accounts: registering, signing in, the profile, the password and the end of it."""
 
-import hashlib
 from contextlib import suppress
 from typing import Any
 
@@ -78,9 +77,7 @@ async def _is_right(
     sign_in: SignIn, client: Client, password: str, stored: str | None, limited_email: str | None
 ) -> bool:
     """Tell whether the password is right, within the limits on guessing; raises `RateLimitedError`."""
-    # Not the email itself: a shared storage is a place where it has no business.
-    account = None if limited_email is None else hashlib.sha256(limited_email.encode()).hexdigest()
-    async with sign_in.limits.guess(client.address, account) as failed:
+    async with sign_in.limits.guess(client.address, limited_email) as failed:
         is_right = await sign_in.hasher.verify(password, stored)
         if not is_right:
             await failed()
@@ -133,16 +130,18 @@ async def change_password(
         min_length=sign_in.password_min_length,
         field="new_password",
     )
-    new = NewTokens(sign_in, client)
-    user = _own(
-        await database.one(
-            statements.CHANGE_PASSWORD,
-            old_hash=account["password_hash"],
-            new_hash=await sign_in.hasher.hash(data.new_password),
-            refresh_digest=new.values["refresh_digest"],
-            **caller.values,
+    new, new_hash = NewTokens(sign_in, client), await sign_in.hasher.hash(data.new_password)
+    async with database.transaction() as transaction:
+        _own(await transaction.one(statements.LOCK_CALLER, **caller.values))
+        user = _own(
+            await transaction.one(
+                statements.CHANGE_PASSWORD,
+                old_hash=account["password_hash"],
+                new_hash=new_hash,
+                refresh_digest=new.values["refresh_digest"],
+                **caller.values,
+            )
         )
-    )
     if user["id"] is None:
         raise WrongPasswordError(reason="wrong_password")
     events.record(Event.PASSWORD_CHANGED, session_id=caller.session_id)

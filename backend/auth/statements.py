@@ -158,6 +158,8 @@ def _sign_in() -> Statement:
         .where(
             users.c.email_key == bindparam("email_key"), users.c.password_hash == bindparam("password_hash")
         )
+        # A change of the password waits for this sign-in, or this one for it.
+        .with_for_update(read=True, of=users)
         .cte("owner")
     )
     return Statement(select(owner).add_cte(*_begin_session(owner)))
@@ -296,6 +298,11 @@ READ_ACCOUNT = Statement(
         users.c.id == _caller_id
     )
 )
+
+LOCK_CALLER = Statement(
+    select(users.c.id).where(users.c.id == _caller_id).with_for_update(key_share=True, of=users)
+)
+"""Goes before a change of the password, which must see the sessions that began until then."""
 
 CHANGE_PASSWORD = _change_password()
 """A new password and refresh token, an end to other sessions; `id` is null if the old hash has changed."""

@@ -15,7 +15,7 @@ from backend import metrics
 from backend.database.pool import Connection, Pool, notice_silence
 from backend.database.statement import Statement
 from backend.database.url import connect_arguments, is_transaction_pooler
-from backend.errors import DatabaseUnavailableError
+from backend.errors import AppError, DatabaseUnavailableError
 from backend.settings import Settings
 
 Row = asyncpg.Record
@@ -40,6 +40,7 @@ UNDONE: Final = (
     asyncpg.SerializationError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InvalidCachedStatementError,
+    asyncpg.ForeignKeyViolationError,  # its user was deleted meanwhile, and will not be found
 )
 """What PostgreSQL says when it has surely done nothing: then a write may be sent again as well."""
 
@@ -132,7 +133,10 @@ class Database:
             connection = await self._take(asyncio.get_running_loop().time() + self._timeout)
             try:
                 async with connection.transaction():
-                    yield Transaction(connection)
+                    yield Transaction(connection, self._timeout)
+            except AppError:
+                self._pool.give(connection)
+                raise
             except BaseException:
                 self._pool.discard(connection)
                 raise
@@ -144,9 +148,10 @@ class Database:
 class Transaction:
     """Runs statements within one transaction of `Database.transaction`."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, seconds: float) -> None:
+        self._connection, self._seconds = connection, seconds
 
     async def one(self, statement: Statement, **values: Any) -> Row | None:
         """Return the first row, or None."""
-        return await self._connection.fetchrow(statement.sql, *statement.arguments(values))
+        arguments = statement.arguments(values)
+        return await self._connection.fetchrow(statement.sql, *arguments, timeout=self._seconds)

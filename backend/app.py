@@ -10,8 +10,11 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 from fastapi import FastAPI
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from loguru import logger
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
+from starlette.types import ASGIApp
 
 from backend import health, logs
 from backend.auth import router as auth_router
@@ -47,10 +50,22 @@ USER_ID = {
 }
 
 
+class _Application(FastAPI):
+    """FastAPI within our own middleware alone: crashes, long bodies and unknown routes are refused there."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """Return the way of a request, outermost first as it was added last."""
+        stack: ASGIApp = AsyncExitStackMiddleware(self.router)
+        stack = ExceptionMiddleware(stack, handlers=self.exception_handlers)
+        for middleware in reversed(self.user_middleware):
+            stack = middleware.cls(stack, *middleware.args, **middleware.kwargs)
+        return stack
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the application for `settings`, by default those of the environment; raises `SettingsError`."""
     settings = settings or load_settings()
-    app = FastAPI(
+    app = _Application(
         title="Tasks API",
         version=VERSION,
         description=DESCRIPTION,
@@ -61,6 +76,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         separate_input_output_schemas=False,
+        # Its log records hold the messages of exceptions, which may quote what a client sent.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
     app.state.sign_in = SignIn(settings)

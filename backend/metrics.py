@@ -1,5 +1,7 @@
 """Counters for Prometheus, by route template: no user, id or address is ever in a label."""
 
+from functools import cache
+
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 
 REQUESTS = Counter("http_requests_total", "Requests served", ("method", "route", "status"))
@@ -13,9 +15,14 @@ _KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 def observe(method: str, route: str | None, status: int, seconds: float) -> None:
     """Count one request; `route` is its template, None where none matched."""
-    method = method if method in _KNOWN_METHODS else "other"
-    REQUESTS.labels(method, route or "unmatched", status).inc()
-    DURATION.labels(method, route or "unmatched").observe(seconds)
+    requests, duration = _of(method if method in _KNOWN_METHODS else "other", route or "unmatched", status)
+    requests.inc()
+    duration.observe(seconds)
+
+
+@cache
+def _of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    return REQUESTS.labels(method, route, status), DURATION.labels(method, route)
 
 
 def exposition() -> tuple[bytes, str]:

@@ -24,7 +24,11 @@ ROUTES = {
     "/auth/login": {"POST"},
     "/auth/token": {"POST"},
     "/auth/logout": {"POST"},
-    "/auth/me": {"GET", "PATCH"},
+    "/auth/refresh": {"POST"},
+    "/auth/me": {"GET", "PATCH", "DELETE"},
+    "/auth/password": {"POST"},
+    "/auth/sessions": {"GET", "DELETE"},
+    "/auth/sessions/1": {"DELETE"},
     "/tasks": {"GET", "POST"},
     "/tasks/1": {"GET", "PUT", "PATCH", "DELETE"},
     "/tasks/1/complete": {"PATCH"},
@@ -37,7 +41,7 @@ GUARDED = [
     (method, path)
     for path, methods in ROUTES.items()
     for method in sorted(methods)
-    if path in {"/auth/logout", "/auth/me"} or path.startswith("/tasks")
+    if path.startswith(("/auth/logout", "/auth/me", "/auth/password", "/auth/sessions", "/tasks"))
 ]
 READABLE = [path for path, methods in (ROUTES | PAGES).items() if "GET" in methods]
 
@@ -115,7 +119,11 @@ def signed_out(service: Service) -> httpx.Client:
 
 def test_the_routes_of_this_file_are_the_routes_of_the_document(stranger: httpx.Client) -> None:
     document = stranger.get("/openapi.json").json()
-    documented = {path.replace("{task_id}", "1"): methods for path, methods in document["paths"].items()}
+    documented = {
+        path.replace("{task_id}", "1").replace("{session_id}", "1"): methods
+        for path, methods in document["paths"].items()
+        if not path.startswith("/api/")  # the same handlers, which `tests/tasks/test_user_scoped.py` compares
+    }
     assert {path: {method.upper() for method in methods} for path, methods in documented.items()} == ROUTES
     guarded = [
         (method.upper(), path)
@@ -626,7 +634,7 @@ def test_a_crash_is_a_clean_500_and_the_log_says_where_without_any_value(
     line, access = service.lines(request_id=body["request_id"])
     assert (line["event"], line["level"]) == ("unexpected", "ERROR")
     assert line["exception"].startswith("asyncpg.exceptions.UndefinedTableError 42P01\n")
-    assert re.search(r"/backend/database/connection\.py:\d+ _run\n", line["exception"])
+    assert re.search(r"/backend/database/connection\.py:\d+ _send\n", line["exception"])
     assert (access["event"], access["level"], access["status"]) == ("http.request", "ERROR", 500)
     log = service.log.read_text()
     assert "zebra" not in log

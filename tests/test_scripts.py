@@ -9,6 +9,7 @@ import stat
 import subprocess
 import termios
 import time
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -271,22 +272,27 @@ def test_no_secret_is_an_argument_of_a_program(person: Person, secret: str, comm
 def test_a_password_is_asked_for_without_showing_it(person: Person, ada: Account) -> None:
     """R4-FR-012: nobody reads it over a shoulder."""
     terminal, line = pty.openpty()
-    script = subprocess.Popen(
-        [ROOT / "scripts" / "login.sh", ada.email],
-        env=person.environment,
-        stdin=line,
-        stdout=line,
-        stderr=line,
-        start_new_session=True,
-    )
-    while termios.tcgetattr(line)[3] & termios.ECHO:
-        assert script.poll() is None
-        time.sleep(0.01)
-    os.write(terminal, PASSWORD.encode() + b"\n")
-    assert script.wait(30) == 0
-    assert termios.tcgetattr(line)[3] & termios.ECHO, "the terminal stays mute"
-    shown = os.read(terminal, 65536).decode()
-    os.close(line)
-    os.close(terminal)
-    assert shown.startswith("Password: \r\nSigned in")
-    assert PASSWORD not in shown
+    with os.fdopen(terminal, "r+b", buffering=0) as keyboard, os.fdopen(line, "r+b", buffering=0) as screen:
+        script = subprocess.Popen(
+            [ROOT / "scripts" / "login.sh", ada.email],
+            env=person.environment,
+            stdin=screen,
+            stdout=screen,
+            stderr=screen,
+        )
+        deadline = time.monotonic() + 30
+        while is_echoing(screen):
+            assert script.poll() is None
+            assert time.monotonic() < deadline, "what is typed is shown"
+            time.sleep(0.01)
+        keyboard.write(PASSWORD.encode() + b"\n")
+        assert script.wait(30) == 0
+        assert is_echoing(screen), "the terminal stays mute"
+        shown = keyboard.read(65536)
+    assert shown.startswith(b"Password: \r\nSigned in")
+    assert PASSWORD.encode() not in shown
+
+
+def is_echoing(screen: FileIO) -> bool:
+    """Tell whether a terminal shows what is typed."""
+    return bool(termios.tcgetattr(screen)[3] & termios.ECHO)

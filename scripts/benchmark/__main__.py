@@ -1,0 +1,65 @@
+"""`scripts/bench [compare | storm | growth | workers]`: what the service costs, measured on this machine."""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from backend.database.embedded import EmbeddedServerError, embedded_server
+from scripts.benchmark import comparison, growth, storm, workers
+from scripts.benchmark.bench import Bench
+from scripts.benchmark.load import LoadError
+from scripts.benchmark.postgres import Postgres
+from scripts.benchmark.subject import SubjectError
+
+ROOT = Path(__file__).parents[2]
+RUNS: dict[str, Callable[[Bench, argparse.Namespace], None]] = {
+    "compare": comparison.run,
+    "storm": storm.run,
+    "growth": growth.run,
+    "workers": workers.run,
+}
+
+
+def main() -> None:
+    """Run one of the measurements, on a PostgreSQL of its own that is gone afterwards."""
+    signal.signal(signal.SIGTERM, _stop)
+    options = _parser().parse_args()
+    directory = ROOT / ".bench"
+    directory.mkdir(exist_ok=True)
+    (directory / ".gitignore").write_text("*\n")
+    if os.getloadavg()[0] > 1:
+        print("This machine is busy: CPU per request is worth something, times are not.", file=sys.stderr)
+    # Not the temporary directory, which may be memory: writes are to cost what they cost.
+    with tempfile.TemporaryDirectory(dir=directory) as workshop:
+        try:
+            with (
+                embedded_server(Path(workshop)) as server,
+                Bench(Postgres(server), directory, Path(workshop)) as bench,
+            ):
+                RUNS[options.run](bench, options)
+        except (EmbeddedServerError, LoadError, SubjectError) as error:
+            sys.exit(f"bench: {error}")
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+
+
+def _stop(*_: object) -> NoReturn:
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parser.add_argument("run", nargs="?", choices=RUNS, default="compare")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of which the median is taken")
+    parser.add_argument("--seconds", type=float, default=1, help="the length of each")
+    parser.add_argument("--large", action="store_true", help="growth: ten million tasks as well")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Ten thousand tasks against a million: what PostgreSQL pays for a request must not grow with the table."""
+
+import argparse
+import http.client
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from scripts.benchmark.bench import Bench, progress
+from scripts.benchmark.report import table
+from scripts.benchmark.subject import Subject, ours
+from scripts.benchmark.traffic import TASKS_EACH, fill, request
+
+SIZES, LARGE = (10**4, 10**6), 10**7
+HEAVY_TASKS = 20_020
+"""Of one more user, whose thousandth page of 20 is the last full one."""
+PAGES = ("page 1", "page 1,000")
+OPERATIONS = ("get", "list 20", "create", *PAGES)
+
+_NEXT = re.compile(r"<(.+)>")
+
+
+def run(bench: Bench, options: argparse.Namespace) -> None:
+    """Measure each size, and the first and the thousandth page at each; prints a table, writes JSON."""
+    with ExitStack() as stack:
+        sizes = (*SIZES, LARGE) if options.large else SIZES
+        subjects = [stack.enter_context(_subject(bench, size)) for size in sizes]
+        figures = bench.compare(subjects, OPERATIONS, rounds=options.rounds, seconds=options.seconds)
+    rows = [
+        (f"{operation}, {title}", found.p50_ms, found.app_cpu_us, found.postgres_cpu_us, ratio)
+        for operation, by_size in figures.items()
+        for title, found in by_size.items()
+        for ratio in [found.postgres_cpu_us / by_size[subjects[0].title].postgres_cpu_us]
+    ]
+    print(f"\n{table(['', 'p50 ms', 'app µs', 'PostgreSQL µs', 'of the smallest'], rows)}\n")
+    deep = [
+        (f"page 1,000, {title}", last.p50_ms / first.p50_ms, last.postgres_cpu_us / first.postgres_cpu_us)
+        for title, first in figures[PAGES[0]].items()
+        for last in [figures[PAGES[1]][title]]
+    ]
+    print(table(["of page 1", "p50", "PostgreSQL"], deep))
+    bench.save("growth", {"operations": figures})
+
+
+@contextmanager
+def _subject(bench: Bench, size: int) -> Iterator[Subject]:
+    progress(f"inserting {size:,} tasks")
+    database = bench.postgres.new(f"bench_{size}")
+    fill(database, users=size // TASKS_EACH, heavy_tasks=HEAVY_TASKS)
+    with ours(database, bench.workshop, title=f"{size:,} tasks") as subject:
+        token = subject.traffic.heavy_token
+        paths = dict(zip(PAGES, (f"/tasks?limit={TASKS_EACH}", _thousandth_page(subject)), strict=True))
+        pages = {page: [request("GET", path, token)] for page, path in paths.items()}
+        requests = {**subject.traffic.requests, **pages}
+        yield replace(subject, traffic=replace(subject.traffic, requests=requests))
+
+
+def _thousandth_page(subject: Subject) -> str:
+    """Walk past 999 pages of 20, in 20 strides of 999: a cursor says where it is, not in which steps."""
+    path, stride = "/tasks?limit=999", "limit=999"
+    connection = http.client.HTTPConnection("127.0.0.1", subject.port)
+    for _ in range(TASKS_EACH):
+        connection.request("GET", path, headers={"Authorization": f"Bearer {subject.traffic.heavy_token}"})
+        response = connection.getresponse()
+        response.read()
+        link = _NEXT.match(response.headers["Link"])
+        assert link is not None
+        path = link[1]
+    connection.close()
+    return path.replace(stride, f"limit={TASKS_EACH}")

@@ -1,0 +1,155 @@
+"""What is measured: a service as processes of its own on a database of its own, reached over a socket."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from scripts.benchmark.meter import family_cpu_seconds, family_memory
+from scripts.benchmark.postgres import Database
+from scripts.benchmark.traffic import ISSUER, JWT_SECRET, Traffic, traffic
+
+ROOT = Path(__file__).parents[2]
+SUBJECTS = Path(__file__).parent / "subjects"
+START_SECONDS = 60
+
+OURS = "Tasks API"
+LIMIT = "bare ASGI and asyncpg, the limit"
+USUAL = "the usual FastAPI with an ORM"
+FASTIFY = "Fastify with pg"
+
+
+class SubjectError(Exception):
+    """A subject can't be installed or started."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A running service, and the requests that suit its database."""
+
+    title: str
+    process: "subprocess.Popen[bytes]"
+    port: int
+    traffic: Traffic
+    log: Path
+
+    def cpu_seconds(self) -> float:
+        """Return what its processes have used."""
+        return family_cpu_seconds(self.process.pid)
+
+    def memory(self) -> int:
+        """Return the resident memory of its processes, in bytes."""
+        return family_memory(self.process.pid)
+
+    def last_words(self) -> str:
+        """Return the end of its log."""
+        return _end(self.log)
+
+
+@contextmanager
+def ours(database: Database, directory: Path, *, title: str = OURS, **settings: str) -> Iterator[Subject]:
+    """Run the service as it is served, everything on, its log written to a file."""
+    command = [sys.executable, "-m", "backend", "serve"]
+    with _running(title, command, database, directory, LOG_FORMAT="json", **settings) as subject:
+        yield subject
+
+
+@contextmanager
+def on_uvicorn(title: str, module: str, database: Database, directory: Path) -> Iterator[Subject]:
+    """Run one of the applications in `subjects/`, on what the service runs on."""
+    command = [sys.executable, "-m", "scripts.benchmark.subjects.serve", module]
+    with _running(title, command, database, directory) as subject:
+        yield subject
+
+
+@contextmanager
+def fastify(database: Database, directory: Path, cache: Path) -> Iterator[Subject]:
+    """Run the one on Node.js; raises `SubjectError` where there is none."""
+    command = ["node", str(_installed(cache) / "server.js")]
+    with _running(FASTIFY, command, database, directory, NODE_ENV="production") as subject:
+        yield subject
+
+
+def _installed(cache: Path) -> Path:
+    """Return where the packages of the lock file are, installed if need be."""
+    if not shutil.which("node") or not shutil.which("npm"):
+        raise SubjectError("Node.js and npm are not here")
+    sources = [SUBJECTS / "fastify" / name for name in ("package.json", "package-lock.json", "server.js")]
+    version = sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
+    ready = cache / f"fastify-{version}"
+    if not ready.is_dir():
+        fresh = cache / f"fastify-{version}.{os.getpid()}"
+        fresh.mkdir()
+        for source in sources:
+            shutil.copy(source, fresh)
+        options = ["--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
+        if subprocess.run(["npm", "ci", *options], cwd=fresh, check=False, stdout=sys.stderr).returncode:
+            shutil.rmtree(fresh)
+            raise SubjectError("npm can't install it")
+        fresh.rename(ready)
+    return ready
+
+
+@contextmanager
+def _running(
+    title: str, command: Sequence[str], database: Database, directory: Path, **settings: str
+) -> Iterator[Subject]:
+    port, log = _free_port(), directory / f"{database.name}.log"
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    environment = {
+        **kept,
+        "PYTHONPATH": str(ROOT),
+        "DATABASE_URL": database.url,
+        "PGHOST": parse_qs(urlsplit(database.url).query)["host"][0],
+        "PGUSER": "postgres",
+        "PGDATABASE": database.name,
+        "JWT_SECRET": JWT_SECRET,
+        "JWT_ISSUER": ISSUER,
+        "JWT_AUDIENCE": ISSUER,
+        "PORT": str(port),
+        **settings,
+    }
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=directory,  # where there is no .env
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait(process, port, log)
+        yield Subject(title, process, port, traffic(database), log)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    """Wait until it listens, which each of them does once it can serve."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise SubjectError(f"it does not start:\n{_end(log)}")
+
+
+def _end(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])

@@ -31,7 +31,10 @@ class TaskCreate(BaseModel):
 class TaskUpdate(BaseModel):
     """What to change of a task: at least one field; what is not sent stays; `description: null` clears it."""
 
-    model_config = ConfigDict(strict=True, json_schema_extra={"minProperties": 1})
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={"anyOf": [{"required": [name]} for name in ("title", "description", "completed")]},
+    )
 
     title: Title | MISSING = MISSING
     description: Description | MISSING | None = MISSING

@@ -1,8 +1,6 @@
 """`/docs` and `/redoc` in headless Chromium: all from here, and good for signing in and trying things out."""
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,10 +12,11 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support import expected_conditions as expected
 from selenium.webdriver.support.ui import WebDriverWait
 
+from tests.programs import find
 from tests.service import PASSWORD, Account, Service
 
 WAIT_SECONDS = 30
-PROGRAMS = ("chromium", "chromedriver")
+HINT = "install chromium and chromium-driver"
 FLAGS = [
     "--headless",
     "--no-sandbox",  # Chromium refuses to run as root with it
@@ -84,14 +83,13 @@ class Browser:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    if not all(map(shutil.which, PROGRAMS)) and "CI" not in os.environ:
-        pytest.skip("needs Chromium (Debian: apt install chromium chromium-driver)")
+    chromium, driver_program = (find(name, hint=HINT) for name in ("chromium", "chromedriver"))
     options = ChromeOptions()
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
-    options.binary_location = str(shutil.which("chromium"))
+    options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    driver = Chrome(options, ChromeService(shutil.which("chromedriver")))
+    driver = Chrome(options, ChromeService(driver_program))
     try:
         yield Browser(driver)
     finally:

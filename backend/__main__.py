@@ -147,9 +147,9 @@ def _database() -> Iterator[tuple[Settings, str]]:
     if settings.database_url is not None:
         yield settings, settings.database_url.get_secret_value()
         return
-    logs.configure(settings.log_format)
-    logger.info("starting the embedded PostgreSQL under {}", settings.data_dir)
     with embedded_server(settings.data_dir) as server:
+        logs.configure(settings.log_format)
+        logger.info("the embedded PostgreSQL runs under {}", settings.data_dir)
         # In the environment, for the worker processes.
         os.environ["DATABASE_URL"] = server.url
         if settings.jwt_secret is None:

@@ -36,6 +36,10 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         supposed = operation["responses"].get("422", {})
         if "HTTPValidationError" in json.dumps(supposed):
             del operation["responses"]["422"]
+        for answer in (answer for status, answer in operation["responses"].items() if status >= "4"):
+            # FastAPI supposes that a route of plain text has errors of plain text.
+            content = answer["content"]
+            content["application/json"] |= content.pop("text/plain", {})
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     return document

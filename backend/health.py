@@ -36,7 +36,9 @@ async def ready(database: DatabaseDep) -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/metrics", summary="What has the process done?", response_class=PlainTextResponse)
+@router.get(
+    "/metrics", summary="What has the process done?", response_model=None, response_class=PlainTextResponse
+)
 async def read_metrics() -> Answer:
     """Return counters and durations by route template, in Prometheus' text format."""
     text, content_type = metrics.exposition()

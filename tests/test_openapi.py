@@ -75,13 +75,14 @@ class Operation:
         """The type of the request body, if it has one."""
         return next(iter(self.spec.get("requestBody", {}).get("content", {})), None)
 
-    @property
-    def example(self) -> dict[str, Any]:
-        """The request body that the examples of the document make."""
+    def body(self, own: dict[str, Any]) -> dict[str, Any]:
+        """Return the request body that the examples of the document make, with one's own values in it."""
         schema = self.document["components"]["schemas"][
             self.spec["requestBody"]["content"][self.media_type]["schema"]["$ref"].rpartition("/")[2]
         ]
-        return {name: value for name, field in schema["properties"].items() for value in examples(field)[:1]}
+        fields = schema["properties"]
+        shown = {name: value for name, field in fields.items() for value in examples(field)[:1]}
+        return shown | {name: own[name] for name in fields if name in own}
 
     def matches(self, method: str, path: str) -> bool:
         """Tell whether this operation answers a request; HEAD is GET without the body."""
@@ -115,8 +116,7 @@ class Operation:
     def send(self, client: httpx.Client, own: dict[str, Any], **changes: Any) -> httpx.Response:
         """Send the request of the examples, with one's own values in their place, but for `changes`."""
         if self.media_type is not None and "content" not in changes:
-            body = "json" if self.media_type == "application/json" else "data"
-            changes = {body: self.example | {name: own[name] for name in {*self.example} & {*own}}, **changes}
+            changes["json" if self.media_type == "application/json" else "data"] = self.body(own)
         return client.request(self.method, self.path.format(**own), **changes)
 
 

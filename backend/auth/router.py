@@ -43,7 +43,11 @@ def _session_id(value: str) -> UUID:
         raise SessionNotFoundError from None
 
 
-SessionId = Annotated[UUID, Path(), BeforeValidator(_session_id)]
+SessionId = Annotated[
+    UUID,
+    Path(description="One of your sessions", examples=["01a1f95c-de91-7602-9705-5b761cf48293"]),
+    BeforeValidator(_session_id),
+]
 
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=Route)
 token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(errors.TOKEN_ENDPOINT))

@@ -81,7 +81,7 @@ class ProfileUpdate(_Input):
 class Refresh(_Input):
     """The refresh token of the last answer; it is spent by being used."""
 
-    refresh_token: UnicodeText
+    refresh_token: UnicodeText = Field(examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"])
 
 
 class PasswordChange(_Input):
@@ -100,31 +100,33 @@ class PasswordConfirmation(_Input):
 class SessionRead(BaseModel):
     """A sign-in that is still good."""
 
-    id: UUID
-    created_at: datetime
-    last_used_at: datetime
-    """When it was last refreshed."""
-    expires_at: datetime
-    user_agent: str | None
-    ip: str | None
-    current: bool
-    """Whether it is the one that asks."""
+    id: UUID = Field(examples=["01a1f95c-de91-7602-9705-5b761cf48293"])
+    created_at: datetime = Field(examples=["2026-11-20T09:30:00Z"])
+    last_used_at: datetime = Field(
+        description="When it was last refreshed", examples=["2026-11-20T09:45:00Z"]
+    )
+    expires_at: datetime = Field(examples=["2026-12-04T09:45:00Z"])
+    user_agent: str | None = Field(examples=["Mozilla/5.0"])
+    ip: str | None = Field(examples=["192.0.2.7"])
+    current: bool = Field(description="Whether it is the one that asks", examples=[True])
 
 
 class UserRead(BaseModel):
     """A user; `email` and `name` are null where they are not known."""
 
-    id: str
-    email: str | None
-    name: str | None
-    created_at: datetime
+    id: str = Field(examples=["01a1f95c-de9c-72e4-af2f-cb076b07b635"])
+    email: str | None = Field(examples=["ada@example.com"])
+    name: str | None = Field(examples=["Ada"])
+    created_at: datetime = Field(examples=["2026-11-20T09:30:00Z"])
 
 
 class Tokens(BaseModel):
     """An access token for `expires_in` seconds, and the refresh token that is good for the next one."""
 
-    access_token: str
+    access_token: str = Field(
+        examples=["eyJhbGciOiJIUzI1NiIsInR5cCI6ImF0K2p3dCJ9.eyJzdWIiOiIwMWExIn0.c2lnbmVk"]
+    )
     token_type: Literal["bearer"]
-    expires_in: int
-    refresh_token: str
+    expires_in: int = Field(description="Seconds", examples=[900])
+    refresh_token: str = Field(examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"])
     user: UserRead

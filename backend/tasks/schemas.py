@@ -24,8 +24,8 @@ class TaskCreate(BaseModel):
     model_config = ConfigDict(strict=True)
 
     title: Title
-    description: Description | None = None
-    completed: bool = False
+    description: Annotated[Description | None, Field(examples=["Two litres"])] = None
+    completed: bool = Field(default=False, examples=[False])
 
 
 class TaskUpdate(BaseModel):
@@ -37,8 +37,8 @@ class TaskUpdate(BaseModel):
     )
 
     title: Title | MISSING = MISSING
-    description: Description | MISSING | None = MISSING
-    completed: bool | MISSING = MISSING
+    description: Annotated[Description | MISSING | None, Field(examples=["Two litres"])] = MISSING
+    completed: Annotated[bool | MISSING, Field(examples=[True])] = MISSING
 
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
@@ -52,13 +52,12 @@ class TaskRead(BaseModel):
     """A task."""
 
     id: int = Field(examples=[1])
-    user_id: str
-    title: str
-    description: str | None
-    completed: bool
-    created_at: datetime
-    updated_at: datetime
-    """Moves on every real change."""
+    user_id: str = Field(examples=["01a1f95c-de9c-72e4-af2f-cb076b07b635"])
+    title: str = Field(examples=["Buy milk"])
+    description: str | None = Field(examples=["Two litres"])
+    completed: bool = Field(examples=[False])
+    created_at: datetime = Field(examples=["2026-11-20T09:30:00Z"])
+    updated_at: datetime = Field(description="Moves on every real change", examples=["2026-11-20T09:45:00Z"])
 
 
 def _digits(value: object) -> object:

@@ -94,12 +94,16 @@ def new_service(new_database: Callable[[], Postgres], tmp_path: Path) -> Iterato
 
 
 @pytest.fixture
-def ada(service: Service) -> Account:
+def ada(service: Service) -> Iterator[Account]:
     """Somebody with an account and no tasks."""
-    return service.register(name="Ada")
+    account = service.register(name="Ada")
+    yield account
+    account.client.close()
 
 
 @pytest.fixture
-def bob(service: Service) -> Account:
+def bob(service: Service) -> Iterator[Account]:
     """Somebody else."""
-    return service.register(name="Bob")
+    account = service.register(name="Bob")
+    yield account
+    account.client.close()

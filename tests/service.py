@@ -44,7 +44,7 @@ def environment(**settings: str) -> dict[str, str]:
 def _remember(response: httpx.Response) -> None:
     response.read()
     code = None
-    if response.is_error and response.headers.get("content-type") == "application/json":
+    if response.is_error and response.content and response.headers.get("content-type") == "application/json":
         code = response.json().get("code")
     seen.append((response.request.method, response.request.url.path, response.status_code, code))
 
@@ -98,10 +98,12 @@ class Service:
         """Register somebody new, by default with an email of their own."""
         email = f"user{next(_numbers)}@example.com"
         data = {"email": email, "password": PASSWORD, **fields}
-        response = self.client().post("/auth/register", json=data)
+        client = self.client()
+        response = client.post("/auth/register", json=data)
         assert response.status_code == httpx.codes.CREATED, response.text
         tokens = response.json()
-        return Account(self.client(tokens["access_token"]), data["email"], tokens)
+        client.headers["Authorization"] = f"Bearer {tokens['access_token']}"
+        return Account(client, data["email"], tokens)
 
     def lines(self, **wanted: Any) -> list[dict[str, Any]]:
         """Return the log lines in which every one of `wanted` holds."""

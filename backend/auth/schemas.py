@@ -44,6 +44,15 @@ Password = Annotated[
     UnicodeText, Field(json_schema_extra={"format": "password"}, examples=["correct horse battery"])
 ]
 
+NewPassword = Annotated[
+    UnicodeText,
+    # Told here, checked by `passwords.check_rules`: after NFC, and by PASSWORD_MIN_LENGTH.
+    Field(
+        json_schema_extra={"format": "password", "minLength": 8, "maxLength": 128},
+        examples=["correct horse battery"],
+    ),
+]
+
 
 class _Input(BaseModel):
     model_config = ConfigDict(strict=True)
@@ -53,7 +62,7 @@ class Registration(_Input):
     """A new account. The password has 8 to 128 characters, is not a common one and not the email."""
 
     email: Email
-    password: Password
+    password: NewPassword
     name: Annotated[Line | None, Field(examples=["Ada"])] = None
 
 
@@ -88,7 +97,7 @@ class PasswordChange(_Input):
     """The password as it is, and as it shall be."""
 
     current_password: Password
-    new_password: Password
+    new_password: NewPassword
 
 
 class PasswordConfirmation(_Input):

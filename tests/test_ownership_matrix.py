@@ -55,11 +55,11 @@ def example(schema: dict[str, Any], document: dict[str, Any]) -> Any:
     """Return a value that fits `schema`, with as little in it as can be."""
     if "$ref" in schema:
         return example(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
+    if schema.get("type") == "object":
+        names = (schema if "required" in schema else schema["anyOf"][0])["required"]
+        return {name: example(schema["properties"][name], document) for name in names}
     if "anyOf" in schema:
         return example(schema["anyOf"][0], document)
-    if schema.get("type") == "object":
-        names = schema.get("required") or list(schema["properties"])[: schema.get("minProperties", 1)]
-        return {name: example(schema["properties"][name], document) for name in names}
     return {"string": "x" * max(12, schema.get("minLength", 0)), "boolean": True, "integer": 1}[
         schema["type"]
     ]

@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,7 +20,7 @@ from loguru import logger
 from backend import logs
 from backend.app import create_app
 from backend.auth.imports import UserFileError, import_users
-from backend.database import Database, schema
+from backend.database import Database, revision
 from backend.database.embedded import EmbeddedServerError, embedded_server
 from backend.database.url import DatabaseURLError
 from backend.errors import AppError
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.run(options)
     except DatabaseURLError as error:
         sys.exit(f"tasks-api: DATABASE_URL: {error}")
-    except (SettingsError, EmbeddedServerError, schema.SchemaError, UserFileError) as error:
+    except (SettingsError, EmbeddedServerError, revision.SchemaError, UserFileError) as error:
         sys.exit(f"tasks-api: {error}")
     except AppError as error:
         sys.exit(f"tasks-api: {error.detail}")
@@ -71,7 +72,7 @@ def _serve(options: argparse.Namespace) -> None:
     _check_address(load_settings())
     with _database() as (settings, url):
         logs.configure(settings.log_format)
-        asyncio.run(schema.migrate(url, wait_seconds=settings.database_start_timeout_seconds))
+        _upgrade(url, wait_seconds=settings.database_start_timeout_seconds)
         uvicorn.run(
             "backend.app:create_app",
             factory=True,
@@ -92,6 +93,14 @@ def _serve(options: argparse.Namespace) -> None:
         )
 
 
+def _upgrade(url: str, *, wait_seconds: float = 0) -> None:
+    """Bring the schema up to date, in a process that takes Alembic with it when it ends."""
+    if not asyncio.run(revision.is_current(url, wait_seconds=wait_seconds)):
+        done = subprocess.run([sys.executable, "-m", "backend", "migrate"], check=False)
+        if done.returncode:
+            sys.exit(done.returncode)
+
+
 def _check_address(settings: Settings) -> None:
     """Raise `SettingsError` if nobody can listen there; said before anything else is started."""
     try:
@@ -110,6 +119,8 @@ def _check_address(settings: Settings) -> None:
 
 def _migrate(options: argparse.Namespace) -> None:
     with _database() as (settings, url):
+        from backend.database import schema  # noqa: PLC0415  # its Alembic takes ten megabytes
+
         logs.configure(settings.log_format)
         asyncio.run(schema.check(url) if options.check else schema.migrate(url, options.revision))
 
@@ -117,14 +128,14 @@ def _migrate(options: argparse.Namespace) -> None:
 def _import_users(options: argparse.Namespace) -> None:
     with _database() as (settings, url):
         logs.configure(settings.log_format)
-        asyncio.run(_import(settings, url, options.file))
+        _upgrade(url)
+        asyncio.run(_import(settings, options.file))
 
 
-async def _import(settings: Settings, url: str, file: Path) -> None:
+async def _import(settings: Settings, file: Path) -> None:
     def show(done: int, of: int) -> None:
         print(f"\r{done:,} of {of:,} users", end="", file=sys.stderr, flush=True)
 
-    await schema.migrate(url)
     async with Database(settings) as database:
         created = await import_users(database, file, show)
     print(f"\n{created:,} new; who was here already stays as they are", file=sys.stderr)

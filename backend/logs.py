@@ -61,9 +61,10 @@ class Log:
         self._write = sys.stdout.buffer.write
         self._flush = sys.stdout.buffer.flush
 
-    def write(self, line: Line) -> None:
-        """Write one line, whole."""
-        self._write(self._render(line))
+    def write(self, *lines: Line) -> None:
+        """Write these lines, each whole."""
+        for line in lines:
+            self._write(self._render(line))
         self._flush()
 
     def write_message(self, message: "Message") -> None:

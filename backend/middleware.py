@@ -96,12 +96,13 @@ class Observer:
             "status": status,
             "duration_ms": round(seconds * 1000, 3),
         }
-        for event, fields in record.events:
-            level = "WARNING" if event in _WARNINGS else "INFO"
-            self.log.write({**line, "level": level, "event": event, **fields})
+        lines = [
+            {**line, "level": "WARNING" if event in _WARNINGS else "INFO", "event": event, **fields}
+            for event, fields in record.events
+        ]
         line["event"] = "http.request"
         line["level"] = "ERROR" if status >= 500 else "INFO"  # noqa: PLR2004  # RFC 9110 section 15.6
-        self.log.write(line)
+        self.log.write(*lines, line)
 
 
 def _request_id(scope: Scope) -> str:

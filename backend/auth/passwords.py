@@ -7,10 +7,12 @@ import threading
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from runpy import run_path
 from typing import TypeVar
 
 from passlib.context import CryptContext
-from zxcvbn.frequency_lists import FREQUENCY_LISTS
 
 from backend.auth.errors import PasswordRefusedError
 from backend.errors import ServiceUnavailableError
@@ -20,10 +22,19 @@ MIN_QUEUE = 128
 QUEUE_PER_THREAD = 64
 """At cost 12 a hash takes about a quarter of a second: the last in a full queue waits some 16 seconds."""
 
-COMMON = frozenset(FREQUENCY_LISTS["passwords"])
-"""The 30,000 most frequent passwords of zxcvbn's list, in lower case."""
-
 _Result = TypeVar("_Result")
+
+
+def _common_passwords() -> frozenset[str]:
+    """Return the 30,000 most frequent ones of zxcvbn's list, in lower case, and nothing else of it."""
+    spec = find_spec("zxcvbn")
+    assert spec is not None
+    assert spec.origin is not None
+    lists = run_path(str(Path(spec.origin).with_name("frequency_lists.py")))
+    return frozenset(lists["FREQUENCY_LISTS"]["passwords"])
+
+
+COMMON = _common_passwords()
 
 
 def normalise(password: str) -> str:

@@ -31,6 +31,7 @@ with suppress(ImportError):  # it comes with the wheel of the server, and an ins
 _SETTINGS = {"listen_addresses": "", "port": "5432", "log_checkpoints": "off"}
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}  # PGPORT, PGDATA or LANG must not change the server
 _SOCKET_NAME = ".s.PGSQL.5432"
+_MAX_SHARED_BUFFERS_MIB = 1024
 _SOCKET_PATH_LIMIT = 103  # bytes; macOS has the shortest
 _POLL_SECONDS = 0.02
 
@@ -244,7 +245,7 @@ def _launch(place: _Place, options: Mapping[str, str]) -> "subprocess.Popen[byte
         _initialise(place)
     _end_orphans(place)
     ours = {"unix_socket_directories": f'"{place.socket_dir}"', "cluster_name": _name(place.data)}
-    settings = {**_SETTINGS, **options, **ours}
+    settings = {**_SETTINGS, "shared_buffers": _shared_buffers(), **options, **ours}
     flags = chain.from_iterable(("-c", f"{name}={value}") for name, value in settings.items())
     with suppress(FileNotFoundError):
         place.log.replace(place.log.with_suffix(".previous.log"))
@@ -262,6 +263,12 @@ def _launch(place: _Place, options: Mapping[str, str]) -> "subprocess.Popen[byte
         )
     threading.Thread(target=process.wait, daemon=True).start()  # or it would stay a zombie of ours
     return process
+
+
+def _shared_buffers() -> str:
+    """Return a quarter of the memory, as PostgreSQL's manual advises: what is not used is not taken."""
+    mebibytes = psutil.virtual_memory().total // 2**20
+    return f"{min(mebibytes // 4, _MAX_SHARED_BUFFERS_MIB)}MB"
 
 
 def _initialise(place: _Place) -> None:

@@ -15,9 +15,9 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from backend.auth import external
+from backend.auth import external, jwks
 from backend.auth.errors import InvalidTokenError, KeysUnavailableError
-from backend.auth.external import KeySet
+from backend.auth.jwks import KeySet
 from backend.database.embedded import EmbeddedServer
 from backend.settings import SettingsError, load_settings
 from tests.better_auth.jwks import SigningKey, TokenServer, new_key, token_server
@@ -512,7 +512,7 @@ def test_a_flood_of_unknown_keys_makes_one_fetch_and_slows_nobody(
         own_tokens.answers.set()
         refusals = {future.result().status_code for future in strangers}
     assert answers == [200] * 10
-    assert took < external.FETCH_TIMEOUT_SECONDS
+    assert took < jwks.FETCH_TIMEOUT_SECONDS
     assert refusals == {401}
     assert len(own_tokens.fetches) == 2
 
@@ -540,7 +540,7 @@ BROKEN = {
     "no object": {"body": b"[]"},
     "no keys": {"body": b"{}"},
     "keys that are no list": {"body": b'{"keys": {}}'},
-    "too much": {"body": b" " * external.MAX_JWKS_BYTES + b'{"keys": []}'},
+    "too much": {"body": b" " * jwks.MAX_JWKS_BYTES + b'{"keys": []}'},
     "too deep": {"body": b'{"keys": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"},
     "no UTF-8": {"body": b'{"keys": ["\xff"]}'},
 }
@@ -550,7 +550,7 @@ BROKEN = {
 def test_a_broken_answer_is_as_none_and_leaves_the_keys_that_are_there(
     own_tokens: TokenServer, monkeypatch: pytest.MonkeyPatch, fault: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(external, "RETRY_SECONDS", 0)
+    monkeypatch.setattr(jwks, "RETRY_SECONDS", 0)
     key = new_key()
     own_tokens.publish(key)
     with token_server([key]) as elsewhere:
@@ -610,8 +610,8 @@ def test_a_hung_server_is_given_up_and_asked_again_later(
     own_tokens: TokenServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The times are the service's own, only shorter."""
-    monkeypatch.setattr(external, "FETCH_TIMEOUT_SECONDS", 0.3)
-    monkeypatch.setattr(external, "RETRY_SECONDS", 0.6)
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(jwks, "RETRY_SECONDS", 0.6)
     key = new_key()
     own_tokens.publish(key)
     own_tokens.answers.clear()
@@ -634,8 +634,8 @@ def test_the_next_fetch_for_an_unknown_key_comes_when_its_time_is_over(
     own_tokens: TokenServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Thirty seconds in service, one here: until then a new key waits, after that it is found."""
-    assert external.FORCED_FETCH_SECONDS == 30
-    monkeypatch.setattr(external, "FORCED_FETCH_SECONDS", 1.0)
+    assert jwks.FORCED_FETCH_SECONDS == 30
+    monkeypatch.setattr(jwks, "FORCED_FETCH_SECONDS", 1.0)
     old, new = new_key(), new_key()
     own_tokens.publish(old)
 
@@ -658,8 +658,8 @@ def test_the_next_fetch_for_an_unknown_key_comes_when_its_time_is_over(
 def test_old_keys_are_renewed_in_the_background_and_withdrawn_ones_dropped(
     own_tokens: TokenServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(external, "STALE_SECONDS", 0.2)
-    monkeypatch.setattr(external, "FORCED_FETCH_SECONDS", 0.1)
+    monkeypatch.setattr(jwks, "STALE_SECONDS", 0.2)
+    monkeypatch.setattr(jwks, "FORCED_FETCH_SECONDS", 0.1)
     staying, withdrawn = new_key(), new_key()
     own_tokens.publish(staying, withdrawn)
 

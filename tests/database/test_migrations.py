@@ -14,7 +14,7 @@ import pytest
 from sqlmodel import SQLModel
 
 import backend.models  # noqa: F401  # fills SQLModel.metadata
-from backend.database import schema
+from backend.database import revision, schema
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, ROOT, Service, environment
 
@@ -70,8 +70,9 @@ def command(database: Postgres, *arguments: str) -> subprocess.Popen[str]:
 @pytest.fixture
 def new_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Follow the migrations that there are by one that does this."""
-    migrations = Path(shutil.copytree(schema.MIGRATIONS, tmp_path / "migrations"))
-    monkeypatch.setattr(schema, "MIGRATIONS", migrations)
+    migrations = Path(shutil.copytree(revision.MIGRATIONS, tmp_path / "migrations"))
+    for module in (revision, schema):
+        monkeypatch.setattr(module, "MIGRATIONS", migrations)
 
     def add(step: str) -> None:
         (migrations / "versions" / "9999_test.py").write_text(
@@ -131,9 +132,7 @@ def test_the_migrations_make_what_the_models_say(
     """More than `alembic check` sees: CHECK constraints, collations and identities, too."""
     by_models = new_database()
     create = SQLModel.metadata.create_all
-    asyncio.run(
-        schema._with_database(by_models.url, lambda config: create(config.attributes["connection"]), 0)
-    )
+    asyncio.run(schema._with_database(by_models.url, lambda config: create(config.attributes["connection"])))
     assert shape(migrated) == shape(by_models)
     asyncio.run(schema.check(migrated.url))
 
@@ -145,7 +144,7 @@ def test_check_tells_when_the_models_differ(
     database = new_database()
     new_migration(DRIFTS[drift])
     migrate(database)
-    with pytest.raises(schema.SchemaError) as told:
+    with pytest.raises(revision.SchemaError) as told:
         asyncio.run(schema.check(database.url))
     assert "\n" not in str(told.value)
 
@@ -267,3 +266,14 @@ def test_a_deleted_user_takes_sessions_tokens_and_tasks_along(with_ada: Postgres
     with_ada.sql("DELETE FROM users WHERE id = 'ada'")
     left = {table: len(with_ada.sql(f"SELECT * FROM {table}")) for table in TABLES}  # noqa: S608
     assert left == {"users": 1, "sessions": 0, "refresh_tokens": 0, "known_addresses": 0, "tasks": 1}
+
+
+def test_a_schema_is_current_after_the_last_migration_and_only_then(
+    new_database: Callable[[], Postgres], new_migration: Callable[[str], None]
+) -> None:
+    database = new_database()
+    assert not asyncio.run(revision.is_current(database.url))
+    migrate(database)
+    assert asyncio.run(revision.is_current(database.url))
+    new_migration("op.add_column('tasks', sa.Column('due_at', sa.DateTime()))")
+    assert not asyncio.run(revision.is_current(database.url))

@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,10 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
-import uvicorn
 from loguru import logger
 
-from backend import logs
+from backend import logs, server
 from backend.app import create_app
 from backend.auth.imports import UserFileError, import_users
 from backend.database import Database, revision
@@ -69,28 +67,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    _check_address(load_settings())
+    server.check_address(load_settings())
     with _database() as (settings, url):
         logs.configure(settings.log_format)
         _upgrade(url, wait_seconds=settings.database_start_timeout_seconds)
-        uvicorn.run(
-            "backend.app:create_app",
-            factory=True,
-            host=settings.host,
-            port=settings.port,
-            workers=None if options.reload else settings.workers,
-            reload=options.reload,
-            reload_dirs=[str(Path(__file__).parent)] if options.reload else None,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=settings.shutdown_grace_seconds,
-            proxy_headers=settings.forwarded_allow_ips is not None,
-            forwarded_allow_ips=settings.forwarded_allow_ips,
-            server_header=False,
-        )
+        server.run(settings, reload=options.reload)
 
 
 def _upgrade(url: str, *, wait_seconds: float = 0) -> None:
@@ -99,22 +80,6 @@ def _upgrade(url: str, *, wait_seconds: float = 0) -> None:
         done = subprocess.run([sys.executable, "-m", "backend", "migrate"], check=False)
         if done.returncode:
             sys.exit(done.returncode)
-
-
-def _check_address(settings: Settings) -> None:
-    """Raise `SettingsError` if nobody can listen there; said before anything else is started."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-    except OSError as error:
-        raise SettingsError(f"HOST: {error.strerror}") from None
-    with socket.socket(family, kind) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise SettingsError(f"PORT: {settings.host}:{settings.port}: {error.strerror}") from None
 
 
 def _migrate(options: argparse.Namespace) -> None:
@@ -158,14 +123,14 @@ def _database() -> Iterator[tuple[Settings, str]]:
     if settings.database_url is not None:
         yield settings, settings.database_url.get_secret_value()
         return
-    with embedded_server(settings.data_dir) as server:
+    with embedded_server(settings.data_dir) as postgres:
         logs.configure(settings.log_format)
         logger.info("the embedded PostgreSQL runs under {}", settings.data_dir)
         # In the environment, for the worker processes.
-        os.environ["DATABASE_URL"] = server.url
+        os.environ["DATABASE_URL"] = postgres.url
         if settings.jwt_secret is None:
             os.environ["JWT_SECRET"] = _kept_secret(settings.data_dir / "jwt-secret")
-        yield load_settings(), server.url
+        yield load_settings(), postgres.url
 
 
 def _kept_secret(path: Path) -> str:

@@ -22,6 +22,7 @@ from backend.auth.authentication import Authenticator
 from backend.auth.sessions import SignIn
 from backend.database import Database
 from backend.docs import add_docs
+from backend.drain import Drain
 from backend.errors import SELF_CONTAINED, USER_SCOPED, AppError
 from backend.middleware import Boundary, CrossOrigin, Observer, handle_error
 from backend.settings import Settings, load_settings
@@ -80,6 +81,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.settings = settings
+    app.state.drain = Drain(
+        longest_seconds=min(settings.shutdown_drain_seconds, settings.shutdown_grace_seconds)
+    )
     app.state.sign_in = SignIn(settings)
     app.state.authenticator = Authenticator(settings, app.state.sign_in.access_tokens)
     app.state.cursors = Cursors(settings)
@@ -96,7 +100,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add_docs(app)
     app.add_middleware(Boundary)
     app.add_middleware(CrossOrigin, origins=settings.cors_origins)
-    app.add_middleware(Observer, log=logs.configure(settings.log_format))
+    app.add_middleware(Observer, log=logs.configure(settings.log_format), drain=app.state.drain)
     app.add_exception_handler(AppError, handle_error)
     app.add_exception_handler(HTTPException, handle_error)
     return app
@@ -126,7 +130,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         # What is loaded by now stays: looking at it again costs the collector tens of milliseconds.
         gc.collect()
         gc.freeze()
-        with _ending_with_its_parent():
+        with app.state.drain.on_sigterm(), _ending_with_its_parent():
             logger.info("ready: http://{}:{}/docs", app.state.settings.host, app.state.settings.port)
             yield
     app.state.sign_in.hasher.close()

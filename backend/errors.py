@@ -127,6 +127,30 @@ class InvalidRequestError(AppError):
         }
 
 
+class MalformedRequestError(AppError):
+    """What came is no HTTP request (RFC 9112)."""
+
+    status = 400
+    code = "malformed_request"
+    detail = "This is not an HTTP request"
+
+
+class RequestTimeoutError(AppError):
+    """The request began and did not come to its end in time (RFC 9110 section 15.5.9)."""
+
+    status = 408
+    code = "request_timeout"
+    detail = "The request took too long to arrive"
+
+
+class HeadersTooLargeError(AppError):
+    """The request line and the headers are longer than the limit (RFC 6585 section 5)."""
+
+    status = 431
+    code = "headers_too_large"
+    detail = "The request line and headers are larger than 64 KiB"
+
+
 class IncompleteBodyError(AppError):
     """The client went away before it had sent all of the body; nobody reads this answer."""
 
@@ -201,6 +225,20 @@ class ServiceUnavailableError(AppError):
 
     def __init__(self, *, reason: str = "", retry_after: int = 1) -> None:
         super().__init__(reason=reason, headers={"Retry-After": str(retry_after)})
+
+
+class OverloadedError(ServiceUnavailableError):
+    """More is asked than can be done in time; nothing was written."""
+
+    code = "overloaded"
+    detail = "Too much is going on right now, please try again shortly"
+
+
+class ShuttingDownError(ServiceUnavailableError):
+    """A process that is about to end wants nothing new from a proxy that asks first."""
+
+    code = "shutting_down"
+    detail = "This process is about to end"
 
 
 class DatabaseUnavailableError(ServiceUnavailableError):

@@ -1,16 +1,19 @@
 """Whether the process serves, whether it can work, and what it has done: for probes and scrapers."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 from sqlalchemy import literal, select
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from backend import metrics
 from backend.database import Statement
 from backend.database.dependencies import DatabaseDep
-from backend.routing import Answer, Route
+from backend.drain import Drain
+from backend.errors import ShuttingDownError
+from backend.routing import Answer, Route, raises
 
 PING = Statement(select(literal(1)))
 
@@ -29,9 +32,20 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
+def get_drain(request: Request) -> Drain:
+    """Return what tells whether this process is about to end."""
+    return request.app.state.drain  # type: ignore[no-any-return]  # Starlette's state is untyped
+
+
+DrainDep = Annotated[Drain, Depends(get_drain)]
+
+
 @router.get("/health/ready", response_model=Health, summary="Can the service work?")
-async def ready(database: DatabaseDep) -> dict[str, str]:
-    """Answer 200 when the database answers, else 503."""
+@raises(ShuttingDownError)
+async def ready(database: DatabaseDep, drain: DrainDep) -> dict[str, str]:
+    """Answer 200 when the database answers, else 503; from SIGTERM on 503, so that a proxy sends nobody."""
+    if drain.is_draining:
+        raise ShuttingDownError
     await database.one(PING)
     return {"status": "ok"}
 

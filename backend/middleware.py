@@ -4,7 +4,7 @@ Whatever happens inside, the client gets one well-formed answer and the log gets
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from time import perf_counter
 
 import msgspec
@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
 from backend import errors, events, logs, metrics
+from backend.drain import Drain
 from backend.errors import AppError, Contract
 from backend.events import Event, RequestRecord
 
@@ -28,8 +29,16 @@ OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"
 EXPOSED_HEADERS = ("Location", "Link", "Retry-After", "X-Request-ID")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
-_NOSNIFF = (b"x-content-type-options", b"nosniff")
-_NO_STORE = (b"cache-control", b"no-store")
+_SAFE = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    # For an answer that somebody takes for a page: it may load and run nothing, and be framed nowhere.
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""On every answer that does not say otherwise."""
+_CLOSE = (b"connection", b"close")
+_PROBES = ("/health", "/health/ready", "/metrics")
 _WARNINGS = {Event.DENIED, Event.LOGIN_FAILED, Event.RATE_LIMITED, Event.REFRESH_REUSED}
 
 
@@ -44,9 +53,10 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 class Observer:
     """Gives the request its id, adds the headers of every answer, and writes the log lines."""
 
-    def __init__(self, app: ASGIApp, log: logs.Log) -> None:
+    def __init__(self, app: ASGIApp, log: logs.Log, drain: Drain) -> None:
         self.app = app
         self.log = log
+        self.drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request; its lines are written before its last byte is sent."""
@@ -55,7 +65,6 @@ class Observer:
             return
         started = perf_counter()
         record = events.begin(_request_id(scope))
-        extra = [(b"x-request-id", record.request_id.encode()), _NOSNIFF]
         method = scope["method"]
         start: Message | None = None
         status = 0
@@ -66,9 +75,8 @@ class Observer:
         async def respond(message: Message) -> None:
             nonlocal start, status
             if message["type"] == "http.response.start":
-                headers, status = message["headers"], message["status"]
-                cached = any(key == b"cache-control" for key, _ in headers)
-                message["headers"] = [*headers, *extra] if cached else [*headers, *extra, _NO_STORE]
+                status = message["status"]
+                message["headers"] = self._headers(message["headers"], record)
                 # Sent with the body: where there is none, a client has its answer with the headers.
                 start = message
                 return
@@ -79,7 +87,23 @@ class Observer:
                 start = None
             await send(message)
 
-        await self.app(scope, receive, respond)
+        if scope["path"] not in _PROBES:
+            self.drain.last_request_at = started
+        self.drain.under_way += 1
+        try:
+            await self.app(scope, receive, respond)
+        finally:
+            self.drain.under_way -= 1
+
+    def _headers(
+        self, given: Sequence[tuple[bytes, bytes]], record: RequestRecord
+    ) -> list[tuple[bytes, bytes]]:
+        names = {name for name, _ in given}
+        headers = [*given, (b"x-request-id", record.request_id.encode())]
+        headers += [line for line in _SAFE if line[0] not in names]
+        if self.drain.is_draining:
+            headers.append(_CLOSE)
+        return headers
 
     def _observe(self, scope: Scope, method: str, record: RequestRecord, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", None)

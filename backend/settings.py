@@ -136,7 +136,9 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=256)
+    max_connections: int = Field(default=4096, ge=1, le=1_000_000)
     shutdown_grace_seconds: int = Field(default=20, ge=1, le=3600)
+    shutdown_drain_seconds: float = Field(default=5, ge=0, le=3600)
     forwarded_allow_ips: str | None = None
     """Uvicorn's own setting: the proxies whose X-Forwarded-For counts; `*` for any."""
     cors_origins: Annotated[tuple[str, ...], *CommaSeparated, AfterValidator(_origins)] = (

@@ -154,5 +154,7 @@ def running(log: Path, *arguments: str, **settings: str) -> Iterator[Service]:
         wait_until_healthy(service)
         yield service
     finally:
+        for client in service.clients:
+            client.close()
         if service.process.poll() is None:
             service.stop()

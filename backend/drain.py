@@ -1,0 +1,61 @@
+"""The end of a process: it says that it is not ready any more, and serves on until its proxy has noticed."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Final
+
+from loguru import logger
+
+QUIET_SECONDS: Final = 1.0
+"""Without a request for so long, nobody sends any more."""
+_POLL_SECONDS: Final = 0.1
+
+
+class Drain:
+    """What is under way in a process, and whether it is to be the last."""
+
+    def __init__(self, *, longest_seconds: float) -> None:
+        self._longest_seconds = longest_seconds
+        self.is_draining = False
+        self.under_way = 0
+        """Requests that have come and are not answered yet."""
+        self.last_request_at = float("-inf")
+        """When the last one came that was no probe, by `perf_counter`."""
+
+    @contextmanager
+    def on_sigterm(self) -> Iterator[None]:
+        """Within the block, SIGTERM begins a drain, and the server hears of it at the end of that."""
+        stop = signal.getsignal(signal.SIGTERM)
+        if threading.current_thread() is not threading.main_thread() or not callable(stop):
+            yield
+            return
+        loop, drains = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+        async def drain() -> None:
+            await self._until_quiet()
+            stop(signal.SIGTERM, None)
+
+        def begin() -> None:
+            if self.is_draining:
+                stop(signal.SIGTERM, None)
+            self.is_draining = True
+            logger.info("not ready any more, until nobody asks")
+            drains.add(asyncio.create_task(drain()))
+
+        signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(begin))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, stop)
+
+    async def _until_quiet(self) -> None:
+        end = perf_counter() + self._longest_seconds
+        while self._is_busy() and perf_counter() < end:  # noqa: ASYNC110  # nothing tells that nothing happens
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def _is_busy(self) -> bool:
+        return self.under_way > 0 or perf_counter() - self.last_request_at < QUIET_SECONDS

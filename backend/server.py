@@ -1,0 +1,237 @@
+"""How the application meets the network: Uvicorn, and what one connection may take of it.
+
+Whoever is slow, endless or garbled holds a connection for a bounded time, and is told in the one error shape.
+"""
+
+import resource
+import socket
+from asyncio import AbstractEventLoop, TimerHandle, Transport
+from collections.abc import Mapping
+from contextlib import suppress
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Final, cast
+
+import msgspec
+import uvicorn
+from uuid_utils import uuid7
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from backend import errors
+from backend.errors import AppError
+from backend.settings import Settings, SettingsError
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+"""Of a request's line and headers."""
+ARRIVAL_SECONDS: Final = 20.0
+"""From the first byte of a request, or from the connection, to the last."""
+KEEP_ALIVE_SECONDS: Final = 75
+"""Longer than proxies keep theirs: who closes first is never in the middle of a request."""
+UNACKNOWLEDGED_SECONDS: Final = 30
+"""How long a client may leave an answer unread."""
+DESCRIPTORS_BESIDE_CLIENTS: Final = 1100
+"""More than a database pool may have, and what else a process opens."""
+
+
+def run(settings: Settings, *, reload: bool = False) -> None:
+    """Serve until SIGTERM or SIGINT; the caller has made sure of the schema."""
+    _allow_descriptors(settings.max_connections + DESCRIPTORS_BESIDE_CLIENTS)
+    uvicorn.run(
+        "backend.app:create_app",
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=None if reload else settings.workers,
+        reload=reload,
+        reload_dirs=[str(Path(__file__).parent)] if reload else None,
+        loop="uvloop",
+        http=Protocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        limit_concurrency=settings.max_connections,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        # What the drain before it (see `drain.py`) has left.
+        timeout_graceful_shutdown=max(
+            1, round(settings.shutdown_grace_seconds - settings.shutdown_drain_seconds)
+        ),
+        proxy_headers=settings.forwarded_allow_ips is not None,
+        forwarded_allow_ips=settings.forwarded_allow_ips,
+        server_header=False,
+    )
+
+
+def check_address(settings: Settings) -> None:
+    """Raise `SettingsError` if nobody can listen there; said before anything else is started."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise SettingsError(f"HOST: {error.strerror}") from None
+    with socket.socket(family, kind) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise SettingsError(f"PORT: {settings.host}:{settings.port}: {error.strerror}") from None
+
+
+def _allow_descriptors(wanted: int) -> None:
+    """Raise the soft limit on open files as far as needed and allowed: often it is 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+class Protocol(HttpToolsProtocol):
+    """Uvicorn's HTTP/1.1, within limits on connections, headers and the time that a request takes to come.
+
+    Most requests arrive whole in one piece: then none of this costs more than a comparison.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        # Uvicorn would refuse in words of its own, and count those that do nothing.
+        self._most_connections, self.limit_concurrency = self.limit_concurrency, None
+        self._is_arriving, self._is_in_head, self._head_bytes = True, True, 0
+        self._arrival: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
+        """Take a connection; where there are too many, an idle one is closed for it, or it is refused."""
+        super().connection_made(cast(Transport, _OneWrite(transport, self.loop)))
+        _notice_silence(transport)
+        self._limit_arrival()
+        if self._most_connections is not None and len(self.connections) > self._most_connections:
+            idle = next((known for known in self.connections if known is not self and _is_idle(known)), None)
+            if idle is None:
+                self._refuse(errors.OverloadedError(reason="too_many_connections"))
+            else:
+                idle.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget a connection."""
+        super().connection_lost(exc)
+        self._is_arriving = False
+        self._limit_arrival()
+
+    def data_received(self, data: bytes) -> None:
+        """Take in what has come; what is left to come has its time."""
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and self._is_arriving:
+            self._refuse(errors.HeadersTooLargeError())
+        if self._is_arriving is not (self._arrival is not None):
+            self._limit_arrival()
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self._is_arriving = self._is_in_head = True
+
+    def on_headers_complete(self) -> None:
+        """Begin to serve it."""
+        self._is_in_head = False
+        if self._head_bytes > MAX_HEAD_BYTES and _head_bytes(self.headers) > MAX_HEAD_BYTES:
+            self._refuse(errors.HeadersTooLargeError())
+            return
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """End a request, of which all has come."""
+        self._is_arriving, self._is_in_head, self._head_bytes = False, True, 0
+        super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP."""
+        self._refuse(errors.MalformedRequestError(reason=msg))
+
+    def _limit_arrival(self) -> None:
+        if self._arrival is not None:
+            self._arrival.cancel()
+            self._arrival = None
+        if self._is_arriving:
+            self._arrival = self.loop.call_later(ARRIVAL_SECONDS, self._give_up)
+
+    def _give_up(self) -> None:
+        """End a request that does not come to its end; the application, if it waits for the rest, is told."""
+        has_answer = self.cycle is not None and self.cycle.response_started
+        if self._head_bytes and (self._is_in_head or not has_answer):
+            self._refuse(errors.RequestTimeoutError())
+        else:
+            self.transport.close()
+
+    def _refuse(self, error: AppError) -> None:
+        """Answer what never becomes a request of the application's."""
+        self._is_arriving = False
+        self._limit_arrival()
+        if not self.transport.is_closing():
+            self.transport.write(_answer(error, dict(self.server_state.default_headers)))
+            self.transport.close()
+
+
+class _OneWrite:
+    """A transport that sends what is written at once as one: an answer's head and body are two writes.
+
+    Each would be a system call, and wake the client up: one in ten microseconds of a small answer.
+    """
+
+    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._written: list[bytes] = []
+        self.get_extra_info, self.is_closing = transport.get_extra_info, transport.is_closing
+        self.pause_reading, self.resume_reading = transport.pause_reading, transport.resume_reading
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, with what else is written before the event loop goes on."""
+        if not self._written:
+            self._loop.call_soon(self._flush)
+        self._written.append(data)
+
+    def _flush(self) -> None:
+        written, self._written = self._written, []
+        if written:
+            self._transport.writelines(written)
+
+    def close(self) -> None:
+        """Close the connection once all is sent."""
+        self._flush()
+        self._transport.close()
+
+
+def _answer(error: AppError, headers: Mapping[bytes, bytes]) -> bytes:
+    request_id = uuid7().hex
+    body = msgspec.json.encode(error.body(errors.SELF_CONTAINED, request_id))
+    lines = {
+        **headers,
+        **{name.lower().encode(): value.encode() for name, value in error.headers.items()},
+        b"content-type": b"application/json",
+        b"content-length": b"%d" % len(body),
+        b"cache-control": b"no-store",
+        b"x-content-type-options": b"nosniff",
+        b"x-request-id": request_id.encode(),
+        b"connection": b"close",
+    }
+    head = b"".join(b"%s: %s\r\n" % line for line in lines.items())
+    phrase = HTTPStatus(error.status).phrase.encode()
+    return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (error.status, phrase, head, body)
+
+
+def _is_idle(protocol: Any) -> bool:
+    return (
+        protocol.cycle is None or protocol.cycle.response_complete
+    ) and not protocol.transport.is_closing()
+
+
+def _head_bytes(headers: list[tuple[bytes, bytes]]) -> int:
+    return sum(len(name) + len(value) + len(b": \r\n") for name, value in headers)
+
+
+def _notice_silence(transport: Transport) -> None:
+    """Let the kernel give up on a client that acknowledges nothing for so long (RFC 5482), where it can."""
+    client = cast("socket.socket | None", transport.get_extra_info("socket"))
+    option = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if option is not None and client is not None and client.family in {socket.AF_INET, socket.AF_INET6}:
+        client.setsockopt(socket.IPPROTO_TCP, option, UNACKNOWLEDGED_SECONDS * 1000)

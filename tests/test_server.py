@@ -1,0 +1,187 @@
+"""Slow, endless and garbled clients hold nothing for long, and hear of it in the one error shape."""
+
+import json
+import re
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backend import server
+from tests.conftest import Postgres
+from tests.service import JWT_SECRET, ROOT, Service, environment, free_port, wait_until_healthy
+
+HASTY = (
+    "import backend.server as server; server.ARRIVAL_SECONDS = 1; server.UNACKNOWLEDGED_SECONDS = 2; "
+    "from backend.__main__ import main; main(['serve'])"
+)
+MOST = 20
+POST = b"POST /auth/login HTTP/1.1\r\nHost: api\r\nContent-Type: application/json\r\n"
+
+
+@pytest.fixture(scope="module")
+def hasty(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that waits a second for what it otherwise waits twenty for, and takes few clients."""
+    log, port = tmp_path_factory.mktemp("hasty") / "log", str(free_port())
+    settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "PORT": port}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HASTY],
+            cwd=ROOT,
+            env=environment(MAX_CONNECTIONS=str(MOST), **settings),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    service = Service(process, f"http://127.0.0.1:{port}", log)
+    try:
+        wait_until_healthy(service)
+        yield service
+    finally:
+        service.stop()
+
+
+@pytest.fixture
+def sockets() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def connect(sockets: ExitStack, service: Service) -> socket.socket:
+    port = int(service.url.rpartition(":")[2])
+    return sockets.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+
+
+def answer(client: socket.socket) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Return the status, headers and error of the answer, after which the service has closed."""
+    received = b""
+    while part := client.recv(65536):
+        received += part
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    error = json.loads(body)
+    assert error["status_code"] == int(status.split()[1])
+    assert error["request_id"] == headers["x-request-id"]
+    assert headers["connection"] == "close"
+    return error["status_code"], headers, error
+
+
+def is_closed(client: socket.socket, seconds: float = 10) -> bool:
+    ready, _, _ = select.select([client], [], [], seconds)
+    return bool(ready) and client.recv(1) == b""
+
+
+def test_what_is_no_http_is_refused_in_the_one_error_shape(service: Service, sockets: ExitStack) -> None:
+    client = connect(sockets, service)
+    client.sendall(b"\x16\x03\x01 this is TLS, or nothing\r\n\r\n")
+    status, headers, error = answer(client)
+    assert (status, error["code"]) == (400, "malformed_request")
+    assert headers["content-type"] == "application/json"
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("end", [b"", b"\r\n"], ids=["unfinished", "finished"])
+def test_headers_over_the_limit_are_431(service: Service, sockets: ExitStack, end: bytes) -> None:
+    client = connect(sockets, service)
+    header = b"X-Long: %s\r\n" % (b"x" * (server.MAX_HEAD_BYTES // 40))
+    client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n" + header * 40 + end)
+    assert answer(client)[2]["code"] == "headers_too_large"
+
+
+def test_a_header_without_an_end_is_not_collected_for_ever(service: Service, sockets: ExitStack) -> None:
+    client = connect(sockets, service)
+    client.sendall(b"GET /health HTTP/1.1\r\nX-Endless: ")
+    gibibyte = b"x" * 2**30
+    with pytest.raises(OSError, match=r"reset|Broken"):  # it is refused long before
+        client.sendall(gibibyte)
+
+
+def test_headers_just_under_the_limit_are_served(service: Service, sockets: ExitStack) -> None:
+    client = connect(sockets, service)
+    head = b"GET /health HTTP/1.1\r\nHost: api\r\nConnection: close\r\nX-Long: "
+    client.sendall(head + b"x" * (server.MAX_HEAD_BYTES - len(head) - 100) + b"\r\n\r\n")
+    assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [b"GET /hea", b"GET /health HTTP/1.1\r\nHost: a", POST + b"Content-Length: 100\r\n\r\n{"],
+    ids=["in its line", "in its headers", "in its body"],
+)
+def test_a_request_that_trickles_is_ended_with_408(
+    hasty: Service, sockets: ExitStack, beginning: bytes
+) -> None:
+    client = connect(sockets, hasty)
+    client.sendall(beginning)
+    began = time.monotonic()
+    while time.monotonic() - began < 0.7:
+        client.sendall(b"a")
+        time.sleep(0.1)
+    status, _, error = answer(client)
+    assert (status, error["code"]) == (408, "request_timeout")
+
+
+def test_a_connection_that_asks_nothing_is_closed(hasty: Service, sockets: ExitStack) -> None:
+    assert is_closed(connect(sockets, hasty))
+
+
+def test_a_slow_request_that_arrives_in_time_is_served(hasty: Service, sockets: ExitStack) -> None:
+    client = connect(sockets, hasty)
+    for part in (b"GET /health HTTP/1.1\r\n", b"Host: api\r\nConnection: close", b"\r\n\r\n"):
+        client.sendall(part)
+        time.sleep(0.2)
+    assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_kept_alive_outlasts_the_time_of_one_request(hasty: Service, sockets: ExitStack) -> None:
+    client = connect(sockets, hasty)
+    for _ in range(3):
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        time.sleep(0.7)
+
+
+def test_idle_and_trickling_clients_make_room_for_those_who_ask(hasty: Service, sockets: ExitStack) -> None:
+    for _ in range(2 * MOST):
+        connect(sockets, hasty).sendall(b"GET /health HT")
+    client = connect(sockets, hasty)
+    client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n")
+    assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+def test_where_all_are_at_work_one_more_is_503(hasty: Service, sockets: ExitStack) -> None:
+    for _ in range(MOST):
+        connect(sockets, hasty).sendall(POST + b"Content-Length: 100\r\n\r\n")
+    client = connect(sockets, hasty)
+    status, headers, error = answer(client)
+    assert (status, error["code"]) == (503, "overloaded")
+    assert int(headers["retry-after"]) >= 1
+
+
+def test_an_answer_that_nobody_reads_does_not_hold_its_connection(hasty: Service, sockets: ExitStack) -> None:
+    ada = hasty.register()
+    for number in range(300):
+        ada.create(f"Task {number}", description="x" * 1000)
+    client = connect(sockets, hasty)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    request = (
+        f"GET /tasks HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer {ada.tokens['access_token']}\r\n\r\n"
+    )
+    client.sendall(request.encode() * 40)
+    port, deadline = client.getsockname()[1], time.monotonic() + 20
+    while is_connected(port) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not is_connected(port)
+
+
+def is_connected(port: int) -> bool:
+    """Tell whether a peer still holds a connection from this local port (proc(5), state 01)."""
+    pattern = rf"^ *\d+: \S+ 0100007F:{port:04X} 01 "
+    return bool(re.search(pattern, Path("/proc/net/tcp").read_text(), re.MULTILINE))

@@ -1,0 +1,167 @@
+"""SIGTERM: not ready any more, what is under way finishes, and nobody who still asks is turned away."""
+
+import asyncio
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import asyncpg
+import httpx
+import psutil
+import pytest
+
+from backend.database.url import connect_arguments
+from tests.conftest import Postgres
+from tests.service import Account, Service
+
+
+@contextmanager
+def locked(database: Postgres, task_id: int) -> Iterator[None]:
+    """Hold up every write of one task for the length of the block."""
+    loop = asyncio.new_event_loop()
+    connection = loop.run_until_complete(asyncpg.connect(**connect_arguments(database.url)))
+    loop.run_until_complete(connection.execute("BEGIN"))
+    loop.run_until_complete(connection.fetch("SELECT id FROM tasks WHERE id = $1 FOR UPDATE", task_id))
+    try:
+        yield
+    finally:
+        loop.run_until_complete(connection.close())
+        loop.close()
+
+
+def toggle(account: Account, task_id: int) -> httpx.Response:
+    return account.client.patch(f"/tasks/{task_id}/complete")
+
+
+def statement_waits(database: Postgres) -> bool:
+    found = database.sql(
+        "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+    return bool(found)
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def readiness(service: Service) -> httpx.Response:
+    return httpx.get(f"{service.url}/health/ready", trust_env=False)
+
+
+def is_listening(service: Service) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", int(service.url.rpartition(":")[2]))) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_after_sigterm_it_is_not_ready_and_what_is_under_way_finishes(
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres], workers: str
+) -> None:
+    database = new_database()
+    service = new_service(DATABASE_URL=database.url, WORKERS=workers, DATABASE_TIMEOUT_SECONDS="15")
+    ada = service.register()
+    task = ada.create()
+    with ThreadPoolExecutor() as threads:
+        with locked(database, task["id"]):
+            answer = threads.submit(toggle, ada, task["id"])
+            wait_until(lambda: statement_waits(database))
+            service.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: readiness(service).status_code == 503)
+            refusal = readiness(service)
+            assert refusal.json()["code"] == "shutting_down"
+            assert refusal.headers["connection"] == "close"
+            assert httpx.get(f"{service.url}/health", trust_env=False).status_code == 200
+        assert answer.result().json()["completed"] is True
+    assert service.process.wait(20) == 0
+    assert database.sql("SELECT completed FROM tasks") == [{"completed": True}]
+
+
+def test_whom_nobody_asks_ends_at_once(new_service: Callable[..., Service]) -> None:
+    service = new_service(SHUTDOWN_DRAIN_SECONDS="600", SHUTDOWN_GRACE_SECONDS="600")
+    time.sleep(1)
+    began = time.monotonic()
+    assert service.stop() == 0
+    assert time.monotonic() - began < 5
+
+
+def test_it_serves_whoever_still_asks_and_ends_once_nobody_does(new_service: Callable[..., Service]) -> None:
+    service = new_service(SHUTDOWN_DRAIN_SECONDS="30", SHUTDOWN_GRACE_SECONDS="30")
+    ada = service.register()
+    service.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: readiness(service).status_code == 503)
+    answers = []
+    for number in range(25):
+        answers.append(ada.create(f"Task {number}"))
+        readiness(service)
+        time.sleep(0.1)
+    assert len(answers) == 25
+    assert service.process.wait(20) == 0
+
+
+def test_it_ends_though_nobody_stops_asking(new_service: Callable[..., Service]) -> None:
+    service = new_service(SHUTDOWN_DRAIN_SECONDS="2", SHUTDOWN_GRACE_SECONDS="4")
+    ada = service.register()
+    ended = threading.Event()
+
+    def ask() -> None:
+        while not ended.is_set():
+            try:
+                ada.create()
+            except httpx.TransportError:
+                time.sleep(0.01)
+
+    with ThreadPoolExecutor() as threads:
+        asking = threads.submit(ask)
+        try:
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(15) == 0
+        finally:
+            ended.set()
+        asking.result()
+
+
+def test_a_second_sigterm_ends_the_wait(new_service: Callable[..., Service]) -> None:
+    service = new_service(SHUTDOWN_DRAIN_SECONDS="600", SHUTDOWN_GRACE_SECONDS="605")
+    ada = service.register()
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.wait(0.1) and is_listening(service):
+            ada.client.get("/tasks")
+
+    with ThreadPoolExecutor() as threads:
+        asking = threads.submit(ask)
+        try:
+            service.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: readiness(service).status_code == 503)
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(15) == 0
+        finally:
+            stop.set()
+        assert isinstance(asking.exception(), httpx.TransportError | None)
+
+
+def test_a_worker_that_dies_is_replaced_and_the_other_serves_meanwhile(
+    new_service: Callable[..., Service],
+) -> None:
+    service = new_service(WORKERS="2")
+    ada = service.register()
+    supervisor = psutil.Process(service.process.pid)
+    before = {worker.pid for worker in serving(supervisor)}
+    assert len(before) == 2
+    psutil.Process(min(before)).kill()
+    wait_until(lambda: len({worker.pid for worker in serving(supervisor)} - before) == 1)
+    assert ada.create()["title"] == "Buy milk"
+
+
+def serving(supervisor: psutil.Process) -> list[psutil.Process]:
+    """Return its workers, which listen on its socket."""
+    living = (child for child in supervisor.children() if child.status() != psutil.STATUS_ZOMBIE)
+    return [child for child in living if "spawn_main" in " ".join(child.cmdline())]

@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
-from backend import health, logs
+from backend import health, logs, metrics
 from backend.auth import router as auth_router
 from backend.auth.authentication import Authenticator
 from backend.auth.sessions import SignIn
@@ -85,6 +86,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         longest_seconds=min(settings.shutdown_drain_seconds, settings.shutdown_grace_seconds)
     )
     app.state.sign_in = SignIn(settings)
+    app.state.gauge = partial(_gauge, app)
     app.state.authenticator = Authenticator(settings, app.state.sign_in.access_tokens)
     app.state.cursors = Cursors(settings)
     own_tasks = replace(SELF_CONTAINED, foreign_task=404 if settings.conceal_foreign_tasks else 403)
@@ -123,6 +125,33 @@ def _ending_with_its_parent() -> Iterator[None]:
     loop.remove_reader(parent.sentinel)
 
 
+def _gauge(app: FastAPI) -> None:
+    """Set the gauges of this process to what they are now."""
+    state = app.state
+    metrics.gauge(
+        {
+            metrics.REQUESTS_UNDER_WAY: state.drain.under_way,
+            metrics.POOL_IN_USE: state.database.pool.in_use,
+            metrics.POOL_WAITING: state.database.pool.waiting,
+            metrics.HASHES_WAITING: state.sign_in.hasher.waiting,
+        }
+    )
+
+
+@contextmanager
+def _sampling(app: FastAPI) -> Iterator[None]:
+    """Keep the gauges fresh for whichever worker is asked for the sum of all."""
+
+    async def sample() -> None:
+        while True:
+            _gauge(app)
+            await asyncio.sleep(metrics.SAMPLE_SECONDS)
+
+    task = asyncio.create_task(sample())
+    yield
+    task.cancel()
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with Database(app.state.settings) as database:
@@ -130,7 +159,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         # What is loaded by now stays: looking at it again costs the collector tens of milliseconds.
         gc.collect()
         gc.freeze()
-        with app.state.drain.on_sigterm(), _ending_with_its_parent():
+        with app.state.drain.on_sigterm(), _sampling(app), _ending_with_its_parent():
             logger.info("ready: http://{}:{}/docs", app.state.settings.host, app.state.settings.port)
             yield
     app.state.sign_in.hasher.close()

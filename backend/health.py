@@ -1,5 +1,6 @@
 """Whether the process serves, whether it can work, and what it has done: for probes and scrapers."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
@@ -37,6 +38,12 @@ def get_drain(request: Request) -> Drain:
     return request.app.state.drain  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
+def get_gauge(request: Request) -> Callable[[], None]:
+    """Return what sets the gauges of this process."""
+    return request.app.state.gauge  # type: ignore[no-any-return]  # Starlette's state is untyped
+
+
+GaugeDep = Annotated[Callable[[], None], Depends(get_gauge)]
 DrainDep = Annotated[Drain, Depends(get_drain)]
 
 
@@ -51,9 +58,10 @@ async def ready(database: DatabaseDep, drain: DrainDep) -> dict[str, str]:
 
 
 @router.get(
-    "/metrics", summary="What has the process done?", response_model=None, response_class=PlainTextResponse
+    "/metrics", summary="What has the service done?", response_model=None, response_class=PlainTextResponse
 )
-async def read_metrics() -> Answer:
-    """Return counters and durations by route template, in Prometheus' text format."""
+async def read_metrics(gauge: GaugeDep) -> Answer:
+    """Return what all workers have done and are doing, in Prometheus' text format."""
+    gauge()
     text, content_type = metrics.exposition()
     return Answer(text, [(b"content-type", content_type.encode())])

@@ -1,15 +1,51 @@
-"""Counters for Prometheus, by route template: no user, id or address is ever in a label."""
+"""Counters for Prometheus, by route template: no user, id or address is ever in a label.
 
+Several workers keep theirs in files of one directory, and whichever is asked tells the sum.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
 REQUESTS = Counter("http_requests_total", "Requests served", ("method", "route", "status"))
 DURATION = Histogram(
     "http_request_duration_seconds", "Time to the last byte of an answer", ("method", "route")
 )
+REQUESTS_UNDER_WAY = Gauge(
+    "http_requests_under_way", "Requests not answered yet", multiprocess_mode="livesum"
+)
 DATABASE_RETRIES = Counter("database_retries_total", "Statements that were sent once more")
+POOL_IN_USE = Gauge(
+    "database_connections_in_use", "Connections at work, being made or closed", multiprocess_mode="livesum"
+)
+POOL_WAITING = Gauge(
+    "database_requests_waiting", "Requests that wait for a connection", multiprocess_mode="livesum"
+)
+HASHES_WAITING = Gauge(
+    "password_hashes_waiting", "Passwords being hashed or waiting for it", multiprocess_mode="livesum"
+)
+SIGN_INS = Counter("sign_ins_total", "Sign-ins by password: succeeded, or the error's code", ("outcome",))
+KEY_FETCHES = Counter("jwks_fetches_total", "Fetches of another issuer's keys", ("outcome",))
 
+SAMPLE_SECONDS: Final = 1.0
+"""How old a gauge of another worker may be."""
+
+_DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
 _KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -25,6 +61,39 @@ def _of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
     return REQUESTS.labels(method, route, status), DURATION.labels(method, route)
 
 
+def gauge(now: Mapping[Gauge, float]) -> None:
+    """Set these gauges of this process."""
+    for one, value in now.items():
+        one.set(value)
+
+
+@contextmanager
+def shared_by_workers() -> Iterator[None]:
+    """Let the processes that are started within the block count together."""
+    with TemporaryDirectory(prefix="tasks-api-metrics-") as directory:
+        os.environ[_DIRECTORY] = directory
+        try:
+            yield
+        finally:
+            del os.environ[_DIRECTORY]
+
+
 def exposition() -> tuple[bytes, str]:
     """Return the metrics in Prometheus' text format, and its content type."""
-    return generate_latest(), CONTENT_TYPE_LATEST
+    directory = os.environ.get(_DIRECTORY)
+    if directory is None:
+        return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
+    _forget_the_dead(Path(directory))
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, directory)  # type: ignore[no-untyped-call]
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+def _forget_the_dead(directory: Path) -> None:
+    """Take away the gauges of workers that are gone; what they have counted stays counted."""
+    for file in directory.glob("gauge_live*_*.db"):
+        worker = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            mark_process_dead(worker, str(directory))  # type: ignore[no-untyped-call]

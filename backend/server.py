@@ -7,7 +7,7 @@ import resource
 import socket
 from asyncio import AbstractEventLoop, TimerHandle, Transport
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, cast
@@ -17,7 +17,7 @@ import uvicorn
 from uuid_utils import uuid7
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from backend import errors
+from backend import errors, metrics
 from backend.errors import AppError
 from backend.settings import Settings, SettingsError
 
@@ -36,6 +36,11 @@ DESCRIPTORS_BESIDE_CLIENTS: Final = 1100
 def run(settings: Settings, *, reload: bool = False) -> None:
     """Serve until SIGTERM or SIGINT; the caller has made sure of the schema."""
     _allow_descriptors(settings.max_connections + DESCRIPTORS_BESIDE_CLIENTS)
+    with metrics.shared_by_workers() if settings.workers > 1 else nullcontext():
+        _run_uvicorn(settings, reload=reload)
+
+
+def _run_uvicorn(settings: Settings, *, reload: bool) -> None:
     uvicorn.run(
         "backend.app:create_app",
         factory=True,

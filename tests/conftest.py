@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -51,6 +51,20 @@ class Postgres:
             return [dict(row) for row in await connection.fetch(statement, *values)]
         finally:
             await connection.close()
+
+
+@contextmanager
+def locked(database: Postgres, task_id: int) -> Iterator[None]:
+    """Hold up every write of one task for the length of the block."""
+    loop = asyncio.new_event_loop()
+    connection = loop.run_until_complete(asyncpg.connect(**connect_arguments(database.url)))
+    loop.run_until_complete(connection.execute("BEGIN"))
+    loop.run_until_complete(connection.fetch("SELECT id FROM tasks WHERE id = $1 FOR UPDATE", task_id))
+    try:
+        yield
+    finally:
+        loop.run_until_complete(connection.close())
+        loop.close()
 
 
 @pytest.fixture(scope="session")

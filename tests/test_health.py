@@ -1,14 +1,20 @@
 """The probes and the metrics: `/health` leaves the database alone, and no label tells of a person."""
 
 import re
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import Postgres
-from tests.service import Account, Service
+from tests.better_auth.jwks import new_key, token_server
+from tests.conftest import Postgres, locked
+from tests.service import PASSWORD, Account, Service, free_port
 
 Series = tuple[str, ...]
 
@@ -125,6 +131,90 @@ def test_what_matches_no_route_makes_no_labels_of_its_own(
     assert len(found) <= 4
     assert found["GET", "unmatched", "404"] >= 6
     assert {method for method, _, _ in found} == {"GET", "other"}
+
+
+def value(service: Service, name: str, **labels: str) -> float:
+    """Read one series as Prometheus does; 0 where it is not there yet."""
+    families = text_string_to_metric_families(service.client().get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in samples if sample.labels.items() >= labels.items())
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 15) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return holds()
+
+
+def test_sign_ins_are_counted_by_how_they_end(new_service: Callable[..., Service]) -> None:
+    service = new_service(RATE_LIMIT_ENABLED="true", RATE_LIMIT_SIGNIN_ADDRESS="2/minute")
+    ada, client = service.register(), service.client()
+    right, wrong = ({"email": ada.email, "password": password} for password in (PASSWORD, "not the password"))
+    for attempt in (right, wrong, wrong, right):
+        client.post("/auth/login", json=attempt)
+    client.post("/auth/token", data={"username": "nobody", "password": "nothing"})
+    outcomes = ("succeeded", "invalid_credentials", "rate_limited", "invalid_grant")
+    counted = [value(service, "sign_ins_total", outcome=outcome) for outcome in outcomes]
+    assert counted == [1, 2, 1, 1]
+
+
+def test_fetches_of_keys_are_counted_by_how_they_end(new_service: Callable[..., Service]) -> None:
+    with token_server() as tokens:
+        service = new_service(BETTER_AUTH_URL=tokens.url)
+        key = new_key()
+        tokens.publish(key)
+        assert service.client(tokens.token(key, "somebody")).get("/tasks").status_code == 200
+        assert value(service, "jwks_fetches_total", outcome="succeeded") == 1
+    away = new_service(BETTER_AUTH_URL=f"http://127.0.0.1:{free_port()}")
+    assert away.client(tokens.token(key, "somebody")).get("/tasks").status_code == 503
+    assert value(away, "jwks_fetches_total", outcome="failed") == 1
+
+
+def test_connections_in_use_and_waiting_requests_are_told(
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres]
+) -> None:
+    database = new_database()
+    service = new_service(DATABASE_URL=database.url, DATABASE_POOL_SIZE="2", DATABASE_TIMEOUT_SECONDS="30")
+    ada = service.register()
+    task = ada.create()
+    with ThreadPoolExecutor() as threads:
+        with locked(database, task["id"]):
+            for _ in range(5):
+                threads.submit(ada.client.patch, f"/tasks/{task['id']}/complete")
+            assert eventually(lambda: value(service, "database_requests_waiting") == 3)
+            assert value(service, "database_connections_in_use") == 2
+            assert value(service, "http_requests_under_way") == 6
+        assert eventually(lambda: value(service, "database_connections_in_use") == 0)
+    assert value(service, "database_requests_waiting") == 0
+
+
+def test_passwords_that_wait_to_be_hashed_are_told(new_service: Callable[..., Service]) -> None:
+    service = new_service(BCRYPT_ROUNDS="13")
+    attempt = {"email": "nobody@example.com", "password": "nothing at all"}
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(8):
+            threads.submit(httpx.post, f"{service.url}/auth/login", json=attempt, timeout=60)
+        assert eventually(lambda: value(service, "password_hashes_waiting") >= 3)
+    assert value(service, "password_hashes_waiting") == 0
+
+
+def test_several_workers_count_as_one_also_after_one_died(new_service: Callable[..., Service]) -> None:
+    service = new_service(WORKERS="2")
+    supervisor = psutil.Process(service.process.pid)
+    workers = [child for child in supervisor.children() if "spawn_main" in " ".join(child.cmdline())]
+    counted = {"route": "/health", "status": "200"}
+    before = value(service, "http_requests_total", **counted)
+    for _ in range(40):  # each on a connection of its own, which either may take
+        httpx.get(f"{service.url}/health", trust_env=False)
+    assert value(service, "http_requests_total", **counted) == before + 40
+    workers[0].kill()
+    workers[0].wait()
+    assert eventually(lambda: value(service, "http_requests_total", **counted) >= before + 40)
+    assert value(service, "http_requests_under_way") <= 2
+    directory = Path(workers[1].environ()["PROMETHEUS_MULTIPROC_DIR"])
+    service.stop()
+    assert not directory.exists()
 
 
 def test_no_label_tells_of_a_person(service: Service, ada: Account) -> None:

@@ -1,36 +1,18 @@
 """SIGTERM: not ready any more, what is under way finishes, and nobody who still asks is turned away."""
 
-import asyncio
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
-import asyncpg
 import httpx
 import psutil
 import pytest
 
-from backend.database.url import connect_arguments
-from tests.conftest import Postgres
+from tests.conftest import Postgres, locked
 from tests.service import Account, Service
-
-
-@contextmanager
-def locked(database: Postgres, task_id: int) -> Iterator[None]:
-    """Hold up every write of one task for the length of the block."""
-    loop = asyncio.new_event_loop()
-    connection = loop.run_until_complete(asyncpg.connect(**connect_arguments(database.url)))
-    loop.run_until_complete(connection.execute("BEGIN"))
-    loop.run_until_complete(connection.fetch("SELECT id FROM tasks WHERE id = $1 FOR UPDATE", task_id))
-    try:
-        yield
-    finally:
-        loop.run_until_complete(connection.close())
-        loop.close()
 
 
 def toggle(account: Account, task_id: int) -> httpx.Response:

@@ -12,6 +12,7 @@ import jwt
 import msgspec
 from loguru import logger
 
+from backend import metrics
 from backend.auth.errors import InvalidTokenError, KeysUnavailableError
 
 FORCED_FETCH_SECONDS: Final = 30.0
@@ -92,7 +93,9 @@ class KeySet:
         try:
             self._keys = _parse(await _download(self._url))
             self._fetched_at = time.monotonic()
+            metrics.KEY_FETCHES.labels("succeeded").inc()
         except (httpx.HTTPError, ValueError, TimeoutError, RecursionError) as error:
+            metrics.KEY_FETCHES.labels("failed").inc()
             logger.warning("the keys of the token server cannot be fetched", error=type(error).__name__)
         finally:
             self._fetch = None

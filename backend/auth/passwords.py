@@ -75,7 +75,8 @@ class PasswordHasher:
         threads = max(1, (os.cpu_count() or 1) // processes)
         self._executor = ThreadPoolExecutor(threads, "hash", initializer=_give_way)
         self._limit = max(MIN_QUEUE, threads * QUEUE_PER_THREAD)
-        self._waiting = 0
+        self.waiting = 0
+        """Passwords being hashed or waiting for it."""
         self._nobody = self._context.hash("nobody")
 
     def close(self) -> None:
@@ -105,10 +106,10 @@ class PasswordHasher:
         return matches and stored is not None
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        if self._waiting >= self._limit:
+        if self.waiting >= self._limit:
             raise ServiceUnavailableError(reason="hash_queue_full", retry_after=5)
-        self._waiting += 1
+        self.waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._executor, work)
         finally:
-            self._waiting -= 1
+            self.waiting -= 1

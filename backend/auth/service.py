@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 from uuid_utils import compat
 
-from backend import events
+from backend import events, metrics
 from backend.auth import passwords, statements
 from backend.auth.caller import Caller
 from backend.auth.errors import (
@@ -28,7 +28,7 @@ from backend.auth.schemas import (
 )
 from backend.auth.sessions import Client, NewTokens, SignIn
 from backend.database import Database, Row
-from backend.errors import ServiceUnavailableError
+from backend.errors import AppError, ServiceUnavailableError
 from backend.events import Event
 
 
@@ -57,6 +57,16 @@ async def register(database: Database, sign_in: SignIn, client: Client, data: Re
 
 async def login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
     """Sign in; raises `InvalidCredentialsError` after one hash, the email known or not."""
+    try:
+        answer = await _login(database, sign_in, client, data)
+    except AppError as error:
+        metrics.SIGN_INS.labels(error.code).inc()
+        raise
+    metrics.SIGN_INS.labels("succeeded").inc()
+    return answer
+
+
+async def _login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
     new, key = NewTokens(sign_in, client), email_key(data.email)
     account = await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address)
     stored = account["password_hash"] if account else None
@@ -104,6 +114,7 @@ async def token(database: Database, sign_in: SignIn, client: Client, data: Passw
         return await login(database, sign_in, client, credentials)
     except ValidationError as error:
         events.record(Event.LOGIN_FAILED, account_id=None)
+        metrics.SIGN_INS.labels(InvalidGrantError.code).inc()
         raise InvalidGrantError from error
     except InvalidCredentialsError as error:
         raise InvalidGrantError from error

@@ -66,7 +66,7 @@ class Database:
             "statement_cache_size": STATEMENTS if is_prepared else 0,
             "max_cached_statement_lifetime": 0,  # or each is prepared anew every five minutes
         }
-        self._pool = Pool(
+        self.pool = Pool(
             self._connect, size=settings.database_pool_size, idle_seconds=settings.database_idle_seconds
         )
 
@@ -83,7 +83,7 @@ class Database:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._pool.close()
+        await self.pool.close()
 
     async def one(self, statement: Statement, **values: Any) -> Row | None:
         """Return the first row, or None; raises `DatabaseUnavailableError`."""
@@ -98,7 +98,7 @@ class Database:
         for pause in _PAUSES_SECONDS:
             connection = None
             try:
-                connection = self._pool.take_idle() or await self._take(deadline)
+                connection = self.pool.take_idle() or await self._take(deadline)
                 return await self._send(connection, statement, arguments, deadline - now())
             except FAILURES as error:
                 is_harmless = connection is None or statement.only_reads or isinstance(error, UNDONE)
@@ -110,7 +110,7 @@ class Database:
 
     async def _take(self, deadline: float) -> Connection:
         async with asyncio.timeout_at(deadline):
-            return await self._pool.take()
+            return await self.pool.take()
 
     async def _send(
         self, connection: Connection, statement: Statement, arguments: list[Any], seconds: float
@@ -119,11 +119,11 @@ class Database:
             rows = await connection.fetch(statement.sql, *arguments, timeout=seconds)
         except BaseException as error:
             if isinstance(error, asyncpg.PostgresError) and not isinstance(error, FAILURES):
-                self._pool.give(connection)
+                self.pool.give(connection)
             else:
-                self._pool.discard(connection)
+                self.pool.discard(connection)
             raise
-        self._pool.give(connection)
+        self.pool.give(connection)
         return rows
 
     @asynccontextmanager
@@ -135,12 +135,12 @@ class Database:
                 async with connection.transaction():
                     yield Transaction(connection, self._timeout)
             except AppError:
-                self._pool.give(connection)
+                self.pool.give(connection)
                 raise
             except BaseException:
-                self._pool.discard(connection)
+                self.pool.discard(connection)
                 raise
-            self._pool.give(connection)
+            self.pool.give(connection)
         except FAILURES as error:
             raise DatabaseUnavailableError(reason=type(error).__name__) from error
 

@@ -12,6 +12,7 @@ from functools import partial
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
+from fastapi.telemetry import TelemetryConfig
 from loguru import logger
 from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
@@ -64,6 +65,24 @@ class _Application(FastAPI):
         return stack
 
 
+def _telemetry(settings: Settings) -> TelemetryConfig:
+    """Return what FastAPI tells OpenTelemetry: spans, if anybody wants them.
+
+    Never log records: they hold the messages of exceptions, which may quote what a client sent.
+    """
+    endpoint = settings.otel_exporter_otlp_endpoint
+    if endpoint is not None:
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)  # it may come from .env
+        os.environ.setdefault("OTEL_SERVICE_NAME", "tasks-api")
+    return {
+        "tracing": endpoint is not None,
+        "metrics": False,
+        "logs": False,
+        "operation_spans": False,
+        "auto_configure": endpoint is not None,
+    }
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Return the application for `settings`, by default those of the environment; raises `SettingsError`."""
     settings = settings or load_settings()
@@ -78,8 +97,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         separate_input_output_schemas=False,
-        # Its log records hold the messages of exceptions, which may quote what a client sent.
-        telemetry={"tracing": False, "metrics": False, "logs": False},
+        telemetry=_telemetry(settings),
     )
     app.state.settings = settings
     app.state.drain = Drain(

@@ -147,6 +147,8 @@ class Settings(BaseSettings):
     )
     conceal_foreign_tasks: bool = False
     log_format: Literal["json", "pretty"] | None = None
+    otel_exporter_otlp_endpoint: Annotated[str, AfterValidator(_base_url)] | None = None
+    """OpenTelemetry's own setting; with it, each request is a span."""
 
     @model_validator(mode="after")
     def _own_database_needs_own_secret(self) -> Self:

@@ -4,6 +4,7 @@ No message that leaves this module contains a value: a wrong secret is named, ne
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -18,13 +19,30 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 MIN_SECRET_BYTES = 32
 """RFC 7518 section 3.2: an HS256 key is at least as long as its hash."""
 
 
 _HTTP_URL = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?(/[^?#\s]*)?", re.IGNORECASE)
+
+
+SECRETS = (
+    "database_url",
+    "jwt_secret",
+    "jwt_previous_secrets",
+    "better_auth_secret",
+    "rate_limit_storage_uri",
+)
+"""Each may stand in a file instead, which the variable of the same name and `_FILE` names."""
 
 
 class SettingsError(Exception):
@@ -150,6 +168,23 @@ class Settings(BaseSettings):
     otel_exporter_otlp_endpoint: Annotated[str, AfterValidator(_base_url)] | None = None
     """OpenTelemetry's own setting; with it, each request is a span."""
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # names of its own, which Docker's are not
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Add the files that `…_FILE` names, as Docker's images have it."""
+        assert isinstance(env_settings, EnvSettingsSource)
+        assert isinstance(dotenv_settings, EnvSettingsSource)
+        files = InitSettingsSource(
+            settings_cls, _from_files({**dotenv_settings.env_vars, **env_settings.env_vars})
+        )
+        return init_settings, files, env_settings, dotenv_settings
+
     @model_validator(mode="after")
     def _own_database_needs_own_secret(self) -> Self:
         if self.database_url is not None and self.jwt_secret is None:
@@ -163,6 +198,23 @@ class Settings(BaseSettings):
         if self.better_auth_secret in own:
             raise ValueError("BETTER_AUTH_SECRET: must differ from JWT_SECRET")
         return self
+
+
+def _from_files(written: Mapping[str, str | None]) -> dict[str, Any]:
+    """Return the secrets that stand in files; raises `SettingsError`."""
+    found: dict[str, Any] = {}
+    for name in SECRETS:
+        path = written.get(f"{name}_file")
+        if not path:
+            continue
+        if written.get(name):
+            raise SettingsError(f"{name.upper()}: is set twice, {name.upper()}_FILE being set as well")
+        try:
+            found[name] = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+            raise SettingsError(f"{name.upper()}_FILE: cannot be read: {reason}") from None
+    return found
 
 
 def load_settings(**given: Any) -> Settings:

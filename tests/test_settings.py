@@ -222,3 +222,55 @@ def test_a_dotenv_file_that_is_no_text_ends_the_start_with_one_line() -> None:
     code, lines = failing_start()
     assert (code, len(lines)) == (1, 1), lines
     assert ".env" in lines[0]
+
+
+# Secrets from files
+
+
+def test_secrets_may_stand_in_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    values = {
+        "DATABASE_URL": GOOD["DATABASE_URL"],
+        "JWT_SECRET": SECRET,
+        "JWT_PREVIOUS_SECRETS": f"{SECRET[::-1]},{SECRET * 2}",
+        "BETTER_AUTH_SECRET": f"not {SECRET}",
+        "RATE_LIMIT_STORAGE_URI": "redis://:canary@localhost:6379",
+    }
+    for name, value in values.items():
+        (tmp_path / name).write_text(f"{value}\n")
+        monkeypatch.setenv(f"{name}_FILE", str(tmp_path / name))
+    from_files = load_settings()
+    for name, value in values.items():
+        monkeypatch.delenv(f"{name}_FILE")
+        monkeypatch.setenv(name, value)
+    assert from_files == load_settings()
+
+
+def test_a_dotenv_file_may_name_the_file_of_a_secret(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text(SECRET)
+    (tmp_path / ".env").write_text("JWT_SECRET_FILE=secret\n")
+    secret = load_settings().jwt_secret
+    assert secret is not None
+    assert secret.get_secret_value() == SECRET
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"JWT_SECRET_FILE": "nowhere"}, "JWT_SECRET_FILE: cannot be read: No such file or directory"),
+        ({"JWT_SECRET_FILE": "garbled"}, "JWT_SECRET_FILE: cannot be read: it is no UTF-8 text"),
+        ({"JWT_SECRET_FILE": "short"}, "JWT_SECRET: must be at least 32 bytes long"),
+        (
+            {"JWT_SECRET_FILE": "short", "JWT_SECRET": SECRET},
+            "JWT_SECRET: is set twice, JWT_SECRET_FILE being set as well",
+        ),
+    ],
+)
+def test_a_file_that_is_wrong_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, str], complaint: str
+) -> None:
+    (tmp_path / "garbled").write_bytes(b"\xff" * 40)
+    (tmp_path / "short").write_text(SHORT)
+    with pytest.raises(SettingsError) as error:
+        load(monkeypatch, **settings)
+    assert str(error.value).startswith(complaint)
+    assert SHORT not in str(error.value)

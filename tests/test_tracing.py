@@ -1,4 +1,4 @@
-"""Each request is a span where a collector is named, which learns nothing that people write or sign in with."""
+"""Each request is a span where a collector is named, which learns nothing that people write or hide."""
 
 import subprocess
 import sys

@@ -34,6 +34,7 @@ _SOCKET_NAME = ".s.PGSQL.5432"
 _MAX_SHARED_BUFFERS_MIB = 1024
 _SOCKET_PATH_LIMIT = 103  # bytes; macOS has the shortest
 _POLL_SECONDS = 0.02
+_WATCH_SECONDS = 0.5
 
 
 class EmbeddedServerError(RuntimeError):
@@ -94,8 +95,9 @@ class _Place:
 def embedded_server(data_dir: Path, options: Mapping[str, str] | None = None) -> Iterator[EmbeddedServer]:
     """Run the server of this directory for the length of the block, or share the one that runs already.
 
-    Its last user stops it; one that was killed doesn't count. `options` are PostgreSQL settings,
-    and those of whoever starts it hold. Waits as long as a recovery takes. Raises EmbeddedServerError.
+    Killed or stopped meanwhile, it is started again. Its last user stops it; one that was killed doesn't
+    count. `options` are PostgreSQL settings, and those of whoever starts it hold. Waits as long as a recovery
+    takes. Raises EmbeddedServerError.
     The block must be left for the server to stop: let SIGTERM raise, which by default it doesn't.
     """
     with _our_errors(data_dir):
@@ -105,7 +107,8 @@ def embedded_server(data_dir: Path, options: Mapping[str, str] | None = None) ->
         with _our_errors(data_dir), _held(turn):
             _join(place, users, options or {})
         try:
-            yield EmbeddedServer(_url(place), place.data)
+            with _kept_up(place, turn, options or {}):
+                yield EmbeddedServer(_url(place), place.data)
         finally:
             with _held(turn):
                 _leave(place, users)
@@ -118,6 +121,25 @@ def _join(place: _Place, users: IO[str], options: Mapping[str, str]) -> None:
     except BaseException:
         _leave(place, users)
         raise
+
+
+@contextmanager
+def _kept_up(place: _Place, turn: IO[str], options: Mapping[str, str]) -> Iterator[None]:
+    """Start the server again when it is gone, for the length of the block."""
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(_WATCH_SECONDS):
+            with suppress(EmbeddedServerError, OSError), _held(turn):  # the next look tries again
+                _ensure_running(place, options)
+
+    watcher = threading.Thread(target=watch, name="embedded-postgres", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        left.set()
+        watcher.join()
 
 
 def _leave(place: _Place, users: IO[str]) -> None:

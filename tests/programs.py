@@ -1,7 +1,10 @@
 """Programs that are not ours: a test that drives one skips where it is missing, but never in CI."""
 
 import os
+import pwd
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,3 +18,16 @@ def find(*names: str, hint: str) -> str:
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
+
+
+def unprivileged(directory: Path, account: str = "nobody") -> dict[str, Any]:
+    """Return arguments of `subprocess` that leave root behind, and what is in `directory` to that account.
+
+    Nobody else need do it; PostgreSQL and PgBouncer refuse to run as root.
+    """
+    if os.geteuid() != 0:
+        return {}
+    user = pwd.getpwnam(account)
+    for path in (directory, *directory.rglob("*")):
+        os.chown(path, user.pw_uid, user.pw_gid)
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}

@@ -1,6 +1,7 @@
 """Which revision the schema is at, asked without Alembic: a process that serves need not carry its weight."""
 
 import asyncio
+import ssl
 import time
 from pathlib import Path
 from typing import Final
@@ -40,6 +41,7 @@ async def connect(url: str, *, wait_seconds: float = 0) -> asyncpg.Connection:
     arguments, pause = {"timeout": _CONNECT_SECONDS, **connect_arguments(url)}, 0.1
     while True:
         try:
+            # Without a cache no statement has a name, which would meet its like behind a transaction pooler.
             return await asyncpg.connect(**arguments, statement_cache_size=0)
         except (*UNREACHABLE, asyncpg.PostgresError) as error:
             reason = f"DATABASE_URL: the database cannot be reached: {_in_words(error)}"
@@ -54,6 +56,8 @@ async def connect(url: str, *, wait_seconds: float = 0) -> asyncpg.Connection:
 def _in_words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer"
+    if isinstance(error, ssl.SSLCertVerificationError):  # in words of its own, not in OpenSSL's codes
+        return f"its certificate is not trusted: {error.verify_message.rstrip('.')}"
     if isinstance(error, OSError):
         return (error.strerror or str(error) or type(error).__name__).lower()
     return str(error).partition("\n")[0] or type(error).__name__

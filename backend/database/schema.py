@@ -1,7 +1,6 @@
 """The schema, made and upgraded by Alembic: in one transaction, however many processes start at once."""
 
 from collections.abc import Callable
-from uuid import uuid4
 
 import asyncpg
 from alembic import command
@@ -37,8 +36,6 @@ async def _with_database(url: str, work: Callable[[Config], None]) -> None:
     engine = create_async_engine(
         "postgresql+asyncpg://",
         poolclass=NullPool,
-        # Behind a transaction pooler no prepared statement may meet its like of another client.
-        connect_args={"prepared_statement_name_func": lambda: f"migration-{uuid4()}"},
         async_creator=lambda: _done(connection),
     )
     try:

@@ -1,7 +1,6 @@
 """Any PostgreSQL URL, against libpq's documentation, the driver, and servers that speak TLS or don't."""
 
 import asyncio
-import datetime as dt
 import os
 import pwd
 import ssl
@@ -14,14 +13,12 @@ from urllib.parse import quote, unquote
 
 import asyncpg
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import DatabaseURLError, connect_arguments, is_transaction_pooler
+from tests.certificates import make_certificates
 
 NEON = (
     "postgresql://neondb_owner:npg_A1b2C3@ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech/neondb"
@@ -301,35 +298,7 @@ def test_application_name_arrives(server: EmbeddedServer) -> None:
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate for the name localhost, and not for 127.0.0.1, signed by an authority of its own."""
-    directory = tmp_path_factory.mktemp("certificates")
-    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
-    names = [
-        x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) for name in ("authority", "server")
-    ]
-    now = dt.datetime.now(dt.UTC)
-    for index, extension in enumerate(
-        (
-            x509.BasicConstraints(ca=True, path_length=0),
-            x509.SubjectAlternativeName([x509.DNSName("localhost")]),
-        ),
-    ):
-        certificate = (
-            x509.CertificateBuilder(names[0], names[index], keys[index].public_key(), index + 1)
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(extension, critical=True)
-            .sign(keys[0], hashes.SHA256())
-        )
-        path = directory / ("authority.pem", "server.pem")[index]
-        path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (directory / "server.key").write_bytes(
-        keys[1].private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        ),
-    )
-    return directory
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 class Front:

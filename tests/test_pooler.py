@@ -1,0 +1,384 @@
+"""The contract behind a real PgBouncer that shares two connections by the transaction, as Neon's pooler does.
+
+It deals out its connections in turn, so that whatever leans on the connection of the statement before fails.
+"""
+
+import asyncio
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from itertools import cycle
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from backend.database import Database
+from backend.database.embedded import EmbeddedServer
+from backend.database.schema import LOCK
+from backend.database.url import connect_arguments
+from backend.health import PING
+from backend.settings import Settings
+from tests import test_isolation
+from tests.auth import (
+    test_account,
+    test_login,
+    test_logout,
+    test_profile,
+    test_refresh,
+    test_register,
+    test_sessions,
+    test_token_endpoint,
+)
+from tests.certificates import make_certificates
+from tests.conftest import Postgres
+from tests.programs import find, unprivileged
+from tests.service import (
+    JWT_SECRET,
+    PASSWORD,
+    ROOT,
+    Service,
+    environment,
+    free_port,
+    seen,
+    start,
+    wait_until_healthy,
+)
+from tests.tasks import test_concurrency, test_list, test_router, test_user_scoped
+from tests.tasks.test_concurrency import at_once
+from tests.test_openapi import Operation
+
+USERS = 16
+SERVER_CONNECTIONS = 2
+POOLER_PASSWORD = "npg_A1b2C3"
+SETTINGS = """
+[databases]
+* = host={socket} port=5432
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {port}
+unix_socket_dir =
+auth_type = scram-sha-256
+auth_file = users.txt
+client_tls_sslmode = require
+client_tls_cert_file = server.pem
+client_tls_key_file = server.key
+pool_mode = transaction
+default_pool_size = {size}
+server_round_robin = 1
+"""
+NEEDS_MORE = {"new_service", "new_database", "server", "federated", "better_auth", "eve", "proxy"}
+"""Fixtures of tests that run services or servers of their own."""
+
+
+@dataclass
+class Pooler:
+    """A running PgBouncer before the server of the tests."""
+
+    port: int
+
+    def url(self, database: Postgres, host: str = "localhost", query: str = "") -> str:
+        """Return the URL of a database as Neon's console would write it, and more."""
+        name = database.url.partition("?")[0].rpartition("/")[2]
+        at = f"{host}:{self.port}/{name}?sslmode=require&channel_binding=require{query}"
+        return f"postgresql://postgres:{POOLER_PASSWORD}@{at}"
+
+
+def run_pgbouncer(directory: Path, server: EmbeddedServer, port: int) -> "subprocess.Popen[bytes]":
+    program = find(
+        "pgbouncer", "/usr/sbin/pgbouncer", hint="apt install pgbouncer, or brew install pgbouncer"
+    )
+    make_certificates(directory)
+    (directory / "users.txt").write_text(f'"postgres" "{POOLER_PASSWORD}"\n')
+    (socket,) = connect_arguments(server.url)["host"]
+    (directory / "settings.ini").write_text(
+        SETTINGS.format(socket=socket, port=port, size=SERVER_CONNECTIONS)
+    )
+    owner = unprivileged(directory, Path(socket).owner())  # the server's socket is for that account alone
+    with (directory / "log").open("wb") as log:
+        return subprocess.Popen([program, "settings.ini"], cwd=directory, stderr=log, **owner)
+
+
+@pytest.fixture(scope="module")
+def pooler(server: EmbeddedServer) -> Iterator[Pooler]:
+    # Not in pytest's own directory, which it closes to the user that root's server runs as.
+    with tempfile.TemporaryDirectory(prefix="pooler-") as directory:
+        port = free_port()
+        process = run_pgbouncer(Path(directory), server, port)
+        try:
+            yield Pooler(port)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def services(
+    pooler: Pooler, database: Postgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[Service]]:
+    """Three processes of two services, started at once on an empty database; each is told in its own way."""
+    logs = tmp_path_factory.mktemp("pooled")
+    with ExitStack() as stack:
+        begun = [
+            start(logs / f"log{number}", JWT_SECRET=JWT_SECRET, **settings)
+            for number, settings in enumerate(
+                (
+                    {"DATABASE_URL": pooler.url(database, query="&pgbouncer=true"), "WORKERS": "2"},
+                    {"DATABASE_URL": pooler.url(database), "DATABASE_PREPARED_STATEMENTS": "off"},
+                )
+            )
+        ]
+        for service in begun:
+            stack.callback(service.stop)
+        for service in begun:
+            wait_until_healthy(service)
+        yield begun
+
+
+@pytest.fixture(scope="module")
+def database(new_database: Callable[[], Postgres]) -> Postgres:
+    """The database that lies behind the pooler, reached past it."""
+    return new_database()
+
+
+@pytest.fixture(scope="module")
+def service(services: list[Service]) -> Service:
+    """The one that tests of other modules meet here: its two processes share one address."""
+    return services[0]
+
+
+class User:
+    """Somebody who speaks to each of the services in turn, and takes no answer but the right one."""
+
+    def __init__(self, services: list[Service]) -> None:
+        self._clients = cycle([service.client() for service in services])
+        self._headers: dict[str, str] = {}
+        self.credentials = {"email": f"{uuid4().hex}@example.com", "password": PASSWORD}
+        self.tokens: dict[str, Any] = {}
+        self.task_ids: list[int] = []
+
+    def send(self, method: str, path: str, status: int = 200, **options: Any) -> Any:
+        """Send a request, and return what is in the answer."""
+        response = next(self._clients).request(method, path, headers=self._headers, **options)
+        assert response.status_code == status, f"{method} {path}: {response.text}"
+        return response.json() if response.content else None
+
+    def signs_in(self, path: str, status: int = 200, **options: Any) -> None:
+        """Take the tokens of an answer for one's own."""
+        self.tokens = self.send("POST", path, status, **options)
+        self._headers = {"Authorization": f"Bearer {self.tokens['access_token']}"}
+
+    @property
+    def id(self) -> str:
+        """The user's id."""
+        return str(self.send("GET", "/auth/me")["id"])
+
+
+def registers(user: User) -> None:
+    user.signs_in("/auth/register", 201, json={**user.credentials, "name": "Ada"})
+    user.send("POST", "/auth/register", 400, json=user.credentials)
+    user.signs_in("/auth/login", json=user.credentials)
+    form = {"username": user.credentials["email"], "password": PASSWORD}
+    user.signs_in("/auth/token", data=form)
+    user.signs_in("/auth/refresh", json={"refresh_token": user.tokens["refresh_token"]})
+
+
+def ends_sessions(user: User) -> None:
+    others = [found["id"] for found in user.send("GET", "/auth/sessions") if not found["current"]]
+    assert len(others) == 2
+    user.send("DELETE", f"/auth/sessions/{others[0]}", 204)
+    assert len(user.send("GET", "/auth/sessions")) == 2
+    user.send("DELETE", "/auth/sessions", 204)
+    assert [found["current"] for found in user.send("GET", "/auth/sessions")] == [True]
+
+
+def changes_account(user: User) -> None:
+    assert user.send("PATCH", "/auth/me", json={"name": "Grace"})["name"] == "Grace"
+    assert user.send("GET", "/auth/me")["name"] == "Grace"
+    new = f"{PASSWORD}, or two"
+    user.signs_in("/auth/password", json={"current_password": PASSWORD, "new_password": new})
+    user.credentials["password"] = new
+    user.send("POST", "/auth/logout", 204)
+    user.send("GET", "/auth/me", 401)
+    user.signs_in("/auth/login", json=user.credentials)
+
+
+def keeps_tasks(user: User) -> None:
+    """On either surface; what one wrote through one process is there through the next."""
+    for base in ("/tasks", f"/api/{user.id}/tasks"):
+        tasks = [user.send("POST", base, 201, json={"title": f"Task {number}"}) for number in range(3)]
+        one, two = (f"{base}/{task['id']}" for task in tasks[:2])
+        assert user.send("GET", one) == tasks[0]
+        assert user.send("PUT", one, json={"title": "Put"})["title"] == "Put"
+        assert user.send("PATCH", one, json={"description": "Patched"})["title"] == "Put"
+        assert user.send("PATCH", f"{one}/complete")["completed"]
+        user.send("DELETE", two, 204)
+        user.send("GET", two, 404)
+        user.task_ids += [tasks[0]["id"], tasks[2]["id"]]
+        completed = user.send("GET", base, params={"status": "completed"})
+        assert [task["id"] for task in completed] == user.task_ids[::2]
+
+
+def has_all_of_them_page_by_page(user: User) -> None:
+    client, found = next(user._clients), []
+    path: str | None = "/tasks?limit=1&sort=title"
+    while path:
+        response = client.get(path, headers=user._headers)
+        found += [task["id"] for task in response.json()]
+        path = response.links.get("next", {}).get("url")
+    assert sorted(found) == user.task_ids
+
+
+def leaves(user: User) -> None:
+    user.send("DELETE", "/auth/me", 204, json={"password": user.credentials["password"]})
+    user.send("GET", "/tasks", 401)
+    user.send("POST", "/auth/login", 401, json=user.credentials)
+
+
+def sees_nothing_of(other: User, user: User) -> None:
+    their_id = other.id
+    for task_id in other.task_ids:
+        for method, suffix, body in test_isolation.ATTEMPTS:
+            user.send(method, f"/tasks/{task_id}{suffix}", 403, json=body)
+        user.send("GET", f"/api/{user.id}/tasks/{task_id}", 404)
+        user.send("GET", f"/api/{their_id}/tasks/{task_id}", 403)
+
+
+def test_everybody_does_everything_at_once_through_both_services(services: list[Service]) -> None:
+    """Every operation of the document succeeds, and nobody sees what is another's."""
+    asked = len(seen)
+    users = [User(services) for _ in range(USERS)]
+    neighbours = zip(users, [*users[1:], users[0]], strict=True)
+    with ThreadPoolExecutor(USERS) as threads:
+        for step in (registers, ends_sessions, changes_account, keeps_tasks, has_all_of_them_page_by_page):
+            list(threads.map(step, users))
+        list(threads.map(sees_nothing_of, *zip(*neighbours, strict=True)))
+        list(threads.map(leaves, users))
+    for path in ("/health", "/health/ready", "/metrics"):
+        assert services[0].client().get(path).status_code == 200
+    assert not_among(seen[asked:], services[0].client().get("/openapi.json").json()) == []
+
+
+def not_among(answers: list[tuple[str, str, int, str | None]], document: dict[str, Any]) -> list[str]:
+    """Return the operations that have not succeeded in any of these answers."""
+    operations = [
+        Operation(method.upper(), path, spec, document)
+        for path, item in document["paths"].items()
+        for method, spec in item.items()
+    ]
+    return [
+        str(operation)
+        for operation in operations
+        if not any(
+            operation.matches(method, path) and status == operation.success
+            for method, path, status, _ in answers
+        )
+    ]
+
+
+def test_they_share_the_few_connections_that_the_pooler_has(
+    server: EmbeddedServer, services: list[Service], database: Postgres
+) -> None:
+    name = database.url.partition("?")[0].rpartition("/")[2]
+    users = [service.register() for service in services for _ in range(USERS)]
+    answers = at_once(*(partial(user.client.get, "/tasks") for user in users))
+    assert {answer.status_code for answer in answers} == {200}
+    found = Postgres(server.url).sql("SELECT pid FROM pg_stat_activity WHERE datname = $1", name)
+    assert 0 < len(found) <= SERVER_CONNECTIONS
+
+
+WAITING = """
+SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database
+WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted
+"""
+
+
+def backend(*arguments: str, url: str) -> "subprocess.Popen[bytes]":
+    """Begin one command of ours."""
+    settings = environment(DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
+    return subprocess.Popen([sys.executable, "-m", "backend", *arguments], cwd=ROOT, env=settings)
+
+
+async def migrate_at_once(database: Postgres, url: str) -> list["subprocess.Popen[bytes]"]:
+    """Begin two migrations, which are let go when both wait for their turn."""
+    holder = await asyncpg.connect(**connect_arguments(database.url))
+    await holder.execute(f"SELECT pg_advisory_lock({LOCK})")
+    both = [backend("migrate", url=url) for _ in range(2)]
+    async with asyncio.timeout(30):
+        while await holder.fetchval(WAITING) < len(both):  # noqa: ASYNC110  # no event of ours tells it
+            await asyncio.sleep(0.05)
+    await holder.close()
+    return both
+
+
+def test_two_make_the_schema_at_once_and_leave_nothing_in_the_way_of_the_next(
+    pooler: Pooler, new_database: Callable[[], Postgres]
+) -> None:
+    """What one of them prepared is still there when PgBouncer deals its connection out again."""
+    empty = new_database()
+    url = pooler.url(empty)
+    both = asyncio.run(migrate_at_once(empty, url))
+    assert [process.wait(30) for process in both] == [0, 0]
+    next_ones = [backend("migrate", "--check", url=url) for _ in range(2)]
+    assert [process.wait(30) for process in next_ones] == [0, 0]
+
+
+def test_a_host_that_is_called_a_pooler_is_sent_nothing_prepared(pooler: Pooler, database: Postgres) -> None:
+    """With no setting at all, as for Neon's; PgBouncer would answer that there is no such statement."""
+    # The name counts wherever it stands, and the second host is never asked for.
+    url = pooler.url(database, host=f"localhost:{pooler.port},ep-cool-darkness-pooler.invalid")
+    settings = Settings.model_validate({"database_url": url, "jwt_secret": JWT_SECRET})
+
+    async def ping() -> None:
+        async with Database(settings) as behind:
+            for _ in range(5):
+                await asyncio.gather(*(behind.one(PING) for _ in range(20)))
+
+    asyncio.run(ping())
+
+
+def again(module: ModuleType) -> type:
+    """Return the tests of a module that need the shared service alone, to meet the one behind the pooler."""
+    tests = {name: value for name, value in vars(module).items() if name.startswith("test_")}
+    return type(
+        f"Test{module.__name__}",
+        (),
+        {
+            name: staticmethod(test)
+            for name, test in tests.items()
+            if NEEDS_MORE.isdisjoint(signature(test).parameters)
+        },
+    )
+
+
+task, threads = test_router.task, test_account.threads  # fixtures of theirs
+TestAccount = again(test_account)
+TestConcurrency = again(test_concurrency)
+TestIsolation = again(test_isolation)
+TestList = again(test_list)
+TestLogin = again(test_login)
+TestLogout = again(test_logout)
+TestProfile = again(test_profile)
+TestRefresh = again(test_refresh)
+TestRegister = again(test_register)
+TestRouter = again(test_router)
+TestSessions = again(test_sessions)
+TestTokenEndpoint = again(test_token_endpoint)
+TestUserScoped = again(test_user_scoped)
+
+
+def test_in_all_that_nothing_failed_within(services: list[Service]) -> None:
+    """The last of this module."""
+    for service in services:
+        assert service.lines(level="ERROR") == []
+        assert [line for line in service.lines() if line.get("status", 200) >= 500] == []
+        assert "prepared statement" not in service.log.read_text()

@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 import asyncpg
 
 from backend import metrics
+from backend.database.hosts import Hosts
 from backend.database.pool import Connection, Pool, notice_silence
 from backend.database.statement import Statement
 from backend.database.url import connect_arguments, is_transaction_pooler
@@ -46,6 +47,9 @@ UNDONE: Final = (
 
 FAILURES: Final = (*UNREACHABLE, *UNDONE)
 
+DOUBTS: Final = (TimeoutError, asyncpg.ReadOnlySQLTransactionError)
+"""What a primary that was replaced does: then another host, where there is one, is asked first."""
+
 STATEMENTS: Final = 200
 """More than there are, so that each connection prepares each of them once."""
 
@@ -62,17 +66,18 @@ class Database:
         prepared = settings.database_prepared_statements
         is_prepared = prepared == "on" or (prepared == "auto" and not is_transaction_pooler(url))
         self._timeout = settings.database_timeout_seconds
-        self._arguments = connect_arguments(url) | {
+        arguments = connect_arguments(url) | {
             "statement_cache_size": STATEMENTS if is_prepared else 0,
             "max_cached_statement_lifetime": 0,  # or each is prepared anew every five minutes
         }
+        self._hosts = Hosts(arguments, seconds=self._timeout)
         self.pool = Pool(
             self._connect, size=settings.database_pool_size, idle_seconds=settings.database_idle_seconds
         )
 
     async def _connect(self) -> Connection:
         try:
-            connection: Connection = await asyncpg.connect(**self._arguments)
+            connection = await self._hosts.connect()
         except asyncpg.PostgresError as error:
             # Whatever the server says to a greeting, it means that there is no database for us.
             raise ConnectionError(type(error).__name__) from error
@@ -121,10 +126,15 @@ class Database:
             if isinstance(error, asyncpg.PostgresError) and not isinstance(error, FAILURES):
                 self.pool.give(connection)
             else:
-                self.pool.discard(connection)
+                self._discard(connection, error)
             raise
         self.pool.give(connection)
         return rows
+
+    def _discard(self, connection: Connection, error: BaseException) -> None:
+        if isinstance(error, DOUBTS):
+            self._hosts.doubt(connection)
+        self.pool.discard(connection)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator["Transaction"]:
@@ -137,8 +147,8 @@ class Database:
             except AppError:
                 self.pool.give(connection)
                 raise
-            except BaseException:
-                self.pool.discard(connection)
+            except BaseException as error:
+                self._discard(connection, error)
                 raise
             self.pool.give(connection)
         except FAILURES as error:

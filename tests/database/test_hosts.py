@@ -1,0 +1,250 @@
+"""Which of several hosts is connected to, and how long the others may take."""
+
+import asyncio
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from urllib.parse import quote
+
+import asyncpg
+import pytest
+from sqlalchemy import column, insert, select, table
+
+from backend.database import Database, Statement
+from backend.database.embedded import EmbeddedServer
+from backend.database.hosts import Hosts, NoHostError
+from backend.database.revision import SchemaError, is_current
+from backend.database.url import connect_arguments
+from backend.errors import DatabaseUnavailableError
+from backend.settings import load_settings
+from tests.replication import Cluster, Node, replicated
+from tests.service import JWT_SECRET, free_port
+
+NOTES = table("notes", column("number"))
+WRITE, READ = Statement(insert(NOTES).values(number=1)), Statement(select(NOTES.c.number))
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses")
+AT_ONCE = 0.5
+"""Seconds that a host which answers takes at most, and far less than a silent one's share here."""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with replicated() as nodes:
+        nodes.primary.database().sql("CREATE TABLE notes (number int)")
+        yield nodes
+
+
+@contextmanager
+def silence(*, accepts: bool) -> Iterator[int]:
+    """Yield a port that never answers: the connection is made and nothing comes, or not even that."""
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(100 if accepts else 0)
+        for _ in range(0 if accepts else 3):  # one fills the queue, and then packets are dropped
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)  # noqa: FBT003  # Python's own signature
+            with suppress(BlockingIOError):
+                client.connect(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    with silence(accepts=True) as port:
+        yield port
+
+
+def hosts_of(url: str, seconds: float = 2) -> Hosts:
+    return Hosts(connect_arguments(url), seconds=seconds)
+
+
+async def port_of(hosts: Hosts) -> tuple[int, float]:
+    """Connect; return the port that it came to, and after how many seconds."""
+    start = time.monotonic()
+    connection = await hosts.connect()
+    try:
+        return await connection.fetchval("SHOW port"), time.monotonic() - start
+    finally:
+        await connection.close()
+
+
+def came_to(node: Node, found: tuple[int, float], after: float = 0) -> bool:
+    port, seconds = found
+    return int(port) == node.port and after <= seconds < after + AT_ONCE
+
+
+# One attempt
+
+
+@pytest.mark.parametrize(
+    ("attributes", "first", "expected"),
+    [
+        ("any", "standby", "standby"),
+        ("read-write", "standby", "primary"),
+        ("primary", "standby", "primary"),
+        ("standby", "primary", "standby"),
+        ("read-only", "primary", "standby"),
+        ("prefer-standby", "primary", "standby"),
+    ],
+)
+def test_the_first_host_that_has_the_attributes_is_taken(
+    cluster: Cluster, attributes: str, first: str, expected: str
+) -> None:
+    nodes = [cluster.primary.port, cluster.standby.port]
+    nodes.sort(key=lambda port: port != getattr(cluster, first).port)
+    url = cluster.url(free_port(), *nodes, target_session_attrs=attributes)
+    assert came_to(getattr(cluster, expected), asyncio.run(port_of(hosts_of(url))))
+
+
+def test_a_standby_is_only_preferred(cluster: Cluster) -> None:
+    url = cluster.url(free_port(), cluster.primary.port, target_session_attrs="prefer-standby")
+    assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url))))
+
+
+@pytest.mark.parametrize("accepts", [True, pytest.param(False, marks=linux_only)])
+def test_a_silent_host_takes_its_share_of_the_time_and_no_more(cluster: Cluster, accepts: bool) -> None:
+    with silence(accepts=accepts) as silent:
+        nodes = (silent, cluster.standby.port, cluster.primary.port)
+        url = cluster.url(*nodes, target_session_attrs="read-write")
+        assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url, seconds=3))), after=1)
+
+
+def test_connect_timeout_is_of_each_host(cluster: Cluster, silent: int) -> None:
+    """As in libpq; the share would be fifteen seconds."""
+    url = cluster.url(silent, cluster.primary.port, connect_timeout="1")
+    assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url, seconds=30))), after=1)
+
+
+def test_a_host_that_refuses_us_is_passed_over(cluster: Cluster, server: EmbeddedServer) -> None:
+    """It answers, but has no such database: a new machine, or one that is being rebuilt."""
+    other = quote(str(server.data_dir.parent), safe="")
+    url = cluster.url(cluster.primary.port).replace("@", f"@{other}:5432,")
+    assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url))))
+
+
+def test_one_error_names_every_host_in_time(cluster: Cluster, silent: int) -> None:
+    dead, standby = free_port(), cluster.standby.port
+    url = cluster.url(silent, dead, standby, target_session_attrs="read-write")
+    start = time.monotonic()
+    with pytest.raises(NoHostError) as raised:
+        asyncio.run(port_of(hosts_of(url, seconds=1)))
+    assert time.monotonic() - start < 1 + AT_ONCE
+    assert re.fullmatch(
+        f"127.0.0.1:{silent}: no answer; 127.0.0.1:{dead}: connect call failed .*; "
+        f"127.0.0.1:{standby}: not what target_session_attrs asks for",
+        str(raised.value),
+    )
+
+
+def test_a_single_host_has_all_of_the_time_and_its_own_error(cluster: Cluster, silent: int) -> None:
+    start = time.monotonic()
+    with pytest.raises(TimeoutError):
+        asyncio.run(port_of(hosts_of(cluster.url(silent), seconds=1)))
+    assert 1 <= time.monotonic() - start < 1 + AT_ONCE
+    with pytest.raises(asyncpg.InvalidCatalogNameError):
+        asyncio.run(port_of(hosts_of(cluster.url(cluster.primary.port).replace("/tasks", "/others"))))
+
+
+# The order of the next
+
+
+def test_the_host_that_was_good_last_time_is_tried_first(cluster: Cluster, silent: int) -> None:
+    hosts = hosts_of(cluster.url(silent, cluster.primary.port))
+
+    async def connect_twice() -> None:
+        assert came_to(cluster.primary, await port_of(hosts), after=1)
+        assert came_to(cluster.primary, await port_of(hosts))
+
+    asyncio.run(connect_twice())
+
+
+def test_a_silent_host_goes_last_even_if_nobody_waited_for_the_next(cluster: Cluster, silent: int) -> None:
+    """A request that had waited for a connection has not the time of two hosts left."""
+    hosts = hosts_of(cluster.url(silent, cluster.primary.port))
+
+    async def connect_twice() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await hosts.connect()
+        assert came_to(cluster.primary, await port_of(hosts))
+
+    asyncio.run(connect_twice())
+
+
+def test_a_standby_is_asked_again_before_a_silent_primary(silent: int) -> None:
+    """So that its promotion is noticed at once, and not after the share of the other."""
+    with replicated() as nodes:
+        hosts = hosts_of(nodes.url(silent, nodes.standby.port, target_session_attrs="read-write"))
+
+        async def connect_and_promote() -> None:
+            with pytest.raises(NoHostError):
+                await hosts.connect()
+            await asyncio.to_thread(nodes.standby.promote)
+            assert came_to(nodes.standby, await port_of(hosts))
+
+        asyncio.run(connect_and_promote())
+
+
+def test_a_host_in_doubt_is_tried_after_the_others(cluster: Cluster) -> None:
+    hosts = hosts_of(cluster.url())
+
+    async def doubt() -> None:
+        connection = await hosts.connect()
+        for _ in range(2):  # as many statements as fail on it
+            hosts.doubt(connection)
+        await connection.close()
+        assert came_to(cluster.standby, await port_of(hosts))
+
+    asyncio.run(doubt())
+
+
+# What the service makes of it
+
+
+def database(url: str, seconds: float) -> Database:
+    return Database(
+        load_settings(
+            database_url=url, jwt_secret=JWT_SECRET, database_timeout_seconds=seconds, _env_file=None
+        )
+    )
+
+
+def test_a_write_leaves_a_host_that_can_only_be_read(cluster: Cluster) -> None:
+    """A URL may say nothing of attributes, and name the standby first."""
+
+    async def write() -> None:
+        async with database(cluster.url(cluster.standby.port, cluster.primary.port), 5) as opened:
+            await opened.all(READ)
+            await opened.all(WRITE)
+            assert [row["number"] for row in await opened.all(READ)] == [1]
+
+    asyncio.run(write())
+
+
+def test_without_a_host_it_is_an_unreachable_database_in_time(cluster: Cluster, silent: int) -> None:
+    url = cluster.url(silent, cluster.standby.port, free_port(), target_session_attrs="read-write")
+
+    async def read() -> None:
+        async with database(url, 1) as opened:
+            with pytest.raises(DatabaseUnavailableError):
+                await opened.all(READ)
+
+    start = time.monotonic()
+    asyncio.run(read())
+    assert time.monotonic() - start < 1 + AT_ONCE
+
+
+def test_a_start_passes_a_silent_host_over_too(cluster: Cluster, silent: int) -> None:
+    url = cluster.url(silent, cluster.primary.port, connect_timeout="1")
+    assert asyncio.run(is_current(url)) is False
+    with pytest.raises(
+        SchemaError, match=f"^DATABASE_URL: .*127.0.0.1:{silent}: no answer; .*{cluster.standby.port}: not "
+    ):
+        asyncio.run(
+            is_current(
+                cluster.url(silent, cluster.standby.port, connect_timeout="1", target_session_attrs="primary")
+            )
+        )

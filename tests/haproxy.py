@@ -1,0 +1,61 @@
+"""HAProxy before several processes of the service: one address for all of them that are ready."""
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests import programs
+from tests.service import Service, free_port, wait_until_healthy
+
+CHECK_SECONDS = 0.2
+"""How often HAProxy looks whether a process is ready; two misses take it out, one answer takes it back."""
+
+_CONFIGURATION = """
+defaults
+    mode http
+    option forwardfor
+    option redispatch
+    option httpchk GET /health/ready
+    retries 3
+    timeout connect 2s
+    timeout client 60s
+    timeout server 60s
+    timeout queue 5s
+listen tasks
+    bind 127.0.0.1:{port}
+    balance roundrobin
+    default-server check inter {inter}ms fall 2 rise 1
+"""
+
+
+@contextmanager
+def balanced(replicas: Sequence[Service], directory: Path) -> Iterator[Service]:
+    """Run HAProxy for the length of the block; what it yields is used like one service.
+
+    A replica may end and another start on its port meanwhile: once `/health/ready` answers, it gets requests.
+    """
+    proxy = _start(replicas, directory)
+    try:
+        wait_until_healthy(proxy)
+        yield proxy
+    finally:
+        proxy.stop()
+
+
+def _start(replicas: Sequence[Service], directory: Path) -> Service:
+    program = programs.find("haproxy", hint="apt install haproxy, or brew install haproxy")
+    port, log, configuration = free_port(), directory / "haproxy.log", directory / "haproxy.cfg"
+    servers = (f"    server replica{n} {replica.url[7:]}\n" for n, replica in enumerate(replicas))
+    text = _CONFIGURATION.format(port=port, inter=int(CHECK_SECONDS * 1000))
+    configuration.write_text(text + "".join(servers))
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program, "-db", "-f", configuration],
+            env={"PATH": os.defpath},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    return Service(process, f"http://127.0.0.1:{port}", log)

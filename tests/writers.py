@@ -1,0 +1,82 @@
+"""Several clients that write all the while, and remember what was acknowledged and when."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+from threading import Event
+
+import httpx
+
+from tests.conftest import Postgres
+from tests.replication import wait_for
+from tests.service import Account
+
+NO_ANSWER = 0
+"""Stands for the status of a request whose connection ended."""
+
+
+class Writer:
+    """Somebody who creates one task after the other, whatever the answers."""
+
+    def __init__(self, account: Account, name: str) -> None:
+        self.account, self._name = account, name
+        self.sent: list[str] = []
+        self.acknowledged: dict[str, float] = {}
+        """The moment of each success, by title."""
+        self.refusals: list[int] = []
+        """The statuses of everything else."""
+
+    def write(self, stop: Event) -> None:
+        """Return when told to."""
+        for number in count():
+            if stop.is_set():
+                return
+            title = f"{self._name}, task {number}"
+            self.sent.append(title)
+            status = self._create(title)
+            if status == 201:
+                self.acknowledged[title] = time.monotonic()
+            else:
+                self.refusals.append(status)
+                stop.wait(0.05)
+
+    def _create(self, title: str) -> int:
+        try:
+            return self.account.client.post("/tasks", json={"title": title}).status_code
+        except httpx.TransportError:
+            return NO_ANSWER
+
+    def wrote_since(self, moment: float) -> list[float]:
+        """Return the moments of the successes after this one."""
+        return [at for at in list(self.acknowledged.values()) if at > moment]
+
+
+@contextmanager
+def writing(accounts: list[Account]) -> Iterator[list[Writer]]:
+    """Write for the length of the block; fails if one of the writers did."""
+    writers = [Writer(account, f"Writer {number}") for number, account in enumerate(accounts)]
+    stop = Event()
+    with ThreadPoolExecutor(len(writers)) as threads:
+        written = [threads.submit(writer.write, stop) for writer in writers]
+        try:
+            yield writers
+        finally:
+            stop.set()
+        for future in written:
+            future.result()
+
+
+def wait_for_writes(writers: list[Writer], tasks: int, since: float = 0) -> None:
+    """Wait until each of them has had so many tasks acknowledged."""
+    wait_for(lambda: all(len(writer.wrote_since(since)) >= tasks for writer in writers))
+
+
+def check_books(writers: list[Writer], database: Postgres) -> None:
+    """Assert that what was acknowledged is there once, and what was not at most once."""
+    rows = database.sql("SELECT title, count(*) FROM tasks WHERE title LIKE 'Writer %' GROUP BY title")
+    found = {row["title"]: row["count"] for row in rows}
+    assert set(found.values()) == {1}
+    assert {title for writer in writers for title in writer.acknowledged} <= found.keys()
+    assert found.keys() <= {title for writer in writers for title in writer.sent}

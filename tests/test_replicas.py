@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -11,6 +12,7 @@ import pytest
 
 from tests.conftest import Postgres
 from tests.haproxy import balanced
+from tests.replication import wait_for
 from tests.service import JWT_SECRET, PASSWORD, Service, running
 from tests.test_rate_limits import Redis
 from tests.writers import NO_ANSWER, check_books, wait_for_writes, writing
@@ -63,6 +65,10 @@ def proxy(replicas: list[Service], directory: Path) -> Iterator[Service]:
         yield running_proxy
 
 
+def wrote(service: Service) -> bool:
+    return bool(service.lines(event="task.created"))
+
+
 def at(address: str) -> httpx.HTTPTransport:
     """Return a way to the service for a client that really is at `address`."""
     return httpx.HTTPTransport(local_address=address)
@@ -111,6 +117,23 @@ def test_the_log_has_the_address_that_haproxy_saw(replicas: list[Service], proxy
     lines = [service.lines(event="http.request", path=None) for service in replicas]
     seen = {line["request_id"]: line["ip"] for found in lines for line in found}
     assert [seen[request_id] for request_id in ids] == [HOME] * REPLICAS
+
+
+def test_a_rolling_restart_of_every_process_under_load_fails_no_request(
+    shared: dict[str, str], database: Postgres, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        old = [stack.enter_context(running(tmp_path / f"old{n}", **shared)) for n in range(2)]
+        proxy = stack.enter_context(balanced(old, tmp_path))
+        with writing([proxy.register() for _ in range(WRITERS)]) as writers:
+            for replica in old:
+                wait_for_writes(writers, TASKS_EACH_TIME, since=time.monotonic())
+                assert replica.stop() == 0
+                port = replica.url.rpartition(":")[2]
+                new = stack.enter_context(running(tmp_path / f"log{port}", **shared, PORT=port))
+                wait_for(partial(wrote, new))
+    assert [writer.refusals for writer in writers] == [[]] * WRITERS
+    check_books(writers, database)
 
 
 def test_a_killed_replica_takes_no_more_with_it_than_what_it_was_answering(

@@ -59,6 +59,8 @@ class AppError(Exception):
     oauth_error: ClassVar[str] = "invalid_request"
     is_denial: ClassVar[bool] = False
     """Logged as `auth.denied`."""
+    is_shed: ClassVar[bool] = False
+    """Refused for want of capacity: the server reads nothing more from that client for a moment."""
 
     def __init__(self, *, reason: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason or self.code)
@@ -216,19 +218,20 @@ class RateLimitedError(AppError):
 
 
 class ServiceUnavailableError(AppError):
-    """The database cannot be reached, or a queue is full; `Retry-After` is in seconds."""
+    """A queue is full; `Retry-After` is in seconds."""
 
     status = 503
     code = "service_unavailable"
     detail = "The service is not available right now, please try again shortly"
     oauth_error = "temporarily_unavailable"
+    is_shed = True
 
     def __init__(self, *, reason: str = "", retry_after: int = 1) -> None:
         super().__init__(reason=reason, headers={"Retry-After": str(retry_after)})
 
 
 class OverloadedError(ServiceUnavailableError):
-    """More is asked than can be done in time; nothing was written."""
+    """More is asked than connections can take, the database's or clients'; nothing was written."""
 
     code = "overloaded"
     detail = "Too much is going on right now, please try again shortly"
@@ -238,6 +241,7 @@ class ShuttingDownError(ServiceUnavailableError):
     """A process that is about to end wants nothing new from a proxy that asks first."""
 
     code = "shutting_down"
+    is_shed = False
     detail = "This process is about to end"
 
 
@@ -245,6 +249,7 @@ class DatabaseUnavailableError(ServiceUnavailableError):
     """The database cannot be reached, after retries; nothing was written."""
 
     code = "database_unavailable"
+    is_shed = False
     detail = "The database cannot be reached right now, please try again shortly"
     decided_by = "unavailable"
 

@@ -4,7 +4,7 @@ Whatever happens inside, the client gets one well-formed answer and the log gets
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter
 
 import msgspec
@@ -26,6 +26,8 @@ from backend.events import Event, RequestRecord
 MAX_BODY_BYTES = 64 * 1024
 OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"
 """In the scope of a request whose body is sent in chunks."""
+SHED = "tasks.shed"
+"""In the state of a request that was refused for want of capacity."""
 EXPOSED_HEADERS = ("Location", "Link", "Retry-After", "X-Request-ID")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -221,18 +223,26 @@ async def handle_error(request: Request, error: Exception) -> Response:
 
 def refuse(scope: Scope, error: AppError) -> Response:
     """Turn `error` into the answer of contract section 2, and note who was denied and why."""
-    routes: list[tuple[Match, BaseRoute]] = [
-        (route.matches(scope)[0], route) for route in scope["app"].routes
-    ]
-    # A method that the address does not know is refused in the words of the address.
-    matched = next((route for match, route in routes if match is not Match.NONE), None)
-    response = _render(error, getattr(matched, "contract", errors.SELF_CONTAINED))
+    # One of a large body comes before the route is known, and one of a method from beside it.
+    route = scope.get("route") or next((route for match, route in _matches(scope)), None)
+    response = _render(error, getattr(route, "contract", errors.SELF_CONTAINED))
     if isinstance(error, errors.MethodNotAllowedError):
-        known = {method for match, route in routes if match is Match.PARTIAL for method in _methods(route)}
+        known = {
+            method for match, route in _matches(scope) if match is Match.PARTIAL for method in _methods(route)
+        }
         response.headers["Allow"] = ", ".join(sorted(known))
     if error.is_denial:
         events.record(Event.DENIED, reason=error.reason)
+    if error.is_shed and "state" in scope:
+        scope["state"][SHED] = True
     return response
+
+
+def _matches(scope: Scope) -> Iterator[tuple[Match, BaseRoute]]:
+    for route in scope["app"].routes:
+        match, _ = route.matches(scope)
+        if match is not Match.NONE:
+            yield match, route
 
 
 def _methods(route: BaseRoute) -> set[str]:

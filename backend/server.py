@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backend import errors, metrics
 from backend.errors import AppError
+from backend.middleware import SHED
 from backend.settings import Settings, SettingsError
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -29,6 +30,8 @@ KEEP_ALIVE_SECONDS: Final = 75
 """Longer than proxies keep theirs: who closes first is never in the middle of a request."""
 UNACKNOWLEDGED_SECONDS: Final = 30
 """How long a client may leave an answer unread."""
+SHED_SECONDS: Final = 1.0
+"""What `Retry-After` says."""
 DESCRIPTORS_BESIDE_CLIENTS: Final = 1100
 """More than a database pool may have, and what else a process opens."""
 
@@ -148,6 +151,20 @@ class Protocol(HttpToolsProtocol):
         """End a request, of which all has come."""
         self._is_arriving, self._is_in_head, self._head_bytes = False, True, 0
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on to the next request; whoever was refused for want of capacity is not heard for a moment.
+
+        Or clients that repeat themselves at once would keep the service at nothing but refusing them.
+        """
+        super().on_response_complete()
+        if SHED in self.cycle.scope["state"] and not self.transport.is_closing():
+            self.flow.pause_reading()
+            self.loop.call_later(SHED_SECONDS, self._hear)
+
+    def _hear(self) -> None:
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""

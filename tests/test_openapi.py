@@ -28,8 +28,9 @@ from jsonschema_rs import meta as json_schema
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
 from backend.auth.passwords import QUEUE_PER_THREAD
+from backend.database.pool import WAITING_PER_CONNECTION
 from backend.middleware import MAX_BODY_BYTES
-from tests.conftest import Postgres
+from tests.conftest import Postgres, locked
 from tests.service import ROOT, Account, Service, free_port, seen
 from tests.tokens import SHARED_SECRET, claims_for, resigned, shared_token
 
@@ -451,8 +452,24 @@ def test_every_operation_that_hashes_answers_503_while_the_queue_is_full(
     with ExitStack() as waiting:
         fill_hash_queue(service, waiting)
         for operation in affected:
-            operation.check(send_until_answered(operation, account), "service_unavailable")
+            operation.check(refused_at_once(operation, service, account), "service_unavailable")
         service.stop(signal.SIGKILL)  # it would hash for a minute yet
+
+
+def test_every_operation_that_asks_the_database_answers_503_while_its_queue_is_full(
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres], operations: list[Operation]
+) -> None:
+    database = new_database()
+    service = new_service(DATABASE_URL=database.url, DATABASE_POOL_SIZE="1", DATABASE_TIMEOUT_SECONDS="60")
+    account = service.register()
+    task = account.create()
+    affected = documenting(operations, "overloaded")
+    with locked(database, task["id"]), ThreadPoolExecutor(WAITING_PER_CONNECTION + 1) as threads:
+        for _ in range(WAITING_PER_CONNECTION + 1):
+            threads.submit(account.client.patch, f"/tasks/{task['id']}/complete")
+        for operation in affected:
+            operation.check(refused_at_once(operation, service, account), "overloaded")
+        service.stop(signal.SIGKILL)
 
 
 def fill_hash_queue(service: Service, waiting: ExitStack) -> None:
@@ -469,11 +486,15 @@ def fill_hash_queue(service: Service, waiting: ExitStack) -> None:
     assert answers.select(30), "nobody was refused"
 
 
-def send_until_answered(operation: Operation, account: Account) -> httpx.Response:
-    """Send requests until one is refused at once: each that is not has got a place, and fills the queue."""
+def refused_at_once(operation: Operation, service: Service, account: Account) -> httpx.Response:
+    """Send requests until one is refused: each that is not has got a place, and fills the queue.
+
+    On a new connection: one on which something was refused is not heard for a while.
+    """
     while True:
+        client = service.client(account.tokens["access_token"])
         try:
-            return operation.send(account.client, own_values(account.tokens), timeout=1)
+            return operation.send(client, own_values(account.tokens), timeout=1)
         except httpx.ReadTimeout:
             continue
 

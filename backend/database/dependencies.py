@@ -6,7 +6,7 @@ from fastapi import Depends
 from starlette.requests import Request
 
 from backend.database.connection import Database
-from backend.errors import DatabaseUnavailableError
+from backend.errors import DatabaseUnavailableError, OverloadedError
 
 
 def get_database(request: Request) -> Database:
@@ -14,6 +14,6 @@ def get_database(request: Request) -> Database:
     return request.app.state.database  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
-get_database.raises = (DatabaseUnavailableError,)  # type: ignore[attr-defined]  # documented by `Route`
+get_database.raises = (DatabaseUnavailableError, OverloadedError)  # type: ignore[attr-defined]  # documented by `Route`
 
 DatabaseDep = Annotated[Database, Depends(get_database)]

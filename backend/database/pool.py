@@ -5,17 +5,19 @@ A connection that failed is never handed out again, and while it is being closed
 
 import asyncio
 import socket
-from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final, cast
 
 import asyncpg
 
-from backend.errors import DatabaseUnavailableError
+from backend.errors import OverloadedError
 
 WAITING_PER_CONNECTION: Final = 50
 """Requests that may wait for a connection, for each that there is; one more is refused at once."""
+WAITING_LONG_PER_CONNECTION: Final = 5
+LONG_SECONDS: Final = 0.5
+"""The same, once the first of them has waited so long: who came last would wait for seconds, or in vain."""
 CLOSING_SECONDS: Final = 2.0
 """How long a connection may take to cancel what it was doing and say goodbye."""
 
@@ -32,7 +34,8 @@ class Pool:
         self._connect, self._size, self._idle_seconds = connect, size, idle_seconds
         self._open = 0
         self._idle: list[tuple[Connection, float]] = []
-        self._waiting: deque[asyncio.Future[Connection | None]] = deque()
+        self._waiting: dict[asyncio.Future[Connection | None], float] = {}
+        """Since when, the first of them first."""
         self._closing: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -56,7 +59,7 @@ class Pool:
         return None
 
     async def take(self) -> Connection:
-        """Return a connection, waiting for one or making it; raises what connecting raises."""
+        """Return a connection, waited for or made; raises `OverloadedError`, or what connecting raises."""
         connection = self.take_idle()
         if connection is None and self._open >= self._size:
             connection = await self._wait()
@@ -66,10 +69,11 @@ class Pool:
 
     async def _wait(self) -> Connection | None:
         """Return the next connection that somebody gives back, or None for the right to make one."""
-        if len(self._waiting) >= self._size * WAITING_PER_CONNECTION:
-            raise DatabaseUnavailableError(reason="pool_exhausted")
-        future: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(future)
+        loop = asyncio.get_running_loop()
+        if self._is_overloaded(loop.time()):
+            raise OverloadedError(reason="pool_exhausted")
+        future: asyncio.Future[Connection | None] = loop.create_future()
+        self._waiting[future] = loop.time()
         try:
             return await future
         except asyncio.CancelledError:
@@ -77,8 +81,15 @@ class Pool:
                 connection = future.result()
                 self.give(connection) if connection else self._free_place()
             else:
-                self._waiting.remove(future)
+                self._waiting.pop(future, None)
             raise
+
+    def _is_overloaded(self, now: float) -> bool:
+        waiting = len(self._waiting) / self._size
+        if waiting < WAITING_LONG_PER_CONNECTION:
+            return False
+        longest = now - next(iter(self._waiting.values()))
+        return waiting >= WAITING_PER_CONNECTION or longest > LONG_SECONDS
 
     async def _make(self) -> Connection:
         try:
@@ -117,7 +128,8 @@ class Pool:
 
     def _hand_over(self, connection: Connection | None) -> bool:
         while self._waiting:
-            future = self._waiting.popleft()
+            future = next(iter(self._waiting))
+            del self._waiting[future]
             if not future.done():
                 future.set_result(connection)
                 return True

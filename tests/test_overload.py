@@ -1,0 +1,127 @@
+"""More than can be done in time is refused at once, and whoever waits already is served all the same."""
+
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import httpx
+import pytest
+
+from backend.database.pool import WAITING_PER_CONNECTION
+from tests.conftest import Postgres, locked
+from tests.service import Account, Service
+
+
+@pytest.fixture
+def database(new_database: Callable[[], Postgres]) -> Postgres:
+    return new_database()
+
+
+@pytest.fixture
+def narrow(new_service: Callable[..., Service], database: Postgres) -> Service:
+    """A service of one connection, for which requests would wait for long."""
+    return new_service(DATABASE_URL=database.url, DATABASE_POOL_SIZE="1", DATABASE_TIMEOUT_SECONDS="60")
+
+
+@pytest.fixture
+def queue() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(WAITING_PER_CONNECTION + 1) as threads:
+        yield threads
+
+
+def waiting(service: Service) -> int:
+    text = service.client().get("/metrics").text
+    (line,) = [line for line in text.splitlines() if line.startswith("database_requests_waiting ")]
+    return int(float(line.split()[1]))
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def toggle(account: Account, task_id: int) -> int:
+    return account.client.patch(f"/tasks/{task_id}/complete").status_code
+
+
+def is_refused(client: httpx.Client, path: str) -> bool:
+    """Tell whether it is refused at once; else it has got a place, and waits though nobody waits for it."""
+    try:
+        refusal = client.get(path, timeout=0.3)
+    except httpx.ReadTimeout:
+        return False
+    assert (refusal.status_code, refusal.json()["code"]) == (503, "overloaded")
+    assert int(refusal.headers["Retry-After"]) >= 1
+    return True
+
+
+@pytest.fixture
+def ada(narrow: Service) -> Account:
+    return narrow.register()
+
+
+def test_past_the_queue_it_is_503_at_once_on_both_surfaces_and_the_queue_is_served(
+    narrow: Service, ada: Account, database: Postgres, queue: ThreadPoolExecutor
+) -> None:
+    task = ada.create()
+    with locked(database, task["id"]):
+        queued = [queue.submit(toggle, ada, task["id"]) for _ in range(WAITING_PER_CONNECTION + 1)]
+        for path in ("/tasks", f"/api/{ada.id}/tasks"):
+            until(partial(is_refused, narrow.client(ada.tokens["access_token"]), path))
+    answers = Counter(answer.result() for answer in queued)
+    assert answers.keys() <= {200, 503}
+    assert answers[200] > 1
+    assert ada.client.get("/tasks").status_code == 200
+
+
+def test_a_queue_that_does_not_move_takes_nobody_more(
+    narrow: Service, ada: Account, database: Postgres, queue: ThreadPoolExecutor
+) -> None:
+    """Long before it is full: who came last would wait in vain."""
+    task = ada.create()
+    with locked(database, task["id"]):
+        queued = [queue.submit(toggle, ada, task["id"]) for _ in range(WAITING_PER_CONNECTION // 2)]
+        until(partial(is_refused, narrow.client(ada.tokens["access_token"]), "/tasks"))
+        assert waiting(narrow) < WAITING_PER_CONNECTION
+    assert 200 in {answer.result() for answer in queued}
+
+
+def test_a_few_wait_as_long_as_they_may(
+    narrow: Service, ada: Account, database: Postgres, queue: ThreadPoolExecutor
+) -> None:
+    task = ada.create()
+    with locked(database, task["id"]):
+        first = queue.submit(toggle, ada, task["id"])
+        time.sleep(1)
+        second = queue.submit(ada.client.get, "/tasks")
+        time.sleep(1)
+        third = queue.submit(ada.client.get, "/tasks")
+        until(lambda: waiting(narrow) == 2)
+    assert [first.result(), second.result().status_code, third.result().status_code] == [200, 200, 200]
+
+
+def test_whoever_is_refused_is_not_heard_for_a_moment_and_others_are(
+    narrow: Service, ada: Account, database: Postgres, queue: ThreadPoolExecutor
+) -> None:
+    """Or clients that repeat themselves at once would keep it at nothing but refusing them."""
+    task = ada.create()
+    request = (
+        f"GET /tasks HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer {ada.tokens['access_token']}\r\n\r\n"
+    )
+    address = ("127.0.0.1", int(narrow.url.rpartition(":")[2]))
+    with locked(database, task["id"]), socket.create_connection(address, timeout=10) as greedy:
+        for _ in range(WAITING_PER_CONNECTION + 1):
+            queue.submit(toggle, ada, task["id"])
+        until(partial(is_refused, narrow.client(ada.tokens["access_token"]), "/tasks"))
+        greedy.sendall(request.encode())
+        assert greedy.recv(65536).startswith(b"HTTP/1.1 503")
+        refused_at = time.monotonic()
+        greedy.sendall(request.encode())
+        assert narrow.client().get("/health").status_code == 200
+        assert greedy.recv(65536).startswith(b"HTTP/1.1 503")
+        assert time.monotonic() - refused_at > 0.8

@@ -19,7 +19,7 @@ from backend import logs, server
 from backend.app import create_app
 from backend.auth.imports import UserFileError, import_users
 from backend.database import Database, revision
-from backend.database.embedded import EmbeddedServerError, embedded_server
+from backend.database.embedded import EmbeddedServerError, lasting_server
 from backend.database.url import DatabaseURLError
 from backend.errors import AppError
 from backend.settings import Settings, SettingsError, load_settings
@@ -123,7 +123,7 @@ def _database() -> Iterator[tuple[Settings, str]]:
     if settings.database_url is not None:
         yield settings, settings.database_url.get_secret_value()
         return
-    with embedded_server(settings.data_dir) as postgres:
+    with lasting_server(settings.data_dir) as postgres:
         logs.configure(settings.log_format)
         logger.info("the embedded PostgreSQL runs under {}", settings.data_dir)
         # In the environment, for the worker processes.

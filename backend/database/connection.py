@@ -16,7 +16,7 @@ from backend.database.hosts import Hosts
 from backend.database.pool import Connection, Pool, notice_silence
 from backend.database.statement import Statement
 from backend.database.url import connect_arguments, is_transaction_pooler
-from backend.errors import AppError, DatabaseUnavailableError
+from backend.errors import DatabaseUnavailableError
 from backend.settings import Settings
 
 Row = asyncpg.Record
@@ -138,17 +138,22 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator["Transaction"]:
-        """Run several statements as one: all of them or none; raises `DatabaseUnavailableError`."""
+        """Run several statements as one, all or none; raises `DatabaseUnavailableError`.
+
+        Each has `DATABASE_TIMEOUT_SECONDS`, BEGIN and COMMIT too: asyncpg's own would wait for ever for a
+        server that is silent, as the server would for us, with our locks.
+        """
+        begin = f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {math.ceil(self._timeout * 1000)}"
+        now = asyncio.get_running_loop().time
+        deadline = now() + self._timeout
         try:
-            connection = await self._take(asyncio.get_running_loop().time() + self._timeout)
+            connection = await self._take(deadline)
             try:
-                async with connection.transaction():
-                    yield Transaction(connection, self._timeout)
-            except AppError:
-                self.pool.give(connection)
-                raise
+                await connection.execute(begin, timeout=deadline - now())
+                yield Transaction(connection, self._timeout)
+                await connection.execute("COMMIT", timeout=self._timeout)
             except BaseException as error:
-                self._discard(connection, error)
+                self._discard(connection, error)  # without COMMIT PostgreSQL takes back what was done
                 raise
             self.pool.give(connection)
         except FAILURES as error:

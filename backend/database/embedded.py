@@ -95,9 +95,8 @@ class _Place:
 def embedded_server(data_dir: Path, options: Mapping[str, str] | None = None) -> Iterator[EmbeddedServer]:
     """Run the server of this directory for the length of the block, or share the one that runs already.
 
-    Killed or stopped meanwhile, it is started again. Its last user stops it; one that was killed doesn't
-    count. `options` are PostgreSQL settings, and those of whoever starts it hold. Waits as long as a recovery
-    takes. Raises EmbeddedServerError.
+    Its last user stops it; one that was killed doesn't count. `options` are PostgreSQL settings,
+    and those of whoever starts it hold. Waits as long as a recovery takes. Raises EmbeddedServerError.
     The block must be left for the server to stop: let SIGTERM raise, which by default it doesn't.
     """
     with _our_errors(data_dir):
@@ -107,11 +106,31 @@ def embedded_server(data_dir: Path, options: Mapping[str, str] | None = None) ->
         with _our_errors(data_dir), _held(turn):
             _join(place, users, options or {})
         try:
-            with _kept_up(place, turn, options or {}):
-                yield EmbeddedServer(_url(place), place.data)
+            yield EmbeddedServer(_url(place), place.data)
         finally:
             with _held(turn):
                 _leave(place, users)
+
+
+@contextmanager
+def lasting_server(data_dir: Path) -> Iterator[EmbeddedServer]:
+    """Run the server as `embedded_server` does, and start it again when it is killed or stopped meanwhile."""
+    left = threading.Event()
+
+    def watch(server: EmbeddedServer) -> None:
+        while not left.wait(_WATCH_SECONDS):
+            if _postmaster(server.data_dir) is None:
+                with suppress(EmbeddedServerError), embedded_server(data_dir):
+                    continue  # it runs, and goes on for its other users
+
+    with embedded_server(data_dir) as server:
+        watcher = threading.Thread(target=watch, args=[server], name="embedded-postgres", daemon=True)
+        watcher.start()
+        try:
+            yield server
+        finally:
+            left.set()
+            watcher.join()
 
 
 def _join(place: _Place, users: IO[str], options: Mapping[str, str]) -> None:
@@ -121,25 +140,6 @@ def _join(place: _Place, users: IO[str], options: Mapping[str, str]) -> None:
     except BaseException:
         _leave(place, users)
         raise
-
-
-@contextmanager
-def _kept_up(place: _Place, turn: IO[str], options: Mapping[str, str]) -> Iterator[None]:
-    """Start the server again when it is gone, for the length of the block."""
-    left = threading.Event()
-
-    def watch() -> None:
-        while not left.wait(_WATCH_SECONDS):
-            with suppress(EmbeddedServerError, OSError), _held(turn):  # the next look tries again
-                _ensure_running(place, options)
-
-    watcher = threading.Thread(target=watch, name="embedded-postgres", daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        left.set()
-        watcher.join()
 
 
 def _leave(place: _Place, users: IO[str]) -> None:

@@ -18,7 +18,7 @@ WAITING_PER_CONNECTION: Final = 50
 WAITING_LONG_PER_CONNECTION: Final = 5
 LONG_SECONDS: Final = 0.5
 """The same, once the first of them has waited so long: who came last would wait for seconds, or in vain."""
-CLOSING_SECONDS: Final = 2.0
+CLOSING_SECONDS: Final = 1.0
 """How long a connection may take to cancel what it was doing and say goodbye."""
 
 

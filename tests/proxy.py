@@ -1,0 +1,150 @@
+"""A network between the service and its PostgreSQL, which fails in the ways that networks do."""
+
+import ctypes
+import socket
+import struct
+import threading
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+
+_ATTACH_FILTER, _DETACH_FILTER = 26, 27
+_KEEP_NOTHING = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF: return 0
+_FILTER = struct.pack("HL", 1, ctypes.addressof(_KEEP_NOTHING))
+
+
+class Loss(Enum):
+    """What becomes of a message that the proxy was told to look out for."""
+
+    CUT_BEFORE = "the connection breaks before the server has it"
+    CUT_AFTER = "the connection breaks when the server has answered it"
+    SILENCE = "from here on nothing arrives, on any connection"
+
+
+class _Link:
+    """One connection through the proxy; it forwards while `clear` is set."""
+
+    def __init__(self, client: socket.socket, server: socket.socket, clear: threading.Event) -> None:
+        self.client, self.server, self.clear = client, server, clear
+        self.loses_answer = False
+
+    def cut(self) -> None:
+        for end in (self.client, self.server):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+
+class Proxy:
+    """Forwards from a port of its own to a server's socket, until it is told to fail."""
+
+    def __init__(self, upstream: Path) -> None:
+        self._upstream = upstream
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._clear = threading.Event()
+        self._clear.set()
+        self._links: list[_Link] = []
+        self._watched: tuple[bytes, Loss] | None = None
+        self.lost = threading.Event()
+        """Set once the message that `lose` was told of has come."""
+        self._threads: list[threading.Thread] = []
+        self._accepting = threading.Thread(target=self._accept)
+        self._accepting.start()
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._listener.getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        """The database behind it."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres?sslmode=disable"
+
+    def lose(self, marker: bytes, loss: Loss) -> None:
+        """Lose the next message from the client that contains `marker`."""
+        self.lost.clear()
+        self._watched = (marker, loss)
+
+    def fall_silent(self) -> None:
+        """Take everything and forward nothing, on new connections neither; nothing is closed."""
+        self._clear.clear()
+
+    def drop_packets(self) -> None:
+        """Let the kernel throw away what comes from the service, unacknowledged; its SYNs as well."""
+        for end in (self._listener, *(link.client for link in self._links)):
+            with suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, _FILTER)
+
+    def accept_connections(self) -> None:
+        """Serve new connections after `drop_packets`, while the old ones stay dead."""
+        self._listener.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
+
+    def heal(self) -> None:
+        """Forward again, what was held back first."""
+        self._clear.set()
+
+    def forget(self) -> None:
+        """Heal for new connections; those that there are stay silent, as after a router's restart."""
+        if not self._clear.is_set():
+            self._clear = threading.Event()
+            self._clear.set()
+
+    def close(self) -> None:
+        """Cut everything."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._accepting.join()
+        self._listener.close()
+        for link in self._links:
+            link.clear.set()
+            link.cut()
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                thread = threading.Thread(target=self._serve, args=(client,))
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
+            server.connect(str(self._upstream))
+            link = _Link(client, server, self._clear)
+            self._links.append(link)
+            answers = threading.Thread(target=self._forward_answers, args=(link,))
+            answers.start()
+            self._forward_requests(link)
+            answers.join()
+
+    def _forward_requests(self, link: _Link) -> None:
+        with suppress(OSError):
+            while data := link.client.recv(2**16):
+                if self._is_watched(data):
+                    self._fail(link)
+                link.clear.wait()
+                link.server.sendall(data)
+        link.cut()
+
+    def _forward_answers(self, link: _Link) -> None:
+        with suppress(OSError):
+            while (data := link.server.recv(2**16)) and not link.loses_answer:
+                link.clear.wait()
+                link.client.sendall(data)
+        link.cut()
+
+    def _is_watched(self, data: bytes) -> bool:
+        return self._watched is not None and self._watched[0] in data
+
+    def _fail(self, link: _Link) -> None:
+        assert self._watched is not None
+        _, loss = self._watched
+        self._watched = None
+        if loss is Loss.CUT_BEFORE:
+            link.cut()
+        elif loss is Loss.CUT_AFTER:
+            link.loses_answer = True
+        else:
+            self.fall_silent()
+        self.lost.set()

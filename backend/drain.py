@@ -42,6 +42,7 @@ class Drain:
         def begin() -> None:
             if self.is_draining:
                 stop(signal.SIGTERM, None)
+                return
             self.is_draining = True
             logger.info("not ready any more, until nobody asks")
             drains.add(asyncio.create_task(drain()))

@@ -214,7 +214,7 @@ class _OneWrite:
 
     def _flush(self) -> None:
         written, self._written = self._written, []
-        if written:
+        if written and not self._transport.is_closing():
             self._transport.writelines(written)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from backend.database import schema
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
 from tests.service import JWT_SECRET, Account, Service, running
@@ -68,15 +69,24 @@ def locked(database: Postgres, task_id: int) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def new_database(server: EmbeddedServer) -> Callable[[], Postgres]:
+def new_empty_database(server: EmbeddedServer) -> Callable[[], Postgres]:
     """Make an empty database each time it is called."""
+    return lambda: _create_database(server, "")
 
-    def make() -> Postgres:
-        name = f"test_{os.getpid()}_{next(_numbers)}"
-        Postgres(server.url).sql(f"CREATE DATABASE {name}")
-        return Postgres(server.url.replace("/postgres?", f"/{name}?"))
 
-    return make
+@pytest.fixture(scope="session")
+def new_database(server: EmbeddedServer) -> Callable[[], Postgres]:
+    """Make a database each time it is called, migrated by Alembic once for all."""
+    template = _create_database(server, "")
+    asyncio.run(schema.migrate(template.url))
+    (row,) = template.sql("SELECT current_database()::text AS name")
+    return lambda: _create_database(server, f"TEMPLATE {row['name']}")
+
+
+def _create_database(server: EmbeddedServer, how: str) -> Postgres:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    Postgres(server.url).sql(f"CREATE DATABASE {name} {how}")
+    return Postgres(server.url.replace("/postgres?", f"/{name}?"))
 
 
 @pytest.fixture(scope="session")

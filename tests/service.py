@@ -38,7 +38,8 @@ def free_port() -> int:
 def environment(**settings: str) -> dict[str, str]:
     """Return an environment with these settings of the service and none of this machine's."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    return {**kept, "BCRYPT_ROUNDS": "4", "RATE_LIMIT_ENABLED": "false", "LOG_FORMAT": "json", **settings}
+    fast = {"BCRYPT_ROUNDS": "4", "RATE_LIMIT_ENABLED": "false", "SHUTDOWN_DRAIN_SECONDS": "0"}
+    return {**kept, **fast, "LOG_FORMAT": "json", **settings}
 
 
 def _remember(response: httpx.Response) -> None:

@@ -76,7 +76,7 @@ pool_mode = transaction
 default_pool_size = {size}
 server_round_robin = 1
 """
-NEEDS_MORE = {"new_service", "new_database", "server", "federated", "better_auth", "eve", "proxy"}
+NEEDS_MORE = {"new_service", "new_empty_database", "server", "federated", "better_auth", "eve", "proxy"}
 """Fixtures of tests that run services or servers of their own."""
 
 
@@ -145,9 +145,9 @@ def services(
 
 
 @pytest.fixture(scope="module")
-def database(new_database: Callable[[], Postgres]) -> Postgres:
+def database(new_empty_database: Callable[[], Postgres]) -> Postgres:
     """The database that lies behind the pooler, reached past it."""
-    return new_database()
+    return new_empty_database()
 
 
 @pytest.fixture(scope="module")
@@ -321,10 +321,10 @@ async def migrate_at_once(database: Postgres, url: str) -> list["subprocess.Pope
 
 
 def test_two_make_the_schema_at_once_and_leave_nothing_in_the_way_of_the_next(
-    pooler: Pooler, new_database: Callable[[], Postgres]
+    pooler: Pooler, new_empty_database: Callable[[], Postgres]
 ) -> None:
     """What one of them prepared is still there when PgBouncer deals its connection out again."""
-    empty = new_database()
+    empty = new_empty_database()
     url = pooler.url(empty)
     both = asyncio.run(migrate_at_once(empty, url))
     assert [process.wait(30) for process in both] == [0, 0]

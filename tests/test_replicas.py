@@ -120,17 +120,19 @@ def test_the_log_has_the_address_that_haproxy_saw(replicas: list[Service], proxy
 
 
 def test_a_rolling_restart_of_every_process_under_load_fails_no_request(
-    shared: dict[str, str], database: Postgres, tmp_path: Path
+    shared: dict[str, str], new_database: Callable[[], Postgres], tmp_path: Path
 ) -> None:
+    database = new_database()
+    settings = shared | {"DATABASE_URL": database.url, "SHUTDOWN_DRAIN_SECONDS": "5"}
     with ExitStack() as stack:
-        old = [stack.enter_context(running(tmp_path / f"old{n}", **shared)) for n in range(2)]
+        old = [stack.enter_context(running(tmp_path / f"old{n}", **settings)) for n in range(2)]
         proxy = stack.enter_context(balanced(old, tmp_path))
         with writing([proxy.register() for _ in range(WRITERS)]) as writers:
             for replica in old:
                 wait_for_writes(writers, TASKS_EACH_TIME, since=time.monotonic())
                 assert replica.stop() == 0
                 port = replica.url.rpartition(":")[2]
-                new = stack.enter_context(running(tmp_path / f"log{port}", **shared, PORT=port))
+                new = stack.enter_context(running(tmp_path / f"log{port}", **settings, PORT=port))
                 wait_for(partial(wrote, new))
     assert [writer.refusals for writer in writers] == [[]] * WRITERS
     check_books(writers, database)

@@ -47,7 +47,9 @@ def test_after_sigterm_it_is_not_ready_and_what_is_under_way_finishes(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres], workers: str
 ) -> None:
     database = new_database()
-    service = new_service(DATABASE_URL=database.url, WORKERS=workers, DATABASE_TIMEOUT_SECONDS="15")
+    service = new_service(
+        DATABASE_URL=database.url, WORKERS=workers, DATABASE_TIMEOUT_SECONDS="15", SHUTDOWN_DRAIN_SECONDS="15"
+    )
     ada = service.register()
     task = ada.create()
     with ThreadPoolExecutor() as threads:

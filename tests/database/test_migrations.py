@@ -86,8 +86,8 @@ def new_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 
 
 @pytest.fixture(scope="module")
-def migrated(new_database: Callable[[], Postgres]) -> Postgres:
-    database = new_database()
+def migrated(new_empty_database: Callable[[], Postgres]) -> Postgres:
+    database = new_empty_database()
     migrate(database)
     return database
 
@@ -97,8 +97,10 @@ def test_a_start_on_an_empty_database_makes_the_schema(service: Service, databas
     assert tables(database) == TABLES | {"alembic_version"}
 
 
-def test_many_processes_may_migrate_an_empty_database_at_once(new_database: Callable[[], Postgres]) -> None:
-    database = new_database()
+def test_many_processes_may_migrate_an_empty_database_at_once(
+    new_empty_database: Callable[[], Postgres],
+) -> None:
+    database = new_empty_database()
     processes = [command(database) for _ in range(5)]
     outputs = [process.communicate(timeout=60) for process in processes]
     assert [process.returncode for process in processes] == [0] * 5, outputs
@@ -106,8 +108,8 @@ def test_many_processes_may_migrate_an_empty_database_at_once(new_database: Call
     assert len(database.sql("SELECT * FROM alembic_version")) == 1
 
 
-def test_migrating_again_changes_nothing(new_database: Callable[[], Postgres]) -> None:
-    database = new_database()
+def test_migrating_again_changes_nothing(new_empty_database: Callable[[], Postgres]) -> None:
+    database = new_empty_database()
     migrate(database)
     before = shape(database)
     insert(database, "users", USER)
@@ -116,8 +118,10 @@ def test_migrating_again_changes_nothing(new_database: Callable[[], Postgres]) -
     assert len(database.sql("SELECT * FROM users")) == 1
 
 
-def test_downgrade_takes_all_back_and_upgrade_makes_it_again(new_database: Callable[[], Postgres]) -> None:
-    database = new_database()
+def test_downgrade_takes_all_back_and_upgrade_makes_it_again(
+    new_empty_database: Callable[[], Postgres],
+) -> None:
+    database = new_empty_database()
     migrate(database)
     before = shape(database)
     migrate(database, "base")
@@ -127,10 +131,10 @@ def test_downgrade_takes_all_back_and_upgrade_makes_it_again(new_database: Calla
 
 
 def test_the_migrations_make_what_the_models_say(
-    migrated: Postgres, new_database: Callable[[], Postgres]
+    migrated: Postgres, new_empty_database: Callable[[], Postgres]
 ) -> None:
     """More than `alembic check` sees: CHECK constraints, collations and identities, too."""
-    by_models = new_database()
+    by_models = new_empty_database()
     create = SQLModel.metadata.create_all
     asyncio.run(schema._with_database(by_models.url, lambda config: create(config.attributes["connection"])))
     assert shape(migrated) == shape(by_models)
@@ -139,9 +143,9 @@ def test_the_migrations_make_what_the_models_say(
 
 @pytest.mark.parametrize("drift", DRIFTS)
 def test_check_tells_when_the_models_differ(
-    new_database: Callable[[], Postgres], new_migration: Callable[[str], None], drift: str
+    new_empty_database: Callable[[], Postgres], new_migration: Callable[[str], None], drift: str
 ) -> None:
-    database = new_database()
+    database = new_empty_database()
     new_migration(DRIFTS[drift])
     migrate(database)
     with pytest.raises(revision.SchemaError) as told:
@@ -150,9 +154,9 @@ def test_check_tells_when_the_models_differ(
 
 
 def test_check_is_a_command_with_an_exit_code(
-    migrated: Postgres, new_database: Callable[[], Postgres]
+    migrated: Postgres, new_empty_database: Callable[[], Postgres]
 ) -> None:
-    clean, behind = command(migrated, "--check"), command(new_database(), "--check")
+    clean, behind = command(migrated, "--check"), command(new_empty_database(), "--check")
     clean_output, behind_output = clean.communicate(timeout=60), behind.communicate(timeout=60)
     assert clean.returncode == 0, clean_output
     assert behind.returncode == 1
@@ -169,9 +173,9 @@ def test_a_revision_that_is_not_there_is_one_line(migrated: Postgres) -> None:
 
 
 def test_a_migration_that_fails_leaves_nothing_of_itself_or_those_before(
-    new_database: Callable[[], Postgres], new_migration: Callable[[str], None]
+    new_empty_database: Callable[[], Postgres], new_migration: Callable[[str], None]
 ) -> None:
-    database = new_database()
+    database = new_empty_database()
     new_migration("op.execute('CREATE TABLE half_done ()'); op.execute('SELECT 1 / 0')")
     with pytest.raises(Exception, match="division by zero"):
         migrate(database)
@@ -269,9 +273,9 @@ def test_a_deleted_user_takes_sessions_tokens_and_tasks_along(with_ada: Postgres
 
 
 def test_a_schema_is_current_after_the_last_migration_and_only_then(
-    new_database: Callable[[], Postgres], new_migration: Callable[[str], None]
+    new_empty_database: Callable[[], Postgres], new_migration: Callable[[str], None]
 ) -> None:
-    database = new_database()
+    database = new_empty_database()
     assert not asyncio.run(revision.is_current(database.url))
     migrate(database)
     assert asyncio.run(revision.is_current(database.url))

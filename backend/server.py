@@ -30,6 +30,8 @@ KEEP_ALIVE_SECONDS: Final = 75
 """Longer than proxies keep theirs: who closes first is never in the middle of a request."""
 UNACKNOWLEDGED_SECONDS: Final = 30
 """How long a client may leave an answer unread."""
+WORKER_SECONDS: Final = 30
+"""How long a worker may take to start or to show that it lives, before it is replaced."""
 SHED_SECONDS: Final = 1.0
 """What `Retry-After` says."""
 DESCRIPTORS_BESIDE_CLIENTS: Final = 1100
@@ -59,6 +61,7 @@ def _run_uvicorn(settings: Settings, *, reload: bool) -> None:
         access_log=False,
         limit_concurrency=settings.max_connections,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_worker_healthcheck=WORKER_SECONDS,
         # What the drain before it (see `drain.py`) has left.
         timeout_graceful_shutdown=max(
             1, round(settings.shutdown_grace_seconds - settings.shutdown_drain_seconds)

@@ -22,6 +22,12 @@ pytest_plugins = ["tests.better_auth.fixtures"]
 _numbers = count(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `scripts/soak` say how long."""
+    parser.addoption("--soak", metavar="SECONDS", type=int, default=0, help="soak for so long (test_soak)")
+    parser.addoption("--soak-seed", metavar="SEED", type=int, help="what decides about chance in it")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The test that judges what all others saw goes last."""
     items.sort(key=lambda item: item.name == "test_the_document_and_the_answers_of_the_suite_agree")

@@ -1,0 +1,108 @@
+"""The service of a soak as its machine sees it: its processes, what they hold, and the database behind it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import asyncpg
+import httpx
+import psutil
+
+from backend.database.url import connect_arguments
+from tests.service import Service
+from tests.soak.users import User
+from tests.test_rate_limits import Redis
+
+WORKERS, POOL_SIZE = 2, 5
+OURS = "soak"
+"""How our own connections to PostgreSQL are known."""
+
+
+@dataclass
+class Stage:
+    """A service with its embedded PostgreSQL, its users, and a Redis where there is one."""
+
+    service: Service
+    data_dir: Path
+    users: list[User]
+    redis: Redis | None
+
+    @property
+    def supervisor(self) -> psutil.Process:
+        return psutil.Process(self.service.process.pid)
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        """The processes that serve."""
+        with suppress(psutil.NoSuchProcess):
+            return [child for child in self.supervisor.children() if _is_worker(child)]
+        return []
+
+    @property
+    def postmaster(self) -> int | None:
+        """Its process id, if it runs."""
+        with suppress(FileNotFoundError, IndexError):
+            return int(self._postmaster_file()[0])
+        return None
+
+    def _postmaster_file(self) -> list[str]:
+        return (self.data_dir / "postgres" / "data" / "postmaster.pid").read_text().splitlines()
+
+    @asynccontextmanager
+    async def database(self) -> AsyncIterator[Any]:
+        """Connect past the service."""
+        socket_dir = self._postmaster_file()[4]
+        url = f"postgresql://postgres@/postgres?host={quote(socket_dir, safe='')}&application_name={OURS}"
+        connection = await asyncpg.connect(**connect_arguments(url))
+        try:
+            yield connection
+        finally:
+            connection.terminate()  # politeness would fail where the server is gone meanwhile
+
+    @asynccontextmanager
+    async def writes_held_up(self) -> AsyncIterator[None]:
+        """Let every statement on tasks wait for the length of the block."""
+        async with self.database() as database:
+            await database.execute("BEGIN; LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
+            yield
+
+    async def connections(self) -> int:
+        """Count those that the service has to its database."""
+        async with self.database() as database:
+            return int(await database.fetchval(f"SELECT count(*) FROM {_OF_THE_SERVICE}"))  # noqa: S608  # ours
+
+    async def cut_connections(self) -> None:
+        async with self.database() as database:
+            await database.execute(f"SELECT pg_terminate_backend(pid) FROM {_OF_THE_SERVICE}")  # noqa: S608  # ours
+
+    async def is_ready(self) -> bool:
+        """Ask for readiness over a connection of its own, which any worker may take."""
+        try:
+            async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501  # plain HTTP
+                response = await client.get(f"{self.service.url}/health/ready", timeout=5)
+        except httpx.TransportError:
+            return False
+        return response.status_code == httpx.codes.OK
+
+
+_OF_THE_SERVICE = f"pg_stat_activity WHERE backend_type = 'client backend' AND application_name <> '{OURS}'"
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    with suppress(psutil.Error):
+        return process.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(process.cmdline())
+    return False
+
+
+async def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
+    """Wait until it holds; raises TimeoutError that says what did not come."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no {what} within {seconds} s")
+        await asyncio.sleep(0.05)

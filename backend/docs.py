@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 ASSETS = "/docs/assets"
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; worker-src 'self' blob:"
+    "img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
 """What the pages may load: nothing from elsewhere."""
 LOGO = b"https://cdn.redoc.ly/redoc/logo-mini.svg"

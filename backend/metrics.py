@@ -24,7 +24,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 REQUESTS = Counter("http_requests_total", "Requests served", ("method", "route", "status"))
 DURATION = Histogram(
-    "http_request_duration_seconds", "Time to the last byte of an answer", ("method", "route")
+    "http_request_duration_seconds", "Time to the last byte of an answer", ("method", "route", "status")
 )
 REQUESTS_UNDER_WAY = Gauge(
     "http_requests_under_way", "Requests not answered yet", multiprocess_mode="livesum"
@@ -58,7 +58,7 @@ def observe(method: str, route: str | None, status: int, seconds: float) -> None
 
 @cache
 def _of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-    return REQUESTS.labels(method, route, status), DURATION.labels(method, route)
+    return REQUESTS.labels(method, route, status), DURATION.labels(method, route, status)
 
 
 def gauge(now: Mapping[Gauge, float]) -> None:

@@ -58,6 +58,7 @@ class Route(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         self.arguments = [_argument(name, hint) for name, hint in _hints(endpoint).items()]
         self.arguments.sort(key=lambda argument: argument.rank)
+        options["operation_id"] = endpoint.__name__ + ("_of_user" if "{user_id}" in path else "")
         options["responses"] = self._error_answers(path, endpoint) | (options.get("responses") or {})
         super().__init__(path, endpoint, **options)
         self.guard = next((argument.guard for argument in self.arguments if argument.guard), None)

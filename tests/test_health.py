@@ -108,7 +108,7 @@ def test_requests_are_counted_by_route_template(ada: Account, counted: Callable[
 
 def test_the_duration_of_each_request_is_observed(service: Service, ada: Account) -> None:
     def observed() -> float:
-        wanted = 'http_request_duration_seconds_count{method="GET",route="/auth/me"}'
+        wanted = 'http_request_duration_seconds_count{method="GET",route="/auth/me",status="200"}'
         lines = service.client().get("/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(wanted))
 

@@ -218,20 +218,20 @@ def _change_password() -> Statement:
         .returning(sessions.c.id)
         .cte("ended")
     )
-    spent = (
-        update(refresh_tokens)
+    # No grace for those that would still work: who else has one is whom the change shuts out.
+    voided = (
+        delete(refresh_tokens)
         .where(
             refresh_tokens.c.session_id == _caller_session,
-            refresh_tokens.c.spent_at.is_(None),
+            or_(refresh_tokens.c.spent_at.is_(None), refresh_tokens.c.spent_at > _ago(REFRESH_GRACE)),
             select(changed.c.id).exists(),
         )
-        .values(spent_at=func.now())
         .returning(refresh_tokens.c.session_id)
-        .cte("spent")
+        .cte("voided")
     )
     token = _new_refresh_token(_caller_session, changed)
     return Statement(
-        select(changed).select_from(caller.outerjoin(changed, true())).add_cte(ended, spent, token)
+        select(changed).select_from(caller.outerjoin(changed, true())).add_cte(ended, voided, token)
     )
 
 

@@ -324,7 +324,10 @@ def test_a_crash_is_an_error_line_that_says_where(
 # Form
 
 
-def test_the_lines_of_uvicorn_and_of_libraries_are_json_too(service: Service) -> None:
+def test_the_lines_of_uvicorn_and_of_libraries_are_json_too(
+    new_service: Callable[..., Service], new_empty_database: Callable[[], Postgres]
+) -> None:
+    service = new_service(DATABASE_URL=new_empty_database().url)
     address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
     with socket.create_connection(address) as connection:
         connection.sendall(b"\x16\x03\x01 this is no HTTP\r\n\r\n")

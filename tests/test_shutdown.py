@@ -34,7 +34,7 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
 
 
 def readiness(service: Service) -> httpx.Response:
-    return httpx.get(f"{service.url}/health/ready", trust_env=False)
+    return service.client().get("/health/ready")
 
 
 def is_listening(service: Service) -> bool:

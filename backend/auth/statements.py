@@ -218,12 +218,12 @@ def _change_password() -> Statement:
         .returning(sessions.c.id)
         .cte("ended")
     )
-    # No grace for those that would still work: who else has one is whom the change shuts out.
+    # Not spent, which would leave it a grace: who else has it is whom the change shuts out.
     voided = (
         delete(refresh_tokens)
         .where(
             refresh_tokens.c.session_id == _caller_session,
-            or_(refresh_tokens.c.spent_at.is_(None), refresh_tokens.c.spent_at > _ago(REFRESH_GRACE)),
+            refresh_tokens.c.spent_at.is_(None),
             select(changed.c.id).exists(),
         )
         .returning(refresh_tokens.c.session_id)

@@ -20,7 +20,7 @@ from backend.database.revision import SchemaError, is_current
 from backend.database.url import connect_arguments
 from backend.errors import DatabaseUnavailableError
 from backend.settings import load_settings
-from tests.replication import Cluster, Node, replicated
+from tests.operations.replication import Cluster, Node, replicated
 from tests.service import JWT_SECRET, free_port
 
 NOTES = table("notes", column("number"))

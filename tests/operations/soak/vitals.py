@@ -10,8 +10,8 @@ from statistics import median
 import asyncpg
 import psutil
 
-from tests.soak.journal import Journal
-from tests.soak.stage import POOL_SIZE, WORKERS, Stage
+from tests.operations.soak.journal import Journal
+from tests.operations.soak.stage import POOL_SIZE, WORKERS, Stage
 
 SAMPLE_SECONDS = 2.0
 WARM_UP_SECONDS = 120.0

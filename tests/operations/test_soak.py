@@ -19,13 +19,13 @@ import psutil
 import pytest
 
 from scripts.benchmark.meter import family_cpu_seconds
+from tests.operations.soak.books import Books, Task
+from tests.operations.soak.faults import Faults
+from tests.operations.soak.journal import Failure, Journal, UnansweredError
+from tests.operations.soak.stage import POOL_SIZE, WORKERS, Stage
+from tests.operations.soak.users import VISITORS_TITLE, User
+from tests.operations.soak.vitals import Vitals
 from tests.service import running
-from tests.soak.books import Books, Task
-from tests.soak.faults import Faults
-from tests.soak.journal import Failure, Journal, UnansweredError
-from tests.soak.stage import POOL_SIZE, WORKERS, Stage
-from tests.soak.users import VISITORS_TITLE, User
-from tests.soak.vitals import Vitals
 from tests.test_rate_limits import Redis
 
 USERS = 12

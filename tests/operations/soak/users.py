@@ -10,9 +10,9 @@ from typing import Any
 
 import httpx
 
+from tests.operations.soak.books import Books, Task
+from tests.operations.soak.journal import Journal, UnansweredError
 from tests.service import PASSWORD
-from tests.soak.books import Books, Task
-from tests.soak.journal import Journal, UnansweredError
 
 MOST_TASKS = 30
 PAGE = 7

@@ -9,9 +9,9 @@ from threading import Thread
 
 import pytest
 
-from tests.replication import Cluster, replicated
+from tests.operations.replication import Cluster, replicated
+from tests.operations.writers import Writer, check_books, wait_for_writes, writing
 from tests.service import JWT_SECRET, running
-from tests.writers import Writer, check_books, wait_for_writes, writing
 
 WRITERS, TASKS_EACH_TIME = 12, 20  # more of them than the service has connections
 DECISION_SECONDS = 2.0

@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from tests.conftest import Postgres
-from tests.haproxy import balanced
-from tests.replication import wait_for
+from tests.operations.haproxy import balanced
+from tests.operations.replication import wait_for
+from tests.operations.writers import NO_ANSWER, check_books, wait_for_writes, writing
 from tests.service import JWT_SECRET, PASSWORD, Service, running
 from tests.test_rate_limits import Redis
-from tests.writers import NO_ANSWER, check_books, wait_for_writes, writing
 
 REPLICAS, WRITERS, TASKS_EACH_TIME = 3, 12, 20
 HOME, ELSEWHERE = "127.0.0.5", "127.0.0.6"

@@ -11,10 +11,10 @@ from random import Random
 
 import psutil
 
+from tests.operations.soak.journal import Failure, Journal, UnansweredError
+from tests.operations.soak.stage import WORKERS, Stage, until
+from tests.operations.soak.users import User
 from tests.service import PASSWORD
-from tests.soak.journal import Failure, Journal, UnansweredError
-from tests.soak.stage import WORKERS, Stage, until
-from tests.soak.users import User
 
 RECOVERY_SECONDS = 5.0
 """From the end of a fault until the service is ready and stays so; PostgreSQL starts again meanwhile."""

@@ -10,7 +10,7 @@ from threading import Event
 import httpx
 
 from tests.conftest import Postgres
-from tests.replication import wait_for
+from tests.operations.replication import wait_for
 from tests.service import Account
 
 NO_ANSWER = 0

@@ -29,7 +29,7 @@ import pytest
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
 from tests.conftest import Postgres
-from tests.proxy import Loss, Proxy
+from tests.operations.proxy import Loss, Proxy
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running, start
 from tests.tokens import resigned
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.soak.journal import UnansweredError
+from tests.operations.soak.journal import UnansweredError
 
 Task = dict[str, Any]
 

@@ -14,8 +14,8 @@ import httpx
 import psutil
 
 from backend.database.url import connect_arguments
+from tests.operations.soak.users import User
 from tests.service import Service
-from tests.soak.users import User
 from tests.test_rate_limits import Redis
 
 WORKERS, POOL_SIZE = 2, 5

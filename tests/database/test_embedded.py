@@ -24,12 +24,12 @@ from backend.database.embedded import EmbeddedServer, EmbeddedServerError, embed
 from backend.database.url import connect_arguments
 
 SERVICE = """
-import signal, sys
+import os, signal, sys
 sys.path[1:1] = sys.argv[2:]
 from pathlib import Path
 from embedded import EmbeddedServerError, embedded_server
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+signal.signal(signal.SIGINT, lambda *_: os.write(1, b"interrupted\\n"))
 try:
     with embedded_server(Path(sys.argv[1])) as server:
         print(server.pid, server.url, flush=True)

@@ -1,16 +1,18 @@
 """What was acknowledged stays, however the service ends, and a hundred users at once are served as one is."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Barrier
 from typing import Any
 
 import httpx
 import psutil
+import pytest
 
 from tests.conftest import Postgres
 from tests.service import Account, Service, running
@@ -85,9 +87,17 @@ def wait_for(writers: list[Writer], written: list[Future[None]], tasks: int) -> 
         time.sleep(0.01)
 
 
-def test_each_acknowledged_write_is_there_once_however_the_service_ends(tmp_path: Path) -> None:
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """Not in pytest's own, which each run of pytest closes to the user that root's server runs as."""
+    with TemporaryDirectory(prefix="durability-") as directory:
+        yield Path(directory) / "data"
+
+
+def test_each_acknowledged_write_is_there_once_however_the_service_ends(
+    data_dir: Path, tmp_path: Path
+) -> None:
     """R2-FR-018/019, R3-FR-004/005/008: ended in the middle of writes; the sessions go on as well."""
-    data_dir = tmp_path / "data"
     writers: list[Writer] = []
     for number, end in enumerate((kill, terminate, kill_with_its_database, None)):
         with running(tmp_path / f"log{number}", DATA_DIR=str(data_dir)) as service:

@@ -44,6 +44,8 @@ class Window:
     excuses: frozenset[Failure]
     began_at: float
     ended_at: float = inf
+    left: float = inf
+    """How many of them are excused yet."""
 
 
 @dataclass
@@ -73,10 +75,10 @@ class Journal:
             self.say(f"WRONG: {what}")
 
     @contextmanager
-    def fault(self, name: str, excuses: frozenset[Failure]) -> Iterator[Window]:
-        """Excuse these failures from here until the end of the block."""
+    def fault(self, name: str, excuses: frozenset[Failure], most: float = inf) -> Iterator[Window]:
+        """Excuse these failures, and no more than so many, from here until the end of the block."""
         self.faults[name] += 1
-        window = Window(excuses, time.monotonic())
+        window = Window(excuses, time.monotonic(), left=most)
         self._windows.append(window)
         try:
             yield window
@@ -98,8 +100,10 @@ class Journal:
         self._judge_failure(failure, f"{request}: {error!r}", since)
 
     def _judge_failure(self, failure: Failure | None, what: str, since: float) -> None:
-        windows = (window for window in self._windows if window.ended_at >= since)
-        if failure is not None and any(failure in window.excuses for window in windows):
+        windows = (window for window in self._windows if window.ended_at >= since and window.left > 0)
+        excusing = next((window for window in windows if failure in window.excuses), None)
+        if failure is not None and excusing is not None:
+            excusing.left -= 1
             self.excused[failure.value] += 1
         else:
             self.blame(what)

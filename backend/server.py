@@ -30,7 +30,7 @@ KEEP_ALIVE_SECONDS: Final = 75
 """Longer than proxies keep theirs: who closes first is never in the middle of a request."""
 UNACKNOWLEDGED_SECONDS: Final = 30
 """How long a client may leave an answer unread."""
-WORKER_SECONDS: Final = 30
+WORKER_SECONDS: Final = 10
 """How long a worker may take to start or to show that it lives, before it is replaced."""
 SHED_SECONDS: Final = 1.0
 """What `Retry-After` says."""

@@ -4,7 +4,6 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +20,7 @@ from backend.rate_limits import address_of
 from backend.settings import SettingsError, load_settings
 from tests import programs
 from tests.conftest import Postgres
+from tests.programs import needs_loopback_addresses
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, free_port, running
 
 WRONG = "a wrong password"
@@ -340,7 +340,7 @@ def from_loopback(service: Service, address: str, forwarded_for: str) -> httpx.R
     return client.post("/auth/login", json={"email": new_email(), "password": WRONG})
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 has to be set up first")
+@needs_loopback_addresses
 def test_a_proxy_that_was_not_named_is_a_client(limited: Service) -> None:
     for address, ip in (("127.0.0.1", "192.0.2.77"), ("127.0.0.2", "127.0.0.2")):
         request_id = from_loopback(limited, address, "192.0.2.77").json()["request_id"]
@@ -348,7 +348,7 @@ def test_a_proxy_that_was_not_named_is_a_client(limited: Service) -> None:
         assert line["ip"] == ip
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 has to be set up first")
+@needs_loopback_addresses
 def test_where_no_proxy_is_named_its_header_is_nothing_and_the_wait_is_as_told(
     new_service: Callable[..., Service],
 ) -> None:

@@ -41,6 +41,7 @@ MODULE_DIRS = (str(Path(backend.database.embedded.__file__).parent), str(Path(ps
 AS_ROOT = os.geteuid() == 0
 NOBODY: dict[str, Any] = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
 
+# An ordinary user's server runs as themselves: there is no other to become, and no call that would let them.
 needs_root = pytest.mark.skipif(not AS_ROOT, reason="only root can become another user")
 
 

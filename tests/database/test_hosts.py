@@ -25,6 +25,7 @@ from tests.service import JWT_SECRET, free_port
 
 NOTES = table("notes", column("number"))
 WRITE, READ = Statement(insert(NOTES).values(number=1)), Statement(select(NOTES.c.number))
+# A host that drops packets is played by a listener with a full queue, which is silent on Linux alone.
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses")
 AT_ONCE = 0.5
 """Seconds that a host which answers takes at most, and far less than a silent one's share here."""

@@ -1,6 +1,5 @@
 """Several processes behind HAProxy are one service: they share PostgreSQL and Redis, and nothing else."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,15 +13,12 @@ from tests.conftest import Postgres
 from tests.operations.haproxy import balanced
 from tests.operations.replication import wait_for
 from tests.operations.writers import NO_ANSWER, check_books, wait_for_writes, writing
+from tests.programs import needs_loopback_addresses
 from tests.service import JWT_SECRET, PASSWORD, Service, running
 from tests.test_rate_limits import Redis
 
 REPLICAS, WRITERS, TASKS_EACH_TIME = 3, 12, 20
 HOME, ELSEWHERE = "127.0.0.5", "127.0.0.6"
-
-needs_loopback_addresses = pytest.mark.skipif(
-    sys.platform != "linux", reason="elsewhere 127.0.0.5 has to be set up first"
-)
 
 
 @pytest.fixture(scope="module")

@@ -220,6 +220,7 @@ def as_user(account: pwd.struct_passwd) -> dict[str, Any]:
     }
 
 
+# It leaves root behind, which only root can; run by anybody else, every test here is this one.
 @pytest.mark.skipif(os.geteuid() != 0, reason="every other test shows it, when root does not run them")
 def test_an_ordinary_user_can_start_it_too(tmp_path: Path, data_dir: Path) -> None:
     nobody = pwd.getpwnam("nobody")

@@ -3,25 +3,20 @@
 FastAPI parses the body first; here nothing of a request is looked at before its token (contract section 1).
 """
 
-import inspect
-import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_type_hints
-from urllib.parse import parse_qsl
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
-from fastapi import params
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from backend import errors
-from backend.errors import AppError, Contract, ErrorBody, FieldError
-from backend.middleware import MAX_BODY_BYTES, OF_UNKNOWN_LENGTH, header
+from backend.arguments import arguments_of, read_body
+from backend.errors import AppError, Contract, ErrorBody
+from backend.middleware import OF_UNKNOWN_LENGTH
 
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json")
@@ -36,16 +31,6 @@ class Answer:
     headers: Sequence[tuple[bytes, bytes]] = ()
 
 
-class Guard(Protocol):
-    """Decides who asks: from the token alone at first, from the database too before any refusal."""
-
-    async def __call__(self, request: Request) -> object:
-        """Return the caller; raises an `AppError` (401) where the token alone shows that there is none."""
-
-    async def confirm(self, request: Request) -> None:
-        """Raise an `AppError` (401) if the caller's session is gone."""
-
-
 class Route(APIRoute):
     """A route whose handler gets its arguments by `Annotated` markers: Depends, Path, Query, Body or Form.
 
@@ -56,8 +41,7 @@ class Route(APIRoute):
     contract: ClassVar[Contract] = errors.SELF_CONTAINED
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        self.arguments = [_argument(name, hint) for name, hint in _hints(endpoint).items()]
-        self.arguments.sort(key=lambda argument: argument.rank)
+        self.arguments = arguments_of(endpoint)
         options["operation_id"] = endpoint.__name__ + ("_of_user" if "{user_id}" in path else "")
         options["responses"] = self._error_answers(path, endpoint) | (options.get("responses") or {})
         super().__init__(path, endpoint, **options)
@@ -94,7 +78,7 @@ class Route(APIRoute):
                 value = argument.read(request)
                 values[argument.name] = await value if argument.is_async else value
             if OF_UNKNOWN_LENGTH in request.scope and self.body_field is None:
-                await _read_body(request.receive)
+                await read_body(request.receive)
         except AppError as error:
             if error.status != HTTPStatus.UNAUTHORIZED:
                 await self._confirm(request)
@@ -144,161 +128,3 @@ def raises(*kinds: type[AppError]) -> Callable[[_Callable], _Callable]:
 def route_class(contract: Contract) -> type[Route]:
     """Return the `Route` whose refusals are those of `contract`."""
     return type("Route", (Route,), {"contract": contract})
-
-
-_FORM_ERRORS = (errors.InvalidRequestError, errors.UnsupportedMediaTypeError)
-_JSON_ERRORS = (errors.MalformedJSONError, *_FORM_ERRORS)
-
-
-@dataclass(frozen=True, slots=True)
-class _Argument:
-    name: str
-    rank: int
-    read: Callable[[Request], Any]
-    is_async: bool = False
-    guard: Guard | None = None
-    raises: tuple[type[AppError], ...] = ()
-
-
-def _hints(endpoint: Callable[..., Any]) -> dict[str, Any]:
-    hints = get_type_hints(endpoint, include_extras=True)
-    return {name: hints[name] for name in inspect.signature(endpoint).parameters}
-
-
-def _argument(name: str, hint: Any) -> _Argument:
-    marker = next(m for m in hint.__metadata__ if isinstance(m, (params.Depends, params.Param, params.Body)))
-    match marker:
-        case params.Depends(dependency=provide) if provide is not None:
-            guard = provide if hasattr(provide, "confirm") else None
-            documented = getattr(provide, "raises", ())
-            return _Argument(name, 0 if guard else 1, provide, bool(guard), guard, documented)
-        case params.Path():
-            return _Argument(name, 2, _path_reader(name, TypeAdapter(hint)))
-        case params.Query():
-            return _Argument(name, 3, _query_reader(TypeAdapter(hint)), raises=(errors.InvalidRequestError,))
-        case params.Form():
-            read = _body_reader(TypeAdapter(hint), _is_form, _parse_form)
-            return _Argument(name, 4, read, is_async=True, raises=_FORM_ERRORS)
-        case params.Body():
-            read = _body_reader(TypeAdapter(hint), _is_json, _parse_json)
-            return _Argument(name, 4, read, is_async=True, raises=_JSON_ERRORS)
-    message = f"{name}: {marker} is no marker that a Route reads"
-    raise TypeError(message)
-
-
-def _path_reader(name: str, adapter: TypeAdapter[Any]) -> Callable[[Request], Any]:
-    def read(request: Request) -> Any:
-        try:
-            return adapter.validate_python(request.path_params[name])
-        except ValidationError:
-            raise errors.NotFoundError from None
-
-    return read
-
-
-def _query_reader(adapter: TypeAdapter[Any]) -> Callable[[Request], Any]:
-    nothing_asked = adapter.validate_python({})
-
-    def read(request: Request) -> Any:
-        query = request.scope["query_string"]
-        if not query:
-            return nothing_asked
-        return _validate(adapter, dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True)), "query")
-
-    return read
-
-
-def _body_reader(
-    adapter: TypeAdapter[Any], takes: Callable[[str], bool], parse: Callable[[bytes], Any]
-) -> Callable[[Request], Any]:
-    async def read(request: Request) -> Any:
-        body = await _read_body(request.receive)
-        if not body:
-            raise errors.InvalidRequestError([_MISSING_BODY])
-        content_type = header(request.scope, b"content-type") or b""
-        if not takes(content_type.decode("latin-1").partition(";")[0].strip().lower()):
-            raise errors.UnsupportedMediaTypeError
-        return _validate(adapter, parse(body), "body")
-
-    return read
-
-
-_MISSING_BODY = FieldError(field="body", message="A request body is required", type="missing")
-
-
-async def _read_body(receive: Receive) -> bytes:
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise errors.IncompleteBodyError
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise errors.ContentTooLargeError
-        if not message.get("more_body"):
-            return bytes(body)
-
-
-def _is_json(content_type: str) -> bool:
-    return content_type == "application/json" or (
-        content_type.startswith("application/") and content_type.endswith("+json")
-    )
-
-
-def _is_form(content_type: str) -> bool:
-    return content_type == "application/x-www-form-urlencoded"
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    message = f"{name} is no JSON number"
-    raise ValueError(message)
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        _refuse_constant(digits)
-    return number
-
-
-_decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
-
-
-def _parse_json(body: bytes) -> Any:
-    try:
-        # A byte order mark is refused by the decoder, as RFC 8259 section 8.1 allows.
-        return _decode(body.decode())
-    except (ValueError, RecursionError):
-        raise errors.MalformedJSONError from None
-
-
-def _parse_form(body: bytes) -> dict[str, str]:
-    try:
-        fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=20)
-    except ValueError:
-        raise errors.InvalidRequestError([_BAD_FORM]) from None
-    if len({name for name, _ in fields}) != len(fields):
-        raise errors.InvalidRequestError([_BAD_FORM])
-    return dict(fields)
-
-
-_BAD_FORM = FieldError(field="body", message="Each form field is UTF-8 and sent once", type="form_invalid")
-
-
-_MESSAGES = {"model_type": "Input should be an object"}
-"""In our words, where pydantic's name a class."""
-
-
-def _validate(adapter: TypeAdapter[Any], value: Any, whole: str) -> Any:
-    try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
-        raise errors.InvalidRequestError(
-            FieldError(
-                field=".".join(map(str, problem["loc"])) or whole,
-                message=_MESSAGES.get(problem["type"], problem["msg"]),
-                type=problem["type"],
-            )
-            for problem in problems
-        ) from None

@@ -8,7 +8,7 @@ from uuid import UUID
 from uuid_utils import compat
 
 from backend import events
-from backend.auth import statements, tokens
+from backend.auth import session_statements, tokens
 from backend.auth.caller import Caller
 from backend.auth.errors import InvalidRefreshTokenError, RevokedTokenError, SessionNotFoundError
 from backend.auth.passwords import PasswordHasher
@@ -82,16 +82,16 @@ class NewTokens:
 async def refresh(database: Database, sign_in: SignIn, client: Client, data: Refresh) -> dict[str, Any]:
     """Spend a refresh token for new tokens; raises `InvalidRefreshTokenError` (RFC 9700 section 4.14).
 
-    The same token twice within `statements.REFRESH_GRACE` is good twice. Later it ends the session, by a
+    The same token twice within `REFRESH_GRACE` is good twice. Later it ends the session, by a
     statement of its own that the refusal does not take back.
     """
     spent, new = tokens.digest(data.refresh_token), NewTokens(sign_in, client)
-    user = await database.one(statements.REFRESH, spent_digest=spent, **new.values)
+    user = await database.one(session_statements.REFRESH, spent_digest=spent, **new.values)
     if user is not None:
         events.identify(user["id"])
         events.record(Event.REFRESHED, session_id=user["session_id"])
         return new.issue(user, user["session_id"])
-    reused = await database.one(statements.END_REUSED, spent_digest=spent)
+    reused = await database.one(session_statements.END_REUSED, spent_digest=spent)
     if reused is None:
         raise InvalidRefreshTokenError(reason="refresh_token")
     events.identify(reused["user_id"])
@@ -101,7 +101,7 @@ async def refresh(database: Database, sign_in: SignIn, client: Client, data: Ref
 
 async def list_sessions(database: Database, caller: Caller) -> list[dict[str, Any]]:
     """Return the caller's live sessions, the last used first; raises `RevokedTokenError`."""
-    rows = await database.all(statements.LIST_SESSIONS, **caller.values)
+    rows = await database.all(session_statements.LIST_SESSIONS, **caller.values)
     if not rows:
         raise RevokedTokenError
     return [dict(row) for row in rows]
@@ -109,7 +109,7 @@ async def list_sessions(database: Database, caller: Caller) -> list[dict[str, An
 
 async def logout(database: Database, caller: Caller) -> None:
     """End the caller's session, for every process at once; raises `RevokedTokenError`."""
-    ended = await database.one(statements.END_SESSION, session_id=caller.session_id, **caller.values)
+    ended = await database.one(session_statements.END_SESSION, session_id=caller.session_id, **caller.values)
     if ended is None or ended["id"] is None:
         raise RevokedTokenError
     events.record(Event.LOGOUT, session_id=caller.session_id)
@@ -117,7 +117,7 @@ async def logout(database: Database, caller: Caller) -> None:
 
 async def end_session(database: Database, caller: Caller, session_id: UUID) -> None:
     """End one session of the caller's; raises `RevokedTokenError`, `SessionNotFoundError`."""
-    ended = await database.one(statements.END_SESSION, session_id=session_id, **caller.values)
+    ended = await database.one(session_statements.END_SESSION, session_id=session_id, **caller.values)
     if ended is None:
         raise RevokedTokenError
     if ended["id"] is None:
@@ -127,7 +127,7 @@ async def end_session(database: Database, caller: Caller, session_id: UUID) -> N
 
 async def end_other_sessions(database: Database, caller: Caller) -> None:
     """End all sessions of the caller's but this one; raises `RevokedTokenError`."""
-    ended = await database.all(statements.END_OTHER_SESSIONS, **caller.values)
+    ended = await database.all(session_statements.END_OTHER_SESSIONS, **caller.values)
     if not ended:
         raise RevokedTokenError
     for row in ended:

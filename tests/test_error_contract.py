@@ -640,3 +640,17 @@ def test_a_crash_is_a_clean_500_and_the_log_says_where_without_any_value(
     assert "zebra" not in log
     assert account.client.headers["Authorization"].removeprefix("Bearer ") not in log
     assert account.email not in log
+
+
+@pytest.mark.parametrize("path", ["/health", "/nothing", "/tasks", "/openapi.json"])
+def test_an_answer_that_is_taken_for_a_page_can_load_and_run_nothing(service: Service, path: str) -> None:
+    headers = service.client().get(path).headers
+    assert headers.get_list("Content-Security-Policy") == ["default-src 'none'; frame-ancestors 'none'"]
+    assert headers.get_list("Referrer-Policy") == ["no-referrer"]
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_a_page_has_a_policy_of_its_own_and_is_framed_nowhere(service: Service, path: str) -> None:
+    (policy,) = service.client().get(path).headers.get_list("Content-Security-Policy")
+    assert "default-src 'self'" in policy
+    assert "frame-ancestors 'none'" in policy

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CTE, Text, Uuid, bindparam, case, exists, func, select
+from sqlalchemy import CTE, Text, Uuid, bindparam, case, func, select
 
 from backend.auth.models import sessions, users
 
@@ -28,12 +28,13 @@ class Caller:
 def _caller() -> CTE:
     user_id = bindparam("caller_id", type_=Text)
     session_id = bindparam("caller_session", type_=Uuid)
-    has_session = exists().where(
-        sessions.c.id == session_id, sessions.c.user_id == user_id, sessions.c.expires_at > func.now()
+    # Found by its key and then compared, or PostgreSQL might go through all sessions of a user.
+    has_session = select(sessions.c.user_id == user_id).where(
+        sessions.c.id == session_id, sessions.c.expires_at > func.now()
     )
-    is_known = exists().where(users.c.id == user_id, users.c.issuer == bindparam("caller_issuer", type_=Text))
-    # A session goes with its user, so whoever has one is not looked up. Of the two, one is run.
-    is_let_in = case((session_id.is_(None), is_known), else_=has_session)
+    is_known = select(users.c.issuer == bindparam("caller_issuer", type_=Text)).where(users.c.id == user_id)
+    # A session goes with its user, so whoever has one is not looked up: of the two, one is run.
+    is_let_in = case((session_id.is_(None), is_known.scalar_subquery()), else_=has_session.scalar_subquery())
     return select(user_id.label("id")).where(is_let_in).cte("caller")
 
 

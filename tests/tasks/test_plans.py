@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 import pytest
 
-from backend.auth.statements import FIND_ACCOUNT
+from backend.auth.statements import CONFIRM_CALLER, FIND_ACCOUNT
 from backend.database import Statement
 from backend.database.schema import migrate
 from backend.database.url import connect_arguments
@@ -16,20 +17,23 @@ from backend.tasks import statements
 from tests.conftest import Postgres
 
 HEAVY = "0"
-"""The user who has 20,000 tasks; the other 1,800 have 100 each. Of everybody's, a tenth is pending."""
+"""The user who has 20,000 tasks, a tenth of them pending, as of everybody's."""
 
 FILL = """
     INSERT INTO users (id, issuer, email, email_key, password_hash)
-    SELECT n, 'local', n || '@example.com', n || '@example.com', '' FROM generate_series(0, 1800) n;
+    SELECT n, 'local', n || '@example.com', n || '@example.com', '' FROM generate_series(0, {users}) n;
     INSERT INTO sessions (id, user_id, expires_at)
     SELECT lpad(id, 32, '0')::uuid, id, now() + interval '1 day' FROM users;
     INSERT INTO known_addresses (user_id, address) SELECT id, '192.0.2.' || id FROM users;
     INSERT INTO tasks (user_id, title, title_key, completed, created_at)
-    SELECT CASE WHEN n <= 20000 THEN 0 ELSE 1 + n % 1800 END, 'T' || random, 't' || random,
-        random % 10 <> 0, timestamptz '2026-01-01' + random % 9973 * interval '1 minute'
-    FROM generate_series(1, 200000) n, LATERAL (SELECT abs(hashint4(n)) % 5003) AS t (random);
+    SELECT CASE WHEN n % 100 < {percent} THEN 0 ELSE 1 + random / 5003 % {users} END,
+        'T' || random % 5003, 't' || random % 5003, random % 10 <> 0,
+        timestamptz '2026-01-01' + random % 9973 * interval '1 minute'
+    FROM generate_series(1, {tasks}) n, LATERAL (SELECT abs(hashint4(n))) AS t (random);
     ANALYZE;
 """
+PLANNED_ANEW = 5
+"""How often PostgreSQL does so before it compares costs (its documentation on PREPARE)."""
 NO_CHANGE = {
     f"{prefix}_{column}": value
     for column in ("title", "description", "completed")
@@ -49,10 +53,19 @@ EITHER_PLAN = pytest.mark.parametrize("plans", ["custom", "generic"])
 
 @pytest.fixture(scope="module")
 def large(new_database: Callable[[], Postgres]) -> Iterator[Postgres]:
-    """A migrated database with 200,000 tasks."""
+    """A migrated database with 200,000 tasks, where most users have a hundred."""
     database = new_database()
     asyncio.run(migrate(database.url))
-    asyncio.run(_execute(database.url, FILL))
+    asyncio.run(_execute(database.url, FILL.format(users=1800, tasks=200_000, percent=10)))
+    yield database
+    asyncio.run(_execute(database.url, "TRUNCATE users CASCADE"))
+
+
+@pytest.fixture(scope="module")
+def skewed(new_database: Callable[[], Postgres]) -> Iterator[Postgres]:
+    """A database where one user has most of the tasks, and a hundred others have twenty each."""
+    database = new_database()
+    asyncio.run(_execute(database.url, FILL.format(users=100, tasks=22_000, percent=90)))
     yield database
     asyncio.run(_execute(database.url, "TRUNCATE users CASCADE"))
 
@@ -121,6 +134,14 @@ def test_a_list_reads_only_what_it_answers_in_the_order_of_an_index(
 
 
 @EITHER_PLAN
+def test_a_caller_costs_one_look_at_their_session_by_its_key(large: Postgres, plans: str) -> None:
+    """However many sessions they have, and without a look at the user, with whom the session would go."""
+    nodes = explain(large, plans, CONFIRM_CALLER, **caller(HEAVY))
+    looks = [node for node in nodes if "Relation Name" in node and node["Actual Loops"]]
+    assert [look["Index Name"] for look in looks] == ["sessions_pkey"]
+
+
+@EITHER_PLAN
 @pytest.mark.parametrize("name", ON_ONE_TASK)
 def test_one_task_is_found_by_its_key(large: Postgres, plans: str, name: str) -> None:
     statement, values = ON_ONE_TASK[name]
@@ -140,3 +161,27 @@ def test_the_look_that_tells_403_from_404_is_by_key(large: Postgres, plans: str)
 def test_an_account_is_found_by_its_email(large: Postgres, plans: str) -> None:
     (scan,) = scans_of(explain(large, plans, FIND_ACCOUNT, email_key="7@example.com", address=""), "users")
     assert (scan["Index Name"], scan["Actual Rows"]) == ("users_email_key_key", 1)
+
+
+@pytest.mark.parametrize("variant", statements.LIST_TASKS, ids=lambda variant: "-".join(map(str, variant)))
+def test_a_list_is_planned_once_for_all_users(skewed: Postgres, variant: tuple[Any, ...]) -> None:
+    """Planning takes longer than listing, and PostgreSQL would go on with it for users unlike the average."""
+    _, sort, _, goes_on = variant
+    values = [caller(str(number)) | {"row_limit": 21} for number in range(1, 11)]
+    if goes_on:
+        after = {"after_key": "t2500" if sort == "title" else datetime(2026, 1, 2, tzinfo=UTC), "after_id": 9}
+        values = [value | after for value in values]
+    assert asyncio.run(_planned_anew(skewed.url, statements.LIST_TASKS[variant], values)) == PLANNED_ANEW
+
+
+async def _planned_anew(url: str, statement: Statement, values: list[dict[str, Any]]) -> Any:
+    connection = await asyncpg.connect(**connect_arguments(url))
+    try:
+        prepared = await connection.prepare(statement.sql)
+        for value in values:
+            assert await prepared.fetch(*statement.arguments(value))
+        return await connection.fetchval(
+            "SELECT custom_plans FROM pg_prepared_statements WHERE statement = $1", statement.sql
+        )
+    finally:
+        await connection.close()

@@ -21,7 +21,6 @@ from scripts.benchmark.postgres import Postgres
 from scripts.benchmark.subject import Subject
 from scripts.benchmark.traffic import Traffic
 
-WARM_UP_SECONDS = 0.3
 CONNECTIONS = 16
 
 
@@ -54,13 +53,19 @@ class Bench:
         return self._loads.submit(load.run, *loads).result()
 
     def compare(
-        self, subjects: Sequence[Subject], operations: Iterable[str], *, rounds: int, seconds: float
+        self,
+        subjects: Sequence[Subject],
+        operations: Iterable[str],
+        *,
+        rounds: int,
+        seconds: float,
+        warm_up_seconds: float = 0.3,
     ) -> dict[str, dict[str, Figures]]:
         """Return the medians by operation and subject, of rounds in random order, one load at a time."""
         pairs = list(product(operations, subjects))
         measured: dict[tuple[str, str], list[Figures]] = {}
         for operation, subject in pairs:
-            self.measure(subject, operation, WARM_UP_SECONDS)
+            self.measure(subject, operation, warm_up_seconds)
         for number in range(1, rounds + 1):
             for done, (operation, subject) in enumerate(random.sample(pairs, len(pairs)), 1):
                 progress(

@@ -3,20 +3,28 @@
 import argparse
 import http.client
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import product
 
 from scripts.benchmark.bench import Bench, progress
+from scripts.benchmark.postgres import Database
 from scripts.benchmark.report import table
 from scripts.benchmark.subject import Subject, ours
-from scripts.benchmark.traffic import TASKS_EACH, fill, request
+from scripts.benchmark.traffic import TASKS_EACH, fill, request, traffic
 
 SIZES, LARGE = (10**4, 10**6), 10**7
 HEAVY_TASKS = 20_020
 """Of one more user, whose thousandth page of 20 is the last full one."""
-PAGES = ("page 1", "page 1,000")
-OPERATIONS = ("get", "list 20", "create", *PAGES)
+ACTIVE_USERS = 500
+"""How many send requests, of however many there are."""
+FIRST_USER = {"side by side": 2, "scattered": 1}
+"""By how their tasks lie, as `fill` inserts them: an even user's on one page, an odd one's on twenty."""
+READS, CREATE, PAGES = ("get", "list 20"), "create", ("page 1", "page 1,000")
+OPERATIONS = (*(f"{read}, {layout}" for read, layout in product(READS, FIRST_USER)), CREATE, *PAGES)
+WARM_UP_SECONDS = 3
+"""Until each process of PostgreSQL has met the pages that it will read, each at a cost to the kernel."""
 
 _NEXT = re.compile(r"<(.+)>")
 
@@ -26,7 +34,13 @@ def run(bench: Bench, options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         sizes = (*SIZES, LARGE) if options.large else SIZES
         subjects = [stack.enter_context(_subject(bench, size)) for size in sizes]
-        figures = bench.compare(subjects, OPERATIONS, rounds=options.rounds, seconds=options.seconds)
+        figures = bench.compare(
+            subjects,
+            OPERATIONS,
+            rounds=options.rounds,
+            seconds=options.seconds,
+            warm_up_seconds=WARM_UP_SECONDS,
+        )
     rows = [
         (f"{operation}, {title}", found.p50_ms, found.app_cpu_us, found.postgres_cpu_us, ratio)
         for operation, by_size in figures.items()
@@ -49,11 +63,24 @@ def _subject(bench: Bench, size: int) -> Iterator[Subject]:
     database = bench.postgres.new(f"bench_{size}")
     fill(database, users=size // TASKS_EACH, heavy_tasks=HEAVY_TASKS)
     with ours(database, bench.workshop, title=f"{size:,} tasks") as subject:
-        token = subject.traffic.heavy_token
-        paths = dict(zip(PAGES, (f"/tasks?limit={TASKS_EACH}", _thousandth_page(subject)), strict=True))
-        pages = {page: [request("GET", path, token)] for page, path in paths.items()}
-        requests = {**subject.traffic.requests, **pages}
+        requests = {**_requests(database, size // TASKS_EACH), **_pages(subject)}
         yield replace(subject, traffic=replace(subject.traffic, requests=requests))
+
+
+def _requests(database: Database, users: int) -> dict[str, Sequence[bytes]]:
+    step = len(FIRST_USER) * users // ACTIVE_USERS
+    sent = {
+        layout: traffic(database, range(first, users + 1, step)).requests
+        for layout, first in FIRST_USER.items()
+    }
+    reads = {f"{read}, {layout}": sent[layout][read] for read, layout in product(READS, sent)}
+    return {**reads, CREATE: [request for layout in sent for request in sent[layout][CREATE]]}
+
+
+def _pages(subject: Subject) -> dict[str, Sequence[bytes]]:
+    paths = (f"/tasks?limit={TASKS_EACH}", _thousandth_page(subject))
+    token = subject.traffic.heavy_token
+    return {page: [request("GET", path, token)] for page, path in zip(PAGES, paths, strict=True)}
 
 
 def _thousandth_page(subject: Subject) -> str:

@@ -15,7 +15,7 @@ from scripts.benchmark.postgres import Database
 OPERATIONS = ("list 20", "list 1,000", "get", "create", "update", "toggle")
 WRITES = {"create", "update", "toggle"}
 TASKS_EACH = 20
-SAMPLED_USERS = 1000
+FIRST_THOUSAND = range(1, 1001)
 
 JWT_SECRET = token_urlsafe(48)
 ISSUER = "tasks-api"
@@ -30,19 +30,20 @@ _SESSIONS = """
     INSERT INTO sessions (id, user_id, expires_at)
     SELECT gen_random_uuid(), id, now() + interval '1 day' FROM users
 """
-# Everybody's first task, then everybody's second: nobody's tasks lie side by side.
+# Users of even numbers write all of their tasks at once. Of the others everybody writes a first, then
+# everybody a second, and so on: nobody's lie side by side.
 _TASKS = """
     INSERT INTO tasks (user_id, title, title_key, description, created_at, updated_at)
     SELECT md5(n::text)::uuid::text, title, lower(title), 'What is to be done, in a few words', at, at
     FROM generate_series($1::int, $2::int) t, generate_series($3::int, $4::int) n,
         concat('Task ', t, ' of ', n) title, to_timestamp(1.7e9 + t) at
-    ORDER BY t, n
+    ORDER BY n % 2, CASE n % 2 WHEN 0 THEN n ELSE t END, t, n
 """
 _SAMPLE = """
     SELECT tasks.id, user_id, sessions.id AS session_id FROM tasks JOIN sessions USING (user_id)
     WHERE user_id IN (
         SELECT md5(n::text)::uuid::text
-        FROM generate_series(1, $1::int, greatest(1, $1::int / $2::int)) n
+        FROM generate_series($1::int, $2::int, $3::int) n
     )
 """
 _HEAVY_USER = """
@@ -73,11 +74,11 @@ class Traffic:
         """Take back what an operation has added, dead rows included."""
         if operation in WRITES:
             self.database.sql("DELETE FROM tasks WHERE id > $1", self.last_id)
-            self.database.sql("VACUUM tasks")
+            self.database.sql("VACUUM (INDEX_CLEANUP ON) tasks")
 
 
-def traffic(database: Database) -> Traffic:
-    """Return the requests of up to a thousand users, with tokens that need no sign-in."""
+def traffic(database: Database, users: range = FIRST_THOUSAND) -> Traffic:
+    """Return the requests of the users with these numbers, with tokens that need no sign-in."""
     tokens = AccessTokens(
         Settings(
             _env_file=None,
@@ -88,8 +89,7 @@ def traffic(database: Database) -> Traffic:
             access_token_minutes=24 * 60,
         )
     )
-    users: int = database.sql("SELECT count(*) - 1 AS users FROM users")[0]["users"]
-    tasks = database.sql(_SAMPLE, users, SAMPLED_USERS)
+    tasks = database.sql(_SAMPLE, users.start, users.stop - 1, users.step)
     heavy_token = _token(tokens, database.sql(_HEAVY_USER)[0])
     by_user = {task["user_id"]: _token(tokens, task) for task in tasks}
     own = [(f"/tasks/{task['id']}", by_user[task["user_id"]]) for task in tasks]

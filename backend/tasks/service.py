@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import MISSING
-
 from backend import events
 from backend.auth.dependencies import Caller, RevokedTokenError
 from backend.database import Database, Row, Statement
@@ -66,19 +64,12 @@ async def update_task(
     database: Database, caller: Caller, contract: Contract, task_id: int, data: TaskUpdate
 ) -> Row:
     """Change what `data` sends and nothing else; returns and raises as `read_task` does."""
-    title = "" if data.title is MISSING else data.title
-    task = await _one(
-        database,
-        caller,
-        contract,
-        statements.UPDATE_TASK,
-        task_id,
-        new_title_key=title.casefold(),
-        **_sent("title", data.title),
-        **_sent("description", data.description),
-        **_sent("completed", data.completed),
-    )
-    events.record(Event.TASK_UPDATED, task_id=task_id, fields=sorted(data.model_fields_set))
+    fields = frozenset(data.model_fields_set)
+    values = {f"new_{field}": getattr(data, field) for field in fields}
+    if "new_title" in values:
+        values["new_title_key"] = values["new_title"].casefold()
+    task = await _one(database, caller, contract, statements.UPDATE_TASK[fields], task_id, **values)
+    events.record(Event.TASK_UPDATED, task_id=task_id, fields=sorted(fields))
     return task
 
 
@@ -93,11 +84,6 @@ async def delete_task(database: Database, caller: Caller, contract: Contract, ta
     """Delete the task; raises as `read_task` does."""
     await _one(database, caller, contract, statements.DELETE_TASK, task_id)
     events.record(Event.TASK_DELETED, task_id=task_id)
-
-
-def _sent(column: str, value: Any) -> dict[str, Any]:
-    is_sent = value is not MISSING
-    return {f"sets_{column}": is_sent, f"new_{column}": value if is_sent else None}
 
 
 async def _one(

@@ -3,7 +3,7 @@
 A row means that the caller's session lives; its `id` is null where they have no such task.
 """
 
-from itertools import product
+from itertools import combinations, product
 from typing import Any, get_args
 
 from sqlalchemy import (
@@ -17,11 +17,10 @@ from sqlalchemy import (
     Update,
     bindparam,
     case,
-    cast,
     delete,
     func,
     insert,
-    literal,
+    literal_column,
     or_,
     select,
     true,
@@ -32,7 +31,7 @@ from sqlalchemy import (
 from backend.auth.dependencies import caller
 from backend.database import Statement
 from backend.tasks.models import tasks
-from backend.tasks.schemas import Order, Sort, Status
+from backend.tasks.schemas import Order, Sort, Status, TaskUpdate
 
 _columns = tuple(
     tasks.c[name]
@@ -40,7 +39,9 @@ _columns = tuple(
 )
 _caller_id = select(caller.c.id).scalar_subquery()
 _is_callers = (tasks.c.id == bindparam("task_id", type_=BigInteger)) & (tasks.c.user_id == _caller_id)
-_later = func.greatest(func.clock_timestamp(), tasks.c.updated_at + cast(literal("1 microsecond"), Interval))
+_later = func.greatest(
+    func.clock_timestamp(), tasks.c.updated_at + literal_column("interval '1 microsecond'", Interval)
+)
 """Later than the last change, even when that one's clock was ahead or it held this one up."""
 
 
@@ -56,28 +57,16 @@ def _create() -> Statement:
     return Statement(insert(tasks).from_select(names, values).returning(*_columns))
 
 
-def _given(column: str, type_: Any) -> ColumnElement[Any]:
-    """The value sent for `column`, or the one that is there: writes of other fields are not undone."""
-    is_sent = bindparam(f"sets_{column}", type_=Boolean)
-    return case((is_sent, bindparam(f"new_{column}", type_=type_)), else_=tasks.c[column])
-
-
-def _update() -> Update:
-    new = {
-        "title": _given("title", Text),
-        "description": _given("description", Text),
-        "completed": _given("completed", Boolean),
+def _update(fields: tuple[str, ...]) -> Update:
+    """Names only what is sent, so that no write of another field is undone."""
+    new: dict[str, ColumnElement[Any]] = {
+        field: bindparam(f"new_{field}", type_=tasks.c[field].type) for field in fields
     }
-    changes = or_(*(value.is_distinct_from(tasks.c[name]) for name, value in new.items()))
-    title_key = case(
-        (bindparam("sets_title", type_=Boolean), bindparam("new_title_key", type_=Text)),
-        else_=tasks.c.title_key,
-    )
-    return (
-        update(tasks)
-        .where(_is_callers)
-        .values(**new, title_key=title_key, updated_at=case((changes, _later), else_=tasks.c.updated_at))
-    )
+    changes = or_(*(tasks.c[field].is_distinct_from(value) for field, value in new.items()))
+    if "title" in new:
+        new["title_key"] = bindparam("new_title_key", type_=Text)
+    updated_at = case((changes, _later), else_=tasks.c.updated_at)
+    return update(tasks).where(_is_callers).values(**new, updated_at=updated_at)
 
 
 def _changing(change: Any) -> Statement:
@@ -114,7 +103,12 @@ READ_TASK = Statement(
     )
 )
 
-UPDATE_TASK = _changing(_update())
+UPDATE_TASK = {
+    frozenset(fields): _changing(_update(fields))
+    for count in range(1, len(TaskUpdate.model_fields) + 1)
+    for fields in combinations(TaskUpdate.model_fields, count)
+}
+"""By the fields that are sent."""
 
 TOGGLE_TASK = _changing(
     update(tasks).where(_is_callers).values(completed=~tasks.c.completed, updated_at=_later)

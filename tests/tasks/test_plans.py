@@ -34,16 +34,11 @@ FILL = """
 """
 PLANNED_ANEW = 5
 """How often PostgreSQL does so before it compares costs (its documentation on PREPARE)."""
-NO_CHANGE = {
-    f"{prefix}_{column}": value
-    for column in ("title", "description", "completed")
-    for prefix, value in (("sets", False), ("new", None))
-}
 ON_ONE_TASK: dict[str, tuple[Statement, dict[str, Any]]] = {
     "READ_TASK": (statements.READ_TASK, {}),
     "UPDATE_TASK": (
-        statements.UPDATE_TASK,
-        NO_CHANGE | {"sets_title": True, "new_title": "Z", "new_title_key": "z"},
+        statements.UPDATE_TASK[frozenset({"title"})],
+        {"new_title": "Z", "new_title_key": "z"},
     ),
     "TOGGLE_TASK": (statements.TOGGLE_TASK, {}),
     "DELETE_TASK": (statements.DELETE_TASK, {}),

@@ -338,7 +338,7 @@ def test_a_token_of_ours_whose_sub_is_an_external_user_is_401(trusting: Service,
     assert (response.status_code, response.json()["code"]) == (401, "token_revoked")
 
 
-def test_an_external_user_whose_row_is_gone_is_signed_out(
+def test_an_external_user_whose_row_is_gone_or_anothers_is_signed_out(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres]
 ) -> None:
     database = new_database()
@@ -346,6 +346,11 @@ def test_an_external_user_whose_row_is_gone_is_signed_out(
     token = shared_token("short-lived")
     assert ask(service, token).status_code == 200
     database.sql("DELETE FROM users WHERE id = 'short-lived'")
+    assert ask(service, token).json()["code"] == "token_revoked"
+    database.sql(
+        "INSERT INTO users (id, issuer, email, email_key, password_hash)"
+        " VALUES ('short-lived', 'local', 'a@example.com', 'a@example.com', '')"
+    )
     assert ask(service, token).json()["code"] == "token_revoked"
 
 

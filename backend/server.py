@@ -85,7 +85,7 @@ def check_address(settings: Settings) -> None:
         try:
             probe.bind(address)
         except OSError as error:
-            raise SettingsError(f"PORT: {settings.host}:{settings.port}: {error.strerror}") from None
+            raise SettingsError(f"HOST, PORT: {settings.host}:{settings.port}: {error.strerror}") from None
 
 
 def _allow_descriptors(wanted: int) -> None:

@@ -168,6 +168,7 @@ async def delete_account(
         statements.DELETE_ACCOUNT, old_hash=account["password_hash"], **caller.values
     )
     if _own(deleted)["id"] is None:
+        _own(await database.one(statements.CONFIRM_CALLER, **caller.values))  # deleted by another request?
         raise WrongPasswordError(reason="wrong_password")
     events.record(Event.ACCOUNT_DELETED)
 

@@ -97,7 +97,11 @@ async def _one(
     row = await database.one(statement, task_id=task_id, **values, **caller.values)
     if row is None:
         raise RevokedTokenError
-    if row["id"] is None:
-        is_foreign = await database.one(statements.TASK_EXISTS, task_id=task_id) is not None
-        raise FOREIGN_TASK[contract.foreign_task](reason="foreign_task") if is_foreign else TaskNotFoundError
-    return row
+    if row["id"] is not None:
+        return row
+    anybodys = await database.one(statements.ANYBODYS_TASK, task_id=task_id, **caller.values)
+    if anybodys is None:  # deleted meanwhile, with all that was theirs
+        raise RevokedTokenError
+    if anybodys["id"] is None:
+        raise TaskNotFoundError
+    raise FOREIGN_TASK[contract.foreign_task](reason="foreign_task")

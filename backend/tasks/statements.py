@@ -116,8 +116,12 @@ TOGGLE_TASK = _changing(
 
 DELETE_TASK = _changing(delete(tasks).where(_is_callers))
 
-TASK_EXISTS = Statement(select(tasks.c.id).where(tasks.c.id == bindparam("task_id", type_=BigInteger)))
-"""The one look without the caller: it tells a foreign task from none, after a miss."""
+ANYBODYS_TASK = Statement(
+    select(tasks.c.id).select_from(
+        caller.outerjoin(tasks, tasks.c.id == bindparam("task_id", type_=BigInteger))
+    )
+)
+"""The one look at tasks that may be another's: it tells a foreign one from none, after a miss."""
 
 LIST_TASKS = {
     (status, sort, order, goes_on): _list(status, sort, order, goes_on=goes_on)

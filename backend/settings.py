@@ -102,7 +102,7 @@ def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
             parts.scheme in {"http", "https"} and value == f"{parts.scheme}://{parts.netloc}" and parts.netloc
         )
         if value != "*" and not is_origin:
-            message = "must be origins like https://app.example.com (no / at the end), separated by commas, or *"
+            message = "must be origins like https://app.example.com with no / at the end, by commas, or *"
             raise ValueError(message)
     return values
 

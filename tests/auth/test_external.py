@@ -5,6 +5,7 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -176,6 +177,17 @@ def test_a_server_that_was_never_reached_is_503_until_it_is(
     assert jwt.get_unverified_header(token)["alg"] == "RS256"
 
 
+def test_a_server_that_hangs_is_waited_for_once_by_a_request(
+    own_tokens: TokenServer, new_service: Callable[..., Service]
+) -> None:
+    key = new_key()
+    own_tokens.publish(key)
+    own_tokens.answers.clear()
+    service = new_service(BETTER_AUTH_URL=own_tokens.url)
+    assert ask(service, own_tokens.token(key, "impatient")).json()["code"] == "keys_unavailable"
+    assert len(own_tokens.fetches) == 1
+
+
 # Whose token it is
 
 
@@ -306,6 +318,15 @@ def test_a_token_over_8_kib_is_refused_unread(trusting: Service, tokens: TokenSe
     assert 7500 < len(fits) <= 8192 < len(too_long)
     assert ask(trusting, fits).status_code == 200
     assert refused(trusting, too_long) == "too_long"
+
+
+def test_a_sub_that_is_an_email_is_hashed_in_the_log(trusting: Service) -> None:
+    """Contract section 6: whoever names users by email, the log has none."""
+    response = ask(trusting, shared_token("named.by@example.com"))
+    assert response.status_code == 200
+    (line,) = trusting.lines(request_id=response.headers["X-Request-ID"])
+    assert re.fullmatch(r"sha256:[0-9a-f]{16}", line["user_id"])
+    assert b"named.by@" not in trusting.log.read_bytes()
 
 
 @pytest.mark.parametrize("email", [7, ["a@example.org"], "x" * 400, "nul\0", "\ud800"])

@@ -14,11 +14,10 @@ from urllib.parse import parse_qsl
 from fastapi import params
 from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
-from starlette.types import Receive
 
 from backend import errors
 from backend.errors import AppError, FieldError
-from backend.middleware import MAX_BODY_BYTES, header
+from backend.middleware import MAX_BODY_BYTES, TIMED_OUT, header
 
 
 class Guard(Protocol):
@@ -105,7 +104,7 @@ def _body_reader(
     adapter: TypeAdapter[Any], takes: Callable[[str], bool], parse: Callable[[bytes], Any]
 ) -> Callable[[Request], Any]:
     async def read(request: Request) -> Any:
-        body = await read_body(request.receive)
+        body = await read_body(request)
         if not body:
             raise errors.InvalidRequestError([_MISSING_BODY])
         content_type = header(request.scope, b"content-type") or b""
@@ -119,17 +118,19 @@ def _body_reader(
 _MISSING_BODY = FieldError(field="body", message="A request body is required", type="missing")
 
 
-async def read_body(receive: Receive) -> bytes:
-    """Return the whole body; raises `ContentTooLargeError`, `IncompleteBodyError`."""
+async def read_body(request: Request) -> bytes:
+    """Return the whole body; raises `ContentTooLargeError`, `IncompleteBodyError`, `RequestTimeoutError`."""
     body = bytearray()
     while True:
-        message = await receive()
+        message = await request.receive()
         if message["type"] == "http.disconnect":
             raise errors.IncompleteBodyError
         body += message.get("body", b"")
         if len(body) > MAX_BODY_BYTES:
             raise errors.ContentTooLargeError
         if not message.get("more_body"):
+            if TIMED_OUT in request.scope["state"]:
+                raise errors.RequestTimeoutError
             return bytes(body)
 
 

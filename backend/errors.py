@@ -5,8 +5,9 @@ An error body holds nothing internal and nothing of what the client sent (contra
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal, NotRequired
+from typing import Annotated, ClassVar, Literal, NotRequired
 
+from pydantic import Field
 from typing_extensions import TypedDict
 
 
@@ -34,12 +35,19 @@ class FieldError(TypedDict):
     type: str
 
 
+_CODE = (
+    "A slug for programs, which stays. Each operation lists its own. Whatever is asked, the answer may be"
+    " `not_found`, `method_not_allowed`, `cors_refused`, `malformed_request`, `headers_too_large`,"
+    " `request_timeout`, `incomplete_body` or `overloaded`."
+)
+
+
 class ErrorBody(TypedDict):
     """What every error of every route looks like (contract section 2)."""
 
     status_code: int
     detail: str
-    code: str
+    code: Annotated[str, Field(description=_CODE)]
     request_id: str
     errors: NotRequired[list[FieldError]]
     error: NotRequired[str]
@@ -143,6 +151,9 @@ class RequestTimeoutError(AppError):
     status = 408
     code = "request_timeout"
     detail = "The request took too long to arrive"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Connection": "close"})
 
 
 class HeadersTooLargeError(AppError):

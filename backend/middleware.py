@@ -28,6 +28,8 @@ OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"
 """In the scope of a request whose body is sent in chunks."""
 SHED = "tasks.shed"
 """In the state of a request that was refused for want of capacity."""
+TIMED_OUT = "tasks.timed_out"
+"""In the state of a request whose body is late: the server has ended it."""
 EXPOSED_HEADERS = ("Location", "Link", "Retry-After", "X-Request-ID")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")

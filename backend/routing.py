@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from backend import errors
 from backend.arguments import arguments_of, read_body
-from backend.errors import AppError, Contract, ErrorBody
+from backend.errors import AppError, Contract, ErrorBody, ServiceUnavailableError
 from backend.middleware import OF_UNKNOWN_LENGTH
 
 _encode = msgspec.json.Encoder().encode
@@ -78,9 +78,10 @@ class Route(APIRoute):
                 value = argument.read(request)
                 values[argument.name] = await value if argument.is_async else value
             if OF_UNKNOWN_LENGTH in request.scope and self.body_field is None:
-                await read_body(request.receive)
+                await read_body(request)
         except AppError as error:
-            if error.status != HTTPStatus.UNAUTHORIZED:
+            # Whoever could not be asked who this is would only be waited for once more.
+            if error.status != HTTPStatus.UNAUTHORIZED and not isinstance(error, ServiceUnavailableError):
                 await self._confirm(request)
             raise
         return values

@@ -14,12 +14,13 @@ from typing import Any, Final, cast
 
 import msgspec
 import uvicorn
+from loguru import logger
 from uuid_utils import uuid7
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backend import errors, metrics
 from backend.errors import AppError
-from backend.middleware import SHED
+from backend.middleware import SHED, TIMED_OUT
 from backend.settings import Settings, SettingsError
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -143,8 +144,12 @@ class Protocol(HttpToolsProtocol):
         self._is_arriving = self._is_in_head = True
 
     def on_headers_complete(self) -> None:
-        """Begin to serve it."""
+        """Begin to serve it, if it says where it goes (RFC 9112 section 3.2)."""
         self._is_in_head = False
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
+            self._refuse(errors.MalformedRequestError(reason="host"))
+            return
         if self._head_bytes > MAX_HEAD_BYTES and _head_bytes(self.headers) > MAX_HEAD_BYTES:
             self._refuse(errors.HeadersTooLargeError())
             return
@@ -181,19 +186,28 @@ class Protocol(HttpToolsProtocol):
             self._arrival = self.loop.call_later(ARRIVAL_SECONDS, self._give_up)
 
     def _give_up(self) -> None:
-        """End a request that does not come to its end; the application, if it waits for the rest, is told."""
-        has_answer = self.cycle is not None and self.cycle.response_started
-        if self._head_bytes and (self._is_in_head or not has_answer):
+        """End a request that does not come to its end."""
+        if self._is_in_head and self._head_bytes:
             self._refuse(errors.RequestTimeoutError())
-        else:
+        elif self._is_in_head or self.cycle.response_started:
             self.transport.close()
+        else:
+            self._is_arriving = False
+            self.cycle.scope["state"][TIMED_OUT] = True
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
 
     def _refuse(self, error: AppError) -> None:
         """Answer what never becomes a request of the application's."""
         self._is_arriving = False
         self._limit_arrival()
         if not self.transport.is_closing():
-            self.transport.write(_answer(error, dict(self.server_state.default_headers)))
+            request_id = uuid7().hex
+            ip = self.client[0] if self.client else None
+            unknown = dict.fromkeys(("user_id", "method", "route", "duration_ms"))
+            line = {"request_id": request_id, "ip": ip, **unknown, "status": error.status}
+            logger.bind(**line, reason=error.reason).info("http.request")
+            self.transport.write(_answer(error, dict(self.server_state.default_headers), request_id))
             self.transport.close()
 
 
@@ -226,8 +240,7 @@ class _OneWrite:
         self._transport.close()
 
 
-def _answer(error: AppError, headers: Mapping[bytes, bytes]) -> bytes:
-    request_id = uuid7().hex
+def _answer(error: AppError, headers: Mapping[bytes, bytes], request_id: str) -> bytes:
     body = msgspec.json.encode(error.body(errors.SELF_CONTAINED, request_id))
     lines = {
         **headers,

@@ -27,8 +27,10 @@ from jsonschema_rs import Draft202012Validator
 from jsonschema_rs import meta as json_schema
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
+import backend.app  # noqa: F401  # with it, every kind of error is known
 from backend.auth.passwords import QUEUE_PER_THREAD
 from backend.database.pool import WAITING_PER_CONNECTION
+from backend.errors import AppError
 from backend.middleware import MAX_BODY_BYTES
 from tests.conftest import Postgres, locked
 from tests.service import ROOT, Account, Service, free_port, seen
@@ -174,6 +176,20 @@ def documenting(operations: list[Operation], code: str) -> list[Operation]:
     found = [operation for operation in operations if code in operation.codes]
     assert found, f"no operation documents {code}"
     return found
+
+
+def test_every_code_is_in_the_document(document: dict[str, Any], operations: list[Operation]) -> None:
+    """Contract section 2: those of an operation beside it, those that any request may meet in words."""
+    words = document["components"]["schemas"]["ErrorBody"]["properties"]["code"]["description"]
+    anywhere = set(re.findall(r"`(\w+)`", words))
+    documented = {code for operation in operations for code in operation.codes}
+    assert documented | anywhere == {kind.code for kind in _kinds(AppError)}
+
+
+def _kinds(kind: type[AppError]) -> Iterator[type[AppError]]:
+    yield kind
+    for inner in kind.__subclasses__():
+        yield from _kinds(inner)
 
 
 def test_the_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:

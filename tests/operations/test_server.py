@@ -122,6 +122,36 @@ def test_a_request_that_trickles_is_ended_with_408(
     assert (status, error["code"]) == (408, "request_timeout")
 
 
+def test_a_body_that_is_late_is_refused_like_all_else(hasty: Service, sockets: ExitStack) -> None:
+    """With CORS headers, or a page would take it for a network error, and under the id that the log has."""
+    client = connect(sockets, hasty)
+    given = b"Origin: http://localhost:3000\r\nX-Request-ID: too-late\r\nContent-Length: 100\r\n\r\n{"
+    client.sendall(POST + given)
+    status, headers, error = answer(client)
+    assert (status, error["request_id"]) == (408, "too-late")
+    assert headers["access-control-allow-origin"] == "http://localhost:3000"
+    assert hasty.lines(request_id="too-late", event="http.request")[0]["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"GET /health HTTP/1.1\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: api\r\nHost: other\r\n", 400),
+        (b"GET /health HTTP/1.0\r\nHost: api\r\nHost: other\r\n", 400),
+        (b"GET /health HTTP/1.0\r\n", 200),
+    ],
+    ids=["none", "two", "two in HTTP/1.0", "none in HTTP/1.0"],
+)
+def test_a_request_names_its_host_once(
+    service: Service, sockets: ExitStack, head: bytes, status: int
+) -> None:
+    """RFC 9112 section 3.2."""
+    client = connect(sockets, service)
+    client.sendall(head + b"\r\n")
+    assert client.recv(65536).startswith(b"HTTP/1.1 %d" % status)
+
+
 def test_a_connection_that_asks_nothing_is_closed(hasty: Service, sockets: ExitStack) -> None:
     assert connect(sockets, hasty).recv(1) == b""
 

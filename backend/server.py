@@ -3,6 +3,7 @@
 Whoever is slow, endless or garbled holds a connection for a bounded time, and is told in the one error shape.
 """
 
+import re
 import resource
 import socket
 from asyncio import AbstractEventLoop, TimerHandle, Transport
@@ -37,6 +38,8 @@ SHED_SECONDS: Final = 1.0
 """What `Retry-After` says."""
 DESCRIPTORS_BESIDE_CLIENTS: Final = 1100
 """More than a database pool may have, and what else a process opens."""
+
+_BEYOND_64_BITS = re.compile(rb"\r\ncontent-length:[ \t]*\d{20,}[ \t]*\r\n", re.IGNORECASE)
 
 
 def run(settings: Settings, *, reload: bool = False) -> None:
@@ -109,6 +112,7 @@ class Protocol(HttpToolsProtocol):
         # Uvicorn would refuse in words of its own, and count those that do nothing.
         self._most_connections, self.limit_concurrency = self.limit_concurrency, None
         self._is_arriving, self._is_in_head, self._head_bytes = True, True, 0
+        self._received = b""
         self._arrival: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
@@ -131,8 +135,10 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take in what has come; what is left to come has its time."""
+        self._received = data
         self._head_bytes += len(data)
         super().data_received(data)
+        self._received = b""
         if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and self._is_arriving:
             self._refuse(errors.HeadersTooLargeError())
         if self._is_arriving is not (self._arrival is not None):
@@ -175,8 +181,11 @@ class Protocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP."""
-        self._refuse(errors.MalformedRequestError(reason=msg))
+        """Refuse what is no HTTP, or has a length that the parser can't count."""
+        is_endless = _BEYOND_64_BITS.search(self._received)
+        self._refuse(
+            errors.ContentTooLargeError() if is_endless else errors.MalformedRequestError(reason=msg)
+        )
 
     def _limit_arrival(self) -> None:
         if self._arrival is not None:

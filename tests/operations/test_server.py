@@ -81,6 +81,16 @@ def test_what_is_no_http_is_refused_in_the_one_error_shape(service: Service, soc
     assert headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize("length", [2**16 + 1, 2**64 - 1, 2**64, 10**100])
+def test_a_length_over_the_limit_is_413_however_long_it_is(
+    service: Service, sockets: ExitStack, length: int
+) -> None:
+    client = connect(sockets, service)
+    client.sendall(POST + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % length)
+    status, _, error = answer(client)
+    assert (status, error["code"]) == (413, "content_too_large")
+
+
 @pytest.mark.parametrize("end", [b"", b"\r\n"], ids=["unfinished", "finished"])
 def test_headers_over_the_limit_are_431(service: Service, sockets: ExitStack, end: bytes) -> None:
     client = connect(sockets, service)

@@ -129,7 +129,7 @@ async def read_body(request: Request) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             raise errors.ContentTooLargeError
         if not message.get("more_body"):
-            if TIMED_OUT in request.scope["state"]:
+            if TIMED_OUT in request.scope.get("state", ()):
                 raise errors.RequestTimeoutError
             return bytes(body)
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import httpx
 import psutil
@@ -148,5 +149,9 @@ def test_a_worker_that_dies_is_replaced_and_the_other_serves_meanwhile(
 
 def serving(supervisor: psutil.Process) -> list[psutil.Process]:
     """Return its workers, which listen on its socket."""
-    living = (child for child in supervisor.children() if child.status() != psutil.STATUS_ZOMBIE)
-    return [child for child in living if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in supervisor.children():
+        with suppress(psutil.NoSuchProcess):  # it has ended since it was listed
+            if child.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found

@@ -19,8 +19,9 @@ import asyncpg
 import psutil
 import pytest
 
-import backend.database.embedded
+import backend.database
 from backend.database.embedded import EmbeddedServer, EmbeddedServerError, embedded_server
+from backend.database.embedded.place import binaries
 from backend.database.url import connect_arguments
 
 SERVICE = """
@@ -37,7 +38,7 @@ try:
 except EmbeddedServerError as error:
     print(error, flush=True)
 """
-MODULE_DIRS = (str(Path(backend.database.embedded.__file__).parent), str(Path(psutil.__file__).parents[1]))
+MODULE_DIRS = (str(Path(backend.database.__file__).parent), str(Path(psutil.__file__).parents[1]))
 AS_ROOT = os.geteuid() == 0
 NOBODY: dict[str, Any] = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
 
@@ -294,7 +295,7 @@ def test_it_stops_without_waiting_for_who_is_connected(directory: Path) -> None:
 
 def busy_backend(server: EmbeddedServer) -> int:
     """A backend that never looks whether its postmaster lives."""
-    psql = backend.database.embedded._binaries() / "psql"
+    psql = binaries() / "psql"
     loop = "SET statement_timeout = '20s'; DO $$ BEGIN LOOP END LOOP; END $$"
     client = subprocess.Popen(
         [psql, "-XAt", server.url, "-c", loop], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL

@@ -11,7 +11,8 @@ from tempfile import TemporaryDirectory
 
 import psutil
 
-from backend.database.embedded import EmbeddedServer, _prepare, embedded_server
+from backend.database.embedded import EmbeddedServer, embedded_server
+from backend.database.embedded.place import prepare
 from tests.conftest import Postgres
 from tests.service import free_port
 
@@ -101,7 +102,7 @@ def _node(directory: Path) -> Iterator[Node]:
 
 def _copy(primary: Node, directory: Path) -> None:
     """Make the files of a standby where `embedded_server` will find them."""
-    place = _prepare(directory)
+    place = prepare(directory)
     source = f"host=127.0.0.1 port={primary.port} user=postgres application_name=standby"
     options = ("--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname", source)
     subprocess.run(

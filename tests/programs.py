@@ -1,19 +1,38 @@
-"""Programs and systems that are not ours: what needs one skips where it is missing, but never in CI."""
+"""Programs and systems that are not ours: what needs one skips where it is missing, but no program in CI."""
 
 import os
 import pwd
 import shutil
+import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-# A client that is really at another address needs one: Linux has all of 127.0.0.0/8 from the start, and
-# elsewhere an administrator has to add each.
-needs_loopback_addresses = pytest.mark.skipif(
-    sys.platform != "linux", reason="elsewhere 127.0.0.2 and the like have to be set up first"
+
+def _needs(what: str, *, is_here: bool) -> pytest.MarkDecorator:
+    """Mark the tests that need what nobody can install: they skip where it is not, and say what it is."""
+    return pytest.mark.skipif(not is_here, reason=f"needs {what}")
+
+
+def _has_address(address: str) -> bool:
+    with socket.socket() as probe, suppress(OSError):
+        probe.bind((address, 0))
+        return True
+    return False
+
+
+needs_root = _needs("root, who alone can become another user", is_here=os.geteuid() == 0)
+needs_user_timeout = _needs(
+    "a kernel that gives up on a silent peer", is_here=hasattr(socket, "TCP_USER_TIMEOUT")
 )
+needs_silent_queues = _needs(
+    "a kernel that drops what a full queue can't take", is_here=sys.platform == "linux"
+)
+needs_loopback_addresses = _needs("a second loopback address", is_here=_has_address("127.0.0.2"))
+"""Linux has all of 127.0.0.0/8 from the start; elsewhere an administrator has to add each."""
 
 
 def find(*names: str, hint: str) -> str:

@@ -23,6 +23,7 @@ import backend.database
 from backend.database.embedded import EmbeddedServer, EmbeddedServerError, embedded_server
 from backend.database.embedded.place import binaries
 from backend.database.url import connect_arguments
+from tests.programs import needs_root
 
 SERVICE = """
 import os, signal, sys
@@ -39,11 +40,7 @@ except EmbeddedServerError as error:
     print(error, flush=True)
 """
 MODULE_DIRS = (str(Path(backend.database.__file__).parent), str(Path(psutil.__file__).parents[1]))
-AS_ROOT = os.geteuid() == 0
 NOBODY: dict[str, Any] = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []}
-
-# An ordinary user's server runs as themselves: there is no other to become, and no call that would let them.
-needs_root = pytest.mark.skipif(not AS_ROOT, reason="only root can become another user")
 
 
 class Service:
@@ -315,7 +312,7 @@ def test_a_pid_that_another_process_has_by_now_is_no_server(directory: Path) -> 
         pidfile = server.data_dir / "postmaster.pid"
         left_behind = pidfile.read_bytes()
     owner = pidfile.parent.stat().st_uid
-    with subprocess.Popen(["/bin/sleep", "60"], user=owner if AS_ROOT else None) as stranger:
+    with subprocess.Popen(["/bin/sleep", "60"], user=owner if os.geteuid() == 0 else None) as stranger:
         pidfile.write_bytes(left_behind.replace(left_behind.split()[0], str(stranger.pid).encode(), 1))
         os.chown(pidfile, owner, -1)
         with embedded_server(directory) as server:

@@ -3,7 +3,6 @@
 import asyncio
 import re
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -21,12 +20,11 @@ from backend.database.url import connect_arguments
 from backend.errors import DatabaseUnavailableError
 from backend.settings import load_settings
 from tests.operations.replication import Cluster, Node, replicated
+from tests.programs import needs_silent_queues
 from tests.service import JWT_SECRET, free_port
 
 NOTES = table("notes", column("number"))
 WRITE, READ = Statement(insert(NOTES).values(number=1)), Statement(select(NOTES.c.number))
-# A host that drops packets is played by a listener with a full queue, which is silent on Linux alone.
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full queue refuses")
 AT_ONCE = 0.5
 """Seconds that a host which answers takes at most, and far less than a silent one's share here."""
 
@@ -105,7 +103,7 @@ def test_a_standby_is_only_preferred(cluster: Cluster) -> None:
     assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url))))
 
 
-@pytest.mark.parametrize("accepts", [True, pytest.param(False, marks=linux_only)])
+@pytest.mark.parametrize("accepts", [True, pytest.param(False, marks=needs_silent_queues)])
 def test_a_silent_host_takes_its_share_of_the_time_and_no_more(cluster: Cluster, accepts: bool) -> None:
     with silence(accepts=accepts) as silent:
         nodes = (silent, cluster.standby.port, cluster.primary.port)

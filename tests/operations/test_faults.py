@@ -30,6 +30,7 @@ from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
 from tests.conftest import Postgres
 from tests.operations.proxy import Loss, Proxy
+from tests.programs import needs_user_timeout
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running, start
 from tests.tokens import resigned
 
@@ -386,8 +387,7 @@ def test_a_network_that_falls_silent_stops_nothing_for_longer_than_the_timeout(
         each_writes(clerks, seconds=RECOVERY_SECONDS)
 
 
-# It rests on TCP_USER_TIMEOUT, which other systems do not have: there such a read waits until its time is up.
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel gives up on a silent peer on Linux alone")
+@needs_user_timeout
 def test_a_read_on_a_connection_whose_packets_are_dropped_succeeds_on_another(
     scene: Scene, tmp_path: Path
 ) -> None:

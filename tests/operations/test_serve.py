@@ -24,6 +24,7 @@ import tests.service
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.settings import MIN_SECRET_BYTES
 from tests.conftest import Postgres
+from tests.programs import needs_root
 from tests.service import (
     JWT_SECRET,
     ROOT,
@@ -220,8 +221,7 @@ def as_user(account: pwd.struct_passwd) -> dict[str, Any]:
     }
 
 
-# It leaves root behind, which only root can; run by anybody else, every test here is this one.
-@pytest.mark.skipif(os.geteuid() != 0, reason="every other test shows it, when root does not run them")
+@needs_root  # run by anybody else, every test here is this one
 def test_an_ordinary_user_can_start_it_too(tmp_path: Path, data_dir: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     options = as_user(nobody)

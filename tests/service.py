@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -20,6 +20,8 @@ ROOT = Path(__file__).parent.parent
 PASSWORD = "correct horse battery staple"
 JWT_SECRET = "a secret of the tests, which is long enough"
 START_SECONDS = 30.0
+PROGRAM = ("-m", "backend", "serve")
+"""What Python runs."""
 
 _numbers = count(1)
 
@@ -119,12 +121,12 @@ class Service:
         return self.process.wait(START_SECONDS)
 
 
-def start(log: Path, *arguments: str, **settings: str) -> Service:
+def start(log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str) -> Service:
     """Start the service without waiting for it; `log` gets what it prints."""
     port = settings.setdefault("PORT", str(free_port()))
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "backend", "serve", *arguments],
+            [sys.executable, *program, *arguments],
             cwd=ROOT,
             env=environment(**settings),
             stdin=subprocess.DEVNULL,
@@ -148,9 +150,11 @@ def wait_until_healthy(service: Service, seconds: float = START_SECONDS) -> None
 
 
 @contextmanager
-def running(log: Path, *arguments: str, **settings: str) -> Iterator[Service]:
+def running(
+    log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str
+) -> Iterator[Service]:
     """Run the service for the length of the block."""
-    service = start(log, *arguments, **settings)
+    service = start(log, *arguments, program=program, **settings)
     try:
         wait_until_healthy(service)
         yield service

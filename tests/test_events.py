@@ -339,6 +339,7 @@ def test_the_lines_of_uvicorn_and_of_libraries_are_json_too(
     events = [line["event"] for line in service.lines()]
     assert "Application startup complete." in events  # Uvicorn
     assert any(event.startswith("Running upgrade") for event in events)  # Alembic
+    assert "Invalid HTTP request received." not in events  # it is told above, with its id
     assert all(set(line) >= {"timestamp", "level", "event"} for line in service.lines())
 
 

@@ -56,6 +56,15 @@ def own_tokens() -> Iterator[TokenServer]:
         yield server
 
 
+@pytest.fixture
+def hanging(own_tokens: TokenServer, new_service: Callable[..., Service]) -> tuple[Service, SigningKey]:
+    """A service whose token server takes questions and does not answer, and the key that it has."""
+    key = new_key()
+    own_tokens.publish(key)
+    own_tokens.answers.clear()
+    return new_service(BETTER_AUTH_URL=own_tokens.url), key
+
+
 def ask(service: Service, token: str, path: str = "/tasks") -> httpx.Response:
     return service.client(token).get(path)
 
@@ -178,12 +187,9 @@ def test_a_server_that_was_never_reached_is_503_until_it_is(
 
 
 def test_a_server_that_hangs_is_waited_for_once_by_a_request(
-    own_tokens: TokenServer, new_service: Callable[..., Service]
+    own_tokens: TokenServer, hanging: tuple[Service, SigningKey]
 ) -> None:
-    key = new_key()
-    own_tokens.publish(key)
-    own_tokens.answers.clear()
-    service = new_service(BETTER_AUTH_URL=own_tokens.url)
+    service, key = hanging
     assert ask(service, own_tokens.token(key, "impatient")).json()["code"] == "keys_unavailable"
     assert len(own_tokens.fetches) == 1
 
@@ -544,12 +550,9 @@ def test_a_flood_of_unknown_keys_makes_one_fetch_and_slows_nobody(
 
 
 def test_all_who_come_before_the_first_keys_wait_for_one_fetch(
-    own_tokens: TokenServer, new_service: Callable[..., Service]
+    own_tokens: TokenServer, hanging: tuple[Service, SigningKey]
 ) -> None:
-    key = new_key()
-    own_tokens.publish(key)
-    own_tokens.answers.clear()
-    service = new_service(BETTER_AUTH_URL=own_tokens.url)
+    service, key = hanging
     with ThreadPoolExecutor(10) as threads:
         early = [threads.submit(ask, service, own_tokens.token(key, f"user {n}")) for n in range(10)]
         while not own_tokens.fetches:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -30,6 +29,7 @@ from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
 from tests.conftest import Postgres
 from tests.operations.proxy import Loss, Proxy
+from tests.operations.writers import at_work
 from tests.programs import needs_user_timeout
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running, start
 from tests.tokens import resigned
@@ -181,15 +181,8 @@ class Scene:
             Clerk(account, f"/api/{account.id}/tasks", 500) if number % 2 else Clerk(account, "/tasks", 503)
             for number, account in enumerate(accounts)
         ]
-        with ThreadPoolExecutor(CLERKS) as threads:
-            is_over = Event()
-            at_work = [threads.submit(clerk.work, is_over) for clerk in clerks]
-            try:
-                yield clerks
-            finally:
-                is_over.set()
-                for future in at_work:
-                    future.result(60)
+        with at_work(*(clerk.work for clerk in clerks)):
+            yield clerks
         self.check_books(clerks)
 
     def check_books(self, clerks: list[Clerk]) -> None:

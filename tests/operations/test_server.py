@@ -3,8 +3,6 @@
 import json
 import re
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,7 +13,7 @@ import pytest
 
 from backend import server
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, ROOT, Service, environment, free_port, wait_until_healthy
+from tests.service import JWT_SECRET, Service, running
 
 HASTY = (
     "import backend.server as server; server.ARRIVAL_SECONDS = 1; server.UNACKNOWLEDGED_SECONDS = 2; "
@@ -28,22 +26,10 @@ POST = b"POST /auth/login HTTP/1.1\r\nHost: api\r\nContent-Type: application/jso
 @pytest.fixture(scope="module")
 def hasty(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """A service that waits a second for what it otherwise waits twenty for, and takes few clients."""
-    log, port = tmp_path_factory.mktemp("hasty") / "log", str(free_port())
-    settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "PORT": port}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", HASTY],
-            cwd=ROOT,
-            env=environment(MAX_CONNECTIONS=str(MOST), **settings),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    service = Service(process, f"http://127.0.0.1:{port}", log)
-    try:
-        wait_until_healthy(service)
+    log = tmp_path_factory.mktemp("hasty") / "log"
+    settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "MAX_CONNECTIONS": str(MOST)}
+    with running(log, program=("-c", HASTY), **settings) as service:
         yield service
-    finally:
-        service.stop()
 
 
 @pytest.fixture

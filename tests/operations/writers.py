@@ -1,7 +1,7 @@
 """Several clients that write all the while, and remember what was acknowledged and when."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
@@ -57,15 +57,22 @@ class Writer:
 def writing(accounts: list[Account]) -> Iterator[list[Writer]]:
     """Write for the length of the block; fails if one of the writers did."""
     writers = [Writer(account, f"Writer {number}") for number, account in enumerate(accounts)]
-    stop = Event()
-    with ThreadPoolExecutor(len(writers)) as threads:
-        written = [threads.submit(writer.write, stop) for writer in writers]
+    with at_work(*(writer.write for writer in writers)):
+        yield writers
+
+
+@contextmanager
+def at_work(*jobs: Callable[[Event], None]) -> Iterator[None]:
+    """Have these done for the length of the block, each until its event is set; fails if one did."""
+    is_over = Event()
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        done = [threads.submit(job, is_over) for job in jobs]
         try:
-            yield writers
+            yield
         finally:
-            stop.set()
-        for future in written:
-            future.result()
+            is_over.set()
+            for future in done:
+                future.result(60)
 
 
 def wait_for_writes(writers: list[Writer], tasks: int, since: float = 0) -> None:

@@ -210,7 +210,12 @@ class Protocol(HttpToolsProtocol):
         """Answer what never becomes a request of the application's."""
         self._is_arriving = False
         self._limit_arrival()
-        if not self.transport.is_closing():
+        before = self.cycle
+        if before is not None and not before.more_body and not before.response_complete:
+            # Its answer is on the way, and nobody must take this one for it.
+            before.keep_alive = False
+            self.flow.pause_reading()
+        elif not self.transport.is_closing():
             request_id = uuid7().hex
             ip = self.client[0] if self.client else None
             unknown = dict.fromkeys(("user_id", "method", "route", "duration_ms"))

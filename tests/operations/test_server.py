@@ -148,6 +148,20 @@ def test_a_request_names_its_host_once(
     assert client.recv(65536).startswith(b"HTTP/1.1 %d" % status)
 
 
+@pytest.mark.parametrize("second", [b"GET /health HTTP/1.1\r\n\r\n", b"\x16\x03\x01 no HTTP\r\n\r\n"])
+def test_a_refusal_never_takes_the_place_of_the_answer_before(
+    service: Service, sockets: ExitStack, second: bytes
+) -> None:
+    """Two in one piece, the first one good: it is answered, then all ends (RFC 9112 section 9.3.2)."""
+    client = connect(sockets, service)
+    client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n" + second)
+    received = b""
+    while part := client.recv(65536):
+        received += part
+    assert received.startswith(b"HTTP/1.1 200")
+    assert received.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_connection_that_asks_nothing_is_closed(hasty: Service, sockets: ExitStack) -> None:
     assert connect(sockets, hasty).recv(1) == b""
 

@@ -150,16 +150,21 @@ class Protocol(HttpToolsProtocol):
         self._is_arriving = self._is_in_head = True
 
     def on_headers_complete(self) -> None:
-        """Begin to serve it, if it says where it goes (RFC 9112 section 3.2)."""
+        """Begin to serve it, unless it is too long or doesn't say where it goes."""
         self._is_in_head = False
+        error = self._head_error()
+        if error is not None:
+            self._refuse(error)
+            raise error  # so that the parser stops: its body would be taken for that of the request before
+        super().on_headers_complete()
+
+    def _head_error(self) -> AppError | None:
+        if self._head_bytes > MAX_HEAD_BYTES and _head_bytes(self.headers) > MAX_HEAD_BYTES:
+            return errors.HeadersTooLargeError()
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
-            self._refuse(errors.MalformedRequestError(reason="host"))
-            return
-        if self._head_bytes > MAX_HEAD_BYTES and _head_bytes(self.headers) > MAX_HEAD_BYTES:
-            self._refuse(errors.HeadersTooLargeError())
-            return
-        super().on_headers_complete()
+            return errors.MalformedRequestError(reason="host")  # RFC 9112 section 3.2
+        return None
 
     def on_message_complete(self) -> None:
         """End a request, of which all has come."""

@@ -148,17 +148,27 @@ def test_a_request_names_its_host_once(
     assert client.recv(65536).startswith(b"HTTP/1.1 %d" % status)
 
 
-@pytest.mark.parametrize("second", [b"GET /health HTTP/1.1\r\n\r\n", b"\x16\x03\x01 no HTTP\r\n\r\n"])
-def test_a_refusal_never_takes_the_place_of_the_answer_before(
+@pytest.mark.parametrize(
+    "second",
+    [
+        b"GET /health HTTP/1.1\r\n\r\n",
+        b"POST /auth/login HTTP/1.1\r\nContent-Length: 5\r\n\r\njunk!",
+        b"\x16\x03\x01 no HTTP\r\n\r\n",
+    ],
+    ids=["without a host", "without a host, with a body", "no HTTP"],
+)
+def test_what_is_refused_leaves_the_request_before_it_alone(
     service: Service, sockets: ExitStack, second: bytes
 ) -> None:
-    """Two in one piece, the first one good: it is answered, then all ends (RFC 9112 section 9.3.2)."""
+    """Two in one piece: the first has its own body and its answer; then all ends (RFC 9112 section 9.3.2)."""
+    body = b'{"email": "nobody@example.com", "password": "wrong"}'
     client = connect(sockets, service)
-    client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n" + second)
+    client.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body + second)
     received = b""
     while part := client.recv(65536):
         received += part
-    assert received.startswith(b"HTTP/1.1 200")
+    assert received.startswith(b"HTTP/1.1 401")
+    assert b"invalid_credentials" in received
     assert received.count(b"HTTP/1.1 ") == 1
 
 

@@ -141,10 +141,10 @@ class Proxy:
         assert self._watched is not None
         _, loss = self._watched
         self._watched = None
+        self.lost.set()  # first: the service may answer before the next line is run
         if loss is Loss.CUT_BEFORE:
             link.cut()
         elif loss is Loss.CUT_AFTER:
             link.loses_answer = True
         else:
             self.fall_silent()
-        self.lost.set()

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
@@ -15,7 +15,7 @@ import pytest
 from backend.database import schema
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
-from tests.service import JWT_SECRET, Account, Service, running
+from tests.service import JWT_SECRET, PROGRAM, Account, Service, running
 
 pytest_plugins = ["tests.better_auth.fixtures"]
 
@@ -114,11 +114,11 @@ def new_service(new_database: Callable[[], Postgres], tmp_path: Path) -> Iterato
     """Run a service with settings of its own, on a database of its own unless one is given."""
     with ExitStack() as stack:
 
-        def run(*arguments: str, **settings: str) -> Service:
+        def run(*arguments: str, program: Sequence[str] = PROGRAM, **settings: str) -> Service:
             settings = {"DATABASE_URL": "", "JWT_SECRET": JWT_SECRET, **settings}
             settings["DATABASE_URL"] = settings["DATABASE_URL"] or new_database().url
             log = tmp_path / f"log{next(_numbers)}"
-            return stack.enter_context(running(log, *arguments, **settings))
+            return stack.enter_context(running(log, *arguments, program=program, **settings))
 
         yield run
 

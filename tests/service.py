@@ -121,6 +121,13 @@ class Service:
         return self.process.wait(START_SECONDS)
 
 
+def program_with(*assignments: str) -> tuple[str, str]:
+    """Return a program that serves with constants changed, such as `backend.drain.QUIET_SECONDS = 4`."""
+    modules = ", ".join(assignment.partition(" = ")[0].rpartition(".")[0] for assignment in assignments)
+    changes = "; ".join(assignments)
+    return "-c", f"import {modules}; {changes}; from backend.__main__ import main; main(['serve'])"
+
+
 def start(log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str) -> Service:
     """Start the service without waiting for it; `log` gets what it prints."""
     port = settings.setdefault("PORT", str(free_port()))

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import jwt
@@ -298,7 +298,7 @@ def test_a_request_that_ends_too_early_is_one_line(service: Service) -> None:
     with socket.create_connection(address) as connection:
         connection.sendall(head)
         time.sleep(0.2)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while not (lines := service.lines(request_id="ended-early")) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert [(line["event"], line["status"]) for line in lines] == [("http.request", 400)]
@@ -455,11 +455,15 @@ def _copy(terminal: int, log: Path) -> None:
 
 
 def shown(service: Service) -> str:
-    """What the service has written, once it has written no more for a moment; a terminal's CR LF is LF."""
-    size = -1
-    while size != (size := service.log.stat().st_size):
-        time.sleep(0.05)
-    return service.log.read_bytes().decode().replace("\r\n", "\n")
+    """What the service has written, with a last line of our own; a terminal's CR LF is LF."""
+    last, deadline = uuid4().hex, time.monotonic() + 20
+    service.client().get("/health", headers={"X-Request-ID": last})
+    while True:
+        text = service.log.read_bytes().decode()
+        if last in text and text.endswith("\n"):
+            return text.replace("\r\n", "\n")
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 COLOURS = re.compile(r"\x1b\[(?:0|2|3\d)m")

@@ -53,6 +53,7 @@ def limited(limited_database: Postgres, tmp_path_factory: pytest.TempPathFactory
         RATE_LIMIT_ENABLED="true",
         RATE_LIMIT_REGISTER="5/hour",
         FORWARDED_ALLOW_IPS="127.0.0.1",
+        DATABASE_POOL_SIZE="20",
     ) as service:
         yield service
 
@@ -353,11 +354,11 @@ def test_where_no_proxy_is_named_its_header_is_nothing_and_the_wait_is_as_told(
     new_service: Callable[..., Service],
 ) -> None:
     """From loopback too, which Uvicorn trusts unless it is told otherwise."""
-    service = new_service(RATE_LIMIT_ENABLED="true", RATE_LIMIT_SIGNIN_ADDRESS="3 per 3 seconds")
+    service = new_service(RATE_LIMIT_ENABLED="true", RATE_LIMIT_SIGNIN_ADDRESS="3 per 8 seconds")
     for _ in range(3):
         assert from_loopback(service, "127.0.0.1", new_address()).status_code == 401
     refused = from_loopback(service, "127.0.0.1", new_address())
-    assert_limited(service, refused, "address", seconds=3)
+    assert_limited(service, refused, "address", seconds=8)
     assert from_loopback(service, "127.0.0.2", new_address()).status_code == 401
     time.sleep(int(refused.headers["Retry-After"]))
     assert from_loopback(service, "127.0.0.1", new_address()).status_code == 401
@@ -518,6 +519,14 @@ def shared_guesses(replicas: tuple[Service, Service]) -> list[int]:
     return [sign_in(service, new_address(), email, WRONG).status_code for service in replicas * 3]
 
 
+def assert_shared_again(replicas: tuple[Service, Service]) -> None:
+    """Assert that both count as one, at the latest when they ask Redis once more after it was late."""
+    deadline = time.monotonic() + 30
+    while (found := shared_guesses(replicas)) != [401] * 4 + [429] * 2:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.5)
+
+
 def storage_warnings(service: Service) -> int:
     return service.log.read_bytes().count(b"the rate limit storage does not answer")
 
@@ -525,7 +534,7 @@ def storage_warnings(service: Service) -> int:
 def test_processes_share_their_counts_and_no_emails(
     replicas: tuple[Service, Service], redis_server: Redis
 ) -> None:
-    assert shared_guesses(replicas) == [401] * 4 + [429] * 2
+    assert_shared_again(replicas)
     email, _ = registered(replicas[0], new_address())
     sign_in(replicas[0], new_address(), email, WRONG)
     assert sign_in(replicas[1], new_address(), email).status_code == 200
@@ -553,25 +562,22 @@ def test_a_redis_that_fails_stalls_nothing_and_is_shared_again_when_it_is_back(
 ) -> None:
     first, _ = replicas
     email, token = registered(first, new_address())
-    assert shared_guesses(replicas) == [401] * 4 + [429] * 2
+    assert_shared_again(replicas)
     with redis_server.away(how):
         signed_in = {"headers": {"Authorization": f"Bearer {token}"}}
         mixed = [login(new_address(), email) for _ in range(20)]
         mixed += [("GET", "/health", {}), ("GET", "/tasks", signed_in)] * 10
         responses = together(first, *mixed)
         assert statuses(responses) == {200: 40}
-        assert max(response.elapsed.total_seconds() for response in responses) < 1.5
+        assert max(response.elapsed.total_seconds() for response in responses) < 3
         # Meanwhile each process counts by itself.
         assert shared_guesses(replicas) == [401] * 6
         for _ in range(5):
             last = sign_in(first, new_address(), email, WRONG)
-            assert last.elapsed.total_seconds() < 1.5
+            assert last.elapsed.total_seconds() < 3
         assert_limited(first, last, "account")
     assert storage_warnings(first) > 0
-    deadline = time.monotonic() + 30
-    while (found := shared_guesses(replicas)) != [401] * 4 + [429] * 2:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.5)
+    assert_shared_again(replicas)
 
 
 def test_without_redis_from_the_start_each_process_counts_by_itself(

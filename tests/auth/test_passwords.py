@@ -231,6 +231,7 @@ def slow(
         JWT_SECRET=JWT_SECRET,
         BCRYPT_ROUNDS="10",
         WORKERS=str(os.cpu_count() or 1),
+        DATABASE_POOL_SIZE="40",  # they come all at once, and it is the hashes that they shall wait for
     )
     subprocess.run([sys.executable, "-m", "backend", "migrate"], cwd=ROOT, env=settings, check=True)
     log: Path = tmp_path_factory.mktemp("slow") / "log"
@@ -296,7 +297,7 @@ def test_a_full_queue_answers_503_while_the_service_goes_on(slow: tuple[Service,
     async def storm() -> tuple[list[httpx.Response], list[httpx.Response]]:
         unlimited = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(
-            base_url=service.url, limits=unlimited, timeout=60, trust_env=False
+            base_url=service.url, limits=unlimited, timeout=300, trust_env=False
         ) as client:
             sign_ins = asyncio.gather(
                 *(client.post("/auth/login", json=login) for _ in range(MIN_QUEUE + 56))

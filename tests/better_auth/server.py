@@ -119,7 +119,7 @@ class BetterAuth:
 
     def rotate_keys(self) -> None:
         """Sign the next token by a new key; the old one stays published."""
-        httpx.post(f"{self.url}/rotate", trust_env=False).raise_for_status()
+        httpx.post(f"{self.url}/rotate", trust_env=False, timeout=30).raise_for_status()
 
     def sign_up(self, **fields: Any) -> ExternalUser:
         """Sign up somebody new."""

@@ -25,8 +25,8 @@ from tests.service import JWT_SECRET, free_port
 
 NOTES = table("notes", column("number"))
 WRITE, READ = Statement(insert(NOTES).values(number=1)), Statement(select(NOTES.c.number))
-AT_ONCE = 0.5
-"""Seconds that a host which answers takes at most, and far less than a silent one's share here."""
+AT_ONCE = 3
+"""Seconds that a host which answers takes at most on a busy machine, and less than a silent one's share."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def silent() -> Iterator[int]:
         yield port
 
 
-def hosts_of(url: str, seconds: float = 2) -> Hosts:
+def hosts_of(url: str, seconds: float = 8) -> Hosts:
     return Hosts(connect_arguments(url), seconds=seconds)
 
 
@@ -108,13 +108,13 @@ def test_a_silent_host_takes_its_share_of_the_time_and_no_more(cluster: Cluster,
     with silence(accepts=accepts) as silent:
         nodes = (silent, cluster.standby.port, cluster.primary.port)
         url = cluster.url(*nodes, target_session_attrs="read-write")
-        assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url, seconds=3))), after=1)
+        assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url, seconds=12))), after=4)
 
 
 def test_connect_timeout_is_of_each_host(cluster: Cluster, silent: int) -> None:
     """As in libpq; the share would be fifteen seconds."""
-    url = cluster.url(silent, cluster.primary.port, connect_timeout="1")
-    assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url, seconds=30))), after=1)
+    url = cluster.url(silent, cluster.primary.port, connect_timeout="3")
+    assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url, seconds=30))), after=3)
 
 
 def test_a_host_that_refuses_us_is_passed_over(cluster: Cluster, server: EmbeddedServer) -> None:
@@ -129,8 +129,8 @@ def test_one_error_names_every_host_in_time(cluster: Cluster, silent: int) -> No
     url = cluster.url(silent, dead, standby, target_session_attrs="read-write")
     start = time.monotonic()
     with pytest.raises(NoHostError) as raised:
-        asyncio.run(port_of(hosts_of(url, seconds=1)))
-    assert time.monotonic() - start < 1 + AT_ONCE
+        asyncio.run(port_of(hosts_of(url, seconds=6)))
+    assert time.monotonic() - start < 6
     assert re.fullmatch(
         f"127.0.0.1:{silent}: no answer; 127.0.0.1:{dead}: connect call failed .*; "
         f"127.0.0.1:{standby}: not what target_session_attrs asks for",
@@ -154,7 +154,7 @@ def test_the_host_that_was_good_last_time_is_tried_first(cluster: Cluster, silen
     hosts = hosts_of(cluster.url(silent, cluster.primary.port))
 
     async def connect_twice() -> None:
-        assert came_to(cluster.primary, await port_of(hosts), after=1)
+        assert came_to(cluster.primary, await port_of(hosts), after=4)
         assert came_to(cluster.primary, await port_of(hosts))
 
     asyncio.run(connect_twice())
@@ -237,13 +237,13 @@ def test_without_a_host_it_is_an_unreachable_database_in_time(cluster: Cluster, 
 
 
 def test_a_start_passes_a_silent_host_over_too(cluster: Cluster, silent: int) -> None:
-    url = cluster.url(silent, cluster.primary.port, connect_timeout="1")
+    url = cluster.url(silent, cluster.primary.port, connect_timeout="2")
     assert asyncio.run(is_current(url)) is False
     with pytest.raises(
         SchemaError, match=f"^DATABASE_URL: .*127.0.0.1:{silent}: no answer; .*{cluster.standby.port}: not "
     ):
         asyncio.run(
             is_current(
-                cluster.url(silent, cluster.standby.port, connect_timeout="1", target_session_attrs="primary")
+                cluster.url(silent, cluster.standby.port, connect_timeout="2", target_session_attrs="primary")
             )
         )

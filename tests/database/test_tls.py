@@ -150,7 +150,7 @@ def test_each_connection_is_verified_and_an_impostor_is_an_unreachable_database(
     secured: Secured, new_service: Callable[..., Service], tmp_path: Path
 ) -> None:
     url = secured.url(f"sslmode=verify-full&sslrootcert={secured.authority}")
-    service = new_service(DATABASE_URL=url, DATABASE_TIMEOUT_SECONDS="1")
+    service = new_service(DATABASE_URL=url)
     works(service, secured)
     with secured.showing(make_certificates(tmp_path)):
         answer = service.client().get("/health/ready")

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 import asyncpg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.database.embedded import EmbeddedServer, embedded_server
@@ -99,6 +99,7 @@ def test_user_and_database_have_libpq_s_defaults(url: str, user: str, database: 
     assert (arguments["user"], arguments["database"]) == (user, database)
 
 
+@settings(deadline=None)
 @given(user=st.text(min_size=1), password=st.text(min_size=1), database=st.text(min_size=1))
 def test_what_is_percent_encoded_comes_out_as_it_went_in(user: str, password: str, database: str) -> None:
     parts = (user, password, database)
@@ -109,6 +110,7 @@ def test_what_is_percent_encoded_comes_out_as_it_went_in(user: str, password: st
     assert tuple(arguments[name] for name in ("user", "password", "database")) == parts
 
 
+@settings(deadline=None)
 @given(*[st.text("/?#@:[]%&=,+ a1", max_size=5)] * 2)
 def test_a_raw_password_is_taken_whole_or_refused_without_a_word_of_it(before: str, after: str) -> None:
     password = f"{before}hunter2{after}"

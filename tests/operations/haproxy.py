@@ -10,7 +10,7 @@ from tests import programs
 from tests.service import Service, free_port, wait_until_healthy
 
 CHECK_SECONDS = 0.2
-"""How often HAProxy looks whether a process is ready; two misses take it out, one answer takes it back."""
+"""How often HAProxy looks whether a process is ready; two refusals take it out, one answer takes it back."""
 
 _CONFIGURATION = """
 defaults
@@ -20,6 +20,7 @@ defaults
     option httpchk GET /health/ready
     retries 3
     timeout connect 2s
+    timeout check 10s
     timeout client 60s
     timeout server 60s
     timeout queue 5s

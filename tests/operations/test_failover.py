@@ -9,14 +9,15 @@ from threading import Thread
 
 import pytest
 
-from tests.operations.replication import Cluster, replicated
+from tests.operations.replication import Cluster, replicated, wait_for
 from tests.operations.writers import Writer, check_books, wait_for_writes, writing
 from tests.service import JWT_SECRET, running
 
 WRITERS, TASKS_EACH_TIME = 12, 20  # more of them than the service has connections
 DECISION_SECONDS = 2.0
 """How long whoever watches a silent primary takes to decide; the quickest of them take longer."""
-RECOVERY_SECONDS = 5.0
+RECOVERY_SECONDS = 10.0
+"""Half of it for a machine that is busy with other tests."""
 
 
 class Line:
@@ -77,10 +78,8 @@ def line(cluster: Cluster) -> Iterator[Line]:
 def check_that_the_standby_is_waited_for(writers: list[Writer], cluster: Cluster) -> None:
     """Assert that nothing is acknowledged while the standby takes nothing, whatever the service asked for."""
     with cluster.standby.hung():
-        time.sleep(0.3)  # for what it took before
-        since = time.monotonic()
-        time.sleep(0.3)
-        assert [writer.wrote_since(since) for writer in writers] == [[]] * len(writers)
+        # What it took before may yet be told; the service gives up on the first of the others later.
+        wait_for(lambda: not any(writer.wrote_since(time.monotonic() - 1) for writer in writers))
 
 
 def follow(cluster: Cluster, lose: Callable[[], None], log: Path, line: Line) -> None:
@@ -138,6 +137,8 @@ def test_a_primary_that_turns_read_only_is_left_with_all_its_connections(
         old = cluster.primary.database("postgres")
         old.sql("ALTER SYSTEM SET default_transaction_read_only = on")
         old.sql("SELECT pg_reload_conf()")
+        setting = "SELECT current_setting('default_transaction_read_only') AS it"
+        wait_for(lambda: old.sql(setting) == [{"it": "on"}])
         cluster.standby.promote()
         for number in range(WRITERS):
             writers[0].account.create(f"Task {number}")

@@ -34,10 +34,10 @@ from tests.programs import needs_user_timeout
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running, start
 from tests.tokens import resigned
 
-TIMEOUT_SECONDS, POOL_SIZE = 1, 5
+TIMEOUT_SECONDS, POOL_SIZE = 2, 5
 SLACK_SECONDS = 4
 """How much later than promised an answer may come, on a machine that is busy with other things."""
-RECOVERY_SECONDS = 5
+RECOVERY_SECONDS = 5 + SLACK_SECONDS
 CLERKS = 6
 OTHERS = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
 
@@ -94,10 +94,12 @@ class Sessions:
         self.connections.append(self.runner.run(asyncpg.connect(**self.arguments)))
 
     def take_all(self) -> None:
-        """Open as many as the server allows."""
-        with suppress(asyncpg.TooManyConnectionsError):
-            while True:
-                self.open()
+        """Open as many as the server allows, and again in place of those that were just ending."""
+        for _ in range(3):
+            with suppress(asyncpg.TooManyConnectionsError):
+                while True:
+                    self.open()
+            time.sleep(0.2)
 
     def sql(self, statement: str) -> list[asyncpg.Record]:
         """Run one statement on the first, in the transaction that it may be in."""
@@ -276,7 +278,7 @@ def assert_alive_but_not_ready(scene: Scene, account: Account) -> None:
         for token, code in (("a.b.c", "invalid_token"), (dead, "token_expired")):
             refused = client.get(path, headers={"Authorization": f"Bearer {token}"})
             assert (refused.status_code, refused.json()["code"]) == (401, code)
-    assert time.monotonic() - begun < TIMEOUT_SECONDS
+    assert time.monotonic() - begun < TIMEOUT_SECONDS + SLACK_SECONDS
     assert_unavailable(client.get("/health/ready"))
 
 
@@ -320,7 +322,7 @@ def test_no_read_fails_when_the_server_ends_every_connection(scene: Scene) -> No
 
 def test_connections_that_the_server_cut_while_they_were_idle_cost_no_request(scene: Scene) -> None:
     account = scene.somebody()
-    scene.cluster.sql("ALTER SYSTEM SET idle_session_timeout = '50ms'")
+    scene.cluster.sql("ALTER SYSTEM SET idle_session_timeout = '1s'")
     scene.cluster.sql("SELECT pg_reload_conf()")
     scene.terminate_all()
     try:

@@ -292,7 +292,9 @@ def test_they_share_the_few_connections_that_the_pooler_has(
     users = [service.register() for service in services for _ in range(USERS)]
     answers = at_once(*(partial(user.client.get, "/tasks") for user in users))
     assert {answer.status_code for answer in answers} == {200}
-    found = Postgres(server.url).sql("SELECT pid FROM pg_stat_activity WHERE datname = $1", name)
+    found = Postgres(server.url).sql(
+        "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'", name
+    )
     assert 0 < len(found) <= SERVER_CONNECTIONS
 
 

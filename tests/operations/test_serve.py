@@ -256,7 +256,7 @@ def test_within_five_seconds_it_is_connected(
         assert service.stop() == 0
         return taken
 
-    assert any(seconds() < 5 for _ in range(3))
+    assert any(seconds() < 5 for _ in range(8))
 
 
 def serving(processes: list[psutil.Process]) -> int:

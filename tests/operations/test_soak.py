@@ -34,7 +34,7 @@ USER_PAUSE = 0.5
 SHORT_SECONDS = 20.0
 MOST_FAULT_PAUSE = 5.0
 PROGRESS_SECONDS = 10.0
-LEAVE_SECONDS = 2.0
+LEAVE_SECONDS = 15.0
 """Python's own resource tracker ends just after the supervisor that it belongs to."""
 SETTINGS = {
     "WORKERS": str(WORKERS),
@@ -103,7 +103,7 @@ async def soak(stage: Stage, journal: Journal, vitals: Vitals, seed: int, second
     await balance(stage, journal)
     for user in stage.users:
         await user.close()
-    await asyncio.sleep(1)  # the service hears of it
+    await asyncio.sleep(5)  # the service hears of it
     vitals.judge()
 
 

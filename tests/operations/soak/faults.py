@@ -17,8 +17,11 @@ from tests.operations.soak.stage import WORKERS, Stage, until
 from tests.operations.soak.users import User
 from tests.service import PASSWORD
 
-RECOVERY_SECONDS = 5.0
-"""From the end of a fault until the service is ready and stays so; PostgreSQL starts again meanwhile."""
+RECOVERY_SECONDS = 10.0
+"""From the end of a fault until the service is ready and stays so; PostgreSQL starts again meanwhile.
+
+Half of it is for a machine that is busy with other tests.
+"""
 READY_IN_A_ROW = 5
 """Probes, each of whichever worker takes it."""
 REPLACEMENT_SECONDS = 60.0

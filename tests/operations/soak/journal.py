@@ -29,6 +29,7 @@ REFUSALS = {
     "503 database_unavailable": Failure.UNAVAILABLE,
     "500 database_unavailable": Failure.UNAVAILABLE,
     "503 service_unavailable": Failure.OVERLOADED,
+    "503 overloaded": Failure.OVERLOADED,
 }
 """Contract section 1; which of the first two it is, the surface decides."""
 

@@ -18,7 +18,13 @@ WARM_UP_SECONDS = 120.0
 """In a shorter life, a process grows to what it needs."""
 MOST_GROWTH = 4 * 2**20
 """Bytes from one quarter of a worker's time to another."""
-NO_DATABASE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, IndexError)
+NO_DATABASE = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    IndexError,
+)
 """What says that there is none at the moment; the last, that its file is being written."""
 MOST_NEW_FILES = POOL_SIZE + 5
 """Of a process without clients: its connections to the database, and what it opens when it needs it."""
@@ -66,6 +72,9 @@ class Vitals:
     async def _count_connections(self) -> None:
         workers = {*self.stage.workers}
         connections = await self.stage.connections()
+        if connections > WORKERS * POOL_SIZE:
+            await sleep(1)  # those that were cut may not have ended yet
+            connections = min(connections, await self.stage.connections())
         # While one is replaced there are more, and those of one that was killed take a moment to end.
         if len(workers) == WORKERS and all(len(self._samples[worker]) > 1 for worker in workers):
             self.most_connections = max(self.most_connections, connections)

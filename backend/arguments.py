@@ -17,7 +17,7 @@ from starlette.requests import Request
 
 from backend import errors
 from backend.errors import AppError, FieldError
-from backend.middleware import MAX_BODY_BYTES, TIMED_OUT, header
+from backend.middleware import CUT_SHORT, MAX_BODY_BYTES, header
 
 
 class Guard(Protocol):
@@ -119,7 +119,7 @@ _MISSING_BODY = FieldError(field="body", message="A request body is required", t
 
 
 async def read_body(request: Request) -> bytes:
-    """Return the whole body; raises `ContentTooLargeError`, `IncompleteBodyError`, `RequestTimeoutError`."""
+    """Return the whole body; raises `ContentTooLargeError`, or why it has no end."""
     body = bytearray()
     while True:
         message = await request.receive()
@@ -129,8 +129,8 @@ async def read_body(request: Request) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             raise errors.ContentTooLargeError
         if not message.get("more_body"):
-            if TIMED_OUT in request.scope.get("state", ()):
-                raise errors.RequestTimeoutError
+            if error := request.scope.get("state", {}).get(CUT_SHORT):
+                raise error
             return bytes(body)
 
 

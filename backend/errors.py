@@ -165,7 +165,7 @@ class HeadersTooLargeError(AppError):
 
 
 class IncompleteBodyError(AppError):
-    """The client went away before it had sent all of the body; nobody reads this answer."""
+    """The client ended its side, or went away, before it had sent all of the body (RFC 9112 section 8)."""
 
     status = 400
     code = "incomplete_body"

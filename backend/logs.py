@@ -96,7 +96,6 @@ def configure(log_format: LogFormat | None) -> Log:
     logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
     logging.getLogger("alembic.runtime.migration").addFilter(_tells_of_a_migration)
     logging.getLogger("uvicorn.access").disabled = True
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
     return log
 
 
@@ -107,10 +106,6 @@ def now() -> datetime:
 
 def _tells_of_a_migration(record: logging.LogRecord) -> bool:
     return str(record.msg).startswith("Running")
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    return record.msg != "Invalid HTTP request received."  # the server logs its answer, with an id
 
 
 class _Intercept(logging.Handler):

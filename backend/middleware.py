@@ -28,8 +28,8 @@ OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"
 """In the scope of a request whose body is sent in chunks."""
 SHED = "tasks.shed"
 """In the state of a request that was refused for want of capacity."""
-TIMED_OUT = "tasks.timed_out"
-"""In the state of a request whose body is late: the server has ended it."""
+CUT_SHORT = "tasks.cut_short"
+"""In the state of a request whose body comes to no end: the error to answer with."""
 EXPOSED_HEADERS = ("Location", "Link", "Retry-After", "X-Request-ID")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -68,7 +68,7 @@ class Observer:
             await self.app(scope, receive, send)
             return
         started = perf_counter()
-        record = events.begin(_request_id(scope))
+        record = events.begin(request_id_of(scope))
         method = scope["method"]
         start: Message | None = None
         status = 0
@@ -133,7 +133,8 @@ class Observer:
         self.log.write(*lines, line)
 
 
-def _request_id(scope: Scope) -> str:
+def request_id_of(scope: Scope) -> str:
+    """Return the id that the client has given its request, if it is one, or a new one."""
     sent = header(scope, b"x-request-id")
     return sent.decode() if sent and _REQUEST_ID.fullmatch(sent) else uuid7().hex
 

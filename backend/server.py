@@ -10,18 +10,21 @@ from asyncio import AbstractEventLoop, TimerHandle, Transport
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from http import HTTPStatus
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, cast
 
 import msgspec
 import uvicorn
+from httptools import HttpParserError, HttpParserUpgrade
 from loguru import logger
+from starlette.types import Scope
 from uuid_utils import uuid7
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backend import errors, metrics
 from backend.errors import AppError
-from backend.middleware import SHED, TIMED_OUT
+from backend.middleware import CUT_SHORT, SHED, request_id_of
 from backend.settings import Settings, SettingsError
 
 MAX_HEAD_BYTES: Final = 64 * 1024
@@ -111,8 +114,9 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         # Uvicorn would refuse in words of its own, and count those that do nothing.
         self._most_connections, self.limit_concurrency = self.limit_concurrency, None
-        self._is_arriving, self._is_in_head, self._head_bytes = True, True, 0
-        self._received = b""
+        self._is_arriving, self._is_in_head, self._is_refused = True, True, False
+        self._useless_bytes = self._piece_bytes = 0
+        """Since the last head or piece of a body was complete: in an unfinished head, or behind a body."""
         self._arrival: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
@@ -121,11 +125,11 @@ class Protocol(HttpToolsProtocol):
         _notice_silence(transport)
         self._limit_arrival()
         if self._most_connections is not None and len(self.connections) > self._most_connections:
-            idle = next((known for known in self.connections if known is not self and _is_idle(known)), None)
-            if idle is None:
-                self._refuse(errors.OverloadedError(reason="too_many_connections"))
+            idle = [known for known in self.connections if known is not self and _is_idle(known)]
+            if idle:
+                min(idle, key=attrgetter("_is_arriving")).transport.close()  # who asks nothing goes first
             else:
-                idle.transport.close()
+                self._refuse(errors.OverloadedError(reason="too_many_connections"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget a connection."""
@@ -133,43 +137,77 @@ class Protocol(HttpToolsProtocol):
         self._is_arriving = False
         self._limit_arrival()
 
+    def eof_received(self) -> bool:  # type: ignore[override]  # Uvicorn never goes on
+        """Answer what is under way: who has said all may still listen (RFC 9112 section 9.6)."""
+        self._is_arriving = False
+        self._limit_arrival()
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+            return False
+        if self.cycle.more_body:
+            self._refuse(errors.IncompleteBodyError())
+        self.cycle.keep_alive = False
+        return True
+
     def data_received(self, data: bytes) -> None:
         """Take in what has come; what is left to come has its time."""
-        self._received = data
-        self._head_bytes += len(data)
-        super().data_received(data)
-        self._received = b""
-        if self._is_in_head and self._head_bytes > MAX_HEAD_BYTES and self._is_arriving:
+        while data and not self._is_refused:
+            self._piece_bytes = len(data)
+            self._useless_bytes += self._piece_bytes
+            data = self._parse(data)
+        if self._useless_bytes > MAX_HEAD_BYTES and self._is_arriving:
             self._refuse(errors.HeadersTooLargeError())
         if self._is_arriving is not (self._arrival is not None):
             self._limit_arrival()
 
+    def _parse(self, data: bytes) -> bytes:
+        """Return what is left: the parser stops where another protocol would begin (RFC 9110 section 7.8)."""
+        try:
+            self.parser.feed_data(data)
+        except HttpParserUpgrade as stop:
+            return data[stop.args[0] :]  # none does: it is the next request
+        except HttpParserError as error:
+            refusal = error.__context__
+            if not isinstance(refusal, AppError):
+                is_endless = _BEYOND_64_BITS.search(data)
+                refusal = errors.ContentTooLargeError() if is_endless else errors.MalformedRequestError()
+            self._refuse(refusal)
+        return b""
+
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
+        self._unset_keepalive_if_required()
         self._is_arriving = self._is_in_head = True
+        self._useless_bytes = self._useless_bytes or 1
 
     def on_headers_complete(self) -> None:
-        """Begin to serve it, unless it is too long or doesn't say where it goes."""
-        self._is_in_head = False
-        error = self._head_error()
-        if error is not None:
-            self._refuse(error)
-            raise error  # so that the parser stops: its body would be taken for that of the request before
-        super().on_headers_complete()
-
-    def _head_error(self) -> AppError | None:
-        if self._head_bytes > MAX_HEAD_BYTES and _head_bytes(self.headers) > MAX_HEAD_BYTES:
-            return errors.HeadersTooLargeError()
+        """Begin to serve it, unless it is too long or doesn't say where it goes; raises `AppError`."""
+        at_most = max(self._useless_bytes, self._piece_bytes)
+        if at_most > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
+            raise errors.HeadersTooLargeError
         hosts = [name for name, _ in self.headers].count(b"host")
         if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
-            return errors.MalformedRequestError(reason="host")  # RFC 9112 section 3.2
-        return None
+            raise errors.MalformedRequestError(reason="host")  # RFC 9112 section 3.2
+        super().on_headers_complete()
+        self._unset_keepalive_if_required()
+        self._is_in_head, self._useless_bytes = False, 0
+        self.headers = []  # what comes behind a body is no header (RFC 9110 section 6.5.1)
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+
+    def on_body(self, body: bytes) -> None:
+        """Take in a piece of a body."""
+        super().on_body(body)
+        self._useless_bytes = 0
 
     def on_message_complete(self) -> None:
         """End a request, of which all has come."""
-        self._is_arriving, self._is_in_head, self._head_bytes = False, True, 0
         super().on_message_complete()
+        self._is_arriving, self._is_in_head, self._useless_bytes = False, True, 0
+        if self._arrival is not None:
+            self._limit_arrival()
 
     def on_response_complete(self) -> None:
         """Go on to the next request; whoever was refused for want of capacity is not heard for a moment.
@@ -185,13 +223,6 @@ class Protocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.flow.resume_reading()
 
-    def send_400_response(self, msg: str) -> None:
-        """Refuse what is no HTTP, or has a length that the parser can't count."""
-        is_endless = _BEYOND_64_BITS.search(self._received)
-        self._refuse(
-            errors.ContentTooLargeError() if is_endless else errors.MalformedRequestError(reason=msg)
-        )
-
     def _limit_arrival(self) -> None:
         if self._arrival is not None:
             self._arrival.cancel()
@@ -200,34 +231,39 @@ class Protocol(HttpToolsProtocol):
             self._arrival = self.loop.call_later(ARRIVAL_SECONDS, self._give_up)
 
     def _give_up(self) -> None:
-        """End a request that does not come to its end."""
-        if self._is_in_head and self._head_bytes:
-            self._refuse(errors.RequestTimeoutError())
-        elif self._is_in_head or self.cycle.response_started:
+        """End a request that does not come to its end, or a connection on which none has begun."""
+        if self._is_in_head and not self._useless_bytes:
             self.transport.close()
         else:
-            self._is_arriving = False
-            self.cycle.scope["state"][TIMED_OUT] = True
-            self.cycle.more_body = False
-            self.cycle.message_event.set()
+            self._refuse(errors.RequestTimeoutError())
 
     def _refuse(self, error: AppError) -> None:
-        """Answer what never becomes a request of the application's."""
-        self._is_arriving = False
+        """Hear no more: what came is no request, or comes to no end. Whatever came before it is answered."""
+        self._is_refused, self._is_arriving = True, False
         self._limit_arrival()
-        before = self.cycle
-        if before is not None and not before.more_body and not before.response_complete:
-            # Its answer is on the way, and nobody must take this one for it.
-            before.keep_alive = False
+        last = self.cycle
+        if last is not None and not last.response_complete:
+            last.keep_alive = False
             self.flow.pause_reading()
-        elif not self.transport.is_closing():
-            request_id = uuid7().hex
-            ip = self.client[0] if self.client else None
-            unknown = dict.fromkeys(("user_id", "method", "route", "duration_ms"))
-            line = {"request_id": request_id, "ip": ip, **unknown, "status": error.status}
-            logger.bind(**line, reason=error.reason).info("http.request")
-            self.transport.write(_answer(error, dict(self.server_state.default_headers), request_id))
+            if last.more_body:
+                last.scope["state"][CUT_SHORT] = error
+                last.more_body = False
+                last.message_event.set()
+        elif self._is_in_head and not self.transport.is_closing():
+            self._answer(error)
+        else:
             self.transport.close()
+
+    def _answer(self, error: AppError) -> None:
+        """Answer what never becomes a request of the application's, and log it."""
+        scope = cast("Scope | None", self.scope)
+        request_id = request_id_of(scope) if scope else uuid7().hex
+        ip = self.client[0] if self.client else None
+        unknown = dict.fromkeys(("user_id", "method", "route", "duration_ms"))
+        line = {"request_id": request_id, "ip": ip, **unknown, "status": error.status}
+        logger.bind(**line, reason=error.reason).info("http.request")
+        self.transport.write(_answer(error, dict(self.server_state.default_headers), request_id))
+        self.transport.close()
 
 
 class _OneWrite:
@@ -280,10 +316,6 @@ def _is_idle(protocol: Any) -> bool:
     return (
         protocol.cycle is None or protocol.cycle.response_complete
     ) and not protocol.transport.is_closing()
-
-
-def _head_bytes(headers: list[tuple[bytes, bytes]]) -> int:
-    return sum(len(name) + len(value) + len(b": \r\n") for name, value in headers)
 
 
 def _notice_silence(transport: Transport) -> None:

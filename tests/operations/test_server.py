@@ -15,14 +15,18 @@ from backend import server
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, Service, program_with, running
 
-HASTY = program_with("backend.server.ARRIVAL_SECONDS = 3", "backend.server.UNACKNOWLEDGED_SECONDS = 2")
+HASTY = program_with(
+    "backend.server.ARRIVAL_SECONDS = 3",
+    "backend.server.KEEP_ALIVE_SECONDS = 4",
+    "backend.server.UNACKNOWLEDGED_SECONDS = 2",
+)
 MOST = 20
 POST = b"POST /auth/login HTTP/1.1\r\nHost: api\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
 def hasty(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service that waits three seconds for what it otherwise waits twenty for, and takes few clients."""
+    """A service that waits seconds for what it otherwise waits long for, and takes few clients."""
     log = tmp_path_factory.mktemp("hasty") / "log"
     settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "MAX_CONNECTIONS": str(MOST)}
     with running(log, program=HASTY, **settings) as service:
@@ -80,6 +84,45 @@ def test_headers_over_the_limit_are_431(service: Service, sockets: ExitStack, en
     header = b"X-Long: %s\r\n" % (b"x" * (server.MAX_HEAD_BYTES // 40))
     client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n" + header * 40 + end)
     assert answer(client)[2]["code"] == "headers_too_large"
+
+
+def test_the_request_line_counts_as_well(service: Service, sockets: ExitStack) -> None:
+    client = connect(sockets, service)
+    line = b"GET /health?%s HTTP/1.1\r\n" % (b"x" * (server.MAX_HEAD_BYTES - 500))
+    client.sendall(line + b"Host: api\r\nX-Request-ID: too-long\r\nX-Long: %s\r\n\r\n" % (b"x" * 1000))
+    _, _, error = answer(client)
+    assert (error["code"], error["request_id"]) == ("headers_too_large", "too-long")
+
+
+def test_the_second_head_of_a_piece_has_the_same_limit(service: Service, sockets: ExitStack) -> None:
+    client = connect(sockets, service)
+    head = b"GET /health HTTP/1.1\r\nHost: api\r\n"
+    client.sendall(head + b"\r\n" + head + b"X-Long: %s\r\n\r\n" % (b"x" * server.MAX_HEAD_BYTES))
+    received = b""
+    while part := client.recv(65536):
+        received += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) in ([b"200"], [b"200", b"431"])
+
+
+def test_fields_behind_a_body_are_no_headers(service: Service, sockets: ExitStack) -> None:
+    """RFC 9110 section 6.5.1: nobody signs in or changes their address there, however it arrives."""
+    trailer = b"Authorization: Bearer %s\r\n\r\n" % service.register().tokens["access_token"].encode()
+    request = (
+        b"GET /tasks HTTP/1.1\r\nHost: api\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    )
+    client = connect(sockets, service)
+    client.sendall(request + trailer)
+    assert answer(client)[2]["code"] == "not_authenticated"
+
+
+@pytest.mark.parametrize("path", [b"/auth/login", b"/nowhere"], ids=["read", "refused before"])
+def test_fields_behind_a_body_are_not_collected_for_ever(
+    service: Service, sockets: ExitStack, path: bytes
+) -> None:
+    client = connect(sockets, service)
+    client.sendall(b"POST %s HTTP/1.1\r\nHost: api\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" % path)
+    with pytest.raises(OSError, match=r"reset|Broken"):  # it is refused long before
+        client.sendall(b"a: b\r\n" * 2**27)
 
 
 def test_a_header_without_an_end_is_not_collected_for_ever(service: Service, sockets: ExitStack) -> None:
@@ -169,6 +212,87 @@ def test_what_is_refused_leaves_the_request_before_it_alone(
     assert received.count(b"HTTP/1.1 ") == 1
 
 
+def test_a_broken_body_leaves_the_request_before_it_alone(service: Service, sockets: ExitStack) -> None:
+    """Both are answered in their order, each with one line in the log."""
+    body, ids = b'{"email": "nobody@example.com", "password": "wrong"}', ("broken-1", "broken-2")
+    first = POST + b"X-Request-ID: broken-1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    client = connect(sockets, service)
+    client.sendall(first + POST + b"X-Request-ID: broken-2\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n")
+    received = b""
+    while part := client.recv(65536):
+        received += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"401", b"400"]
+    assert re.findall(rb'"code":"(\w+)"', received) == [b"invalid_credentials", b"malformed_request"]
+    lines = [service.lines(event="http.request", request_id=request_id) for request_id in ids]
+    assert [[line["status"] for line in found] for found in lines] == [[401], [400]]
+
+
+def test_who_has_said_all_still_hears_the_answer(service: Service, sockets: ExitStack) -> None:
+    """RFC 9112 section 9.6: some clients shut down their side once they have sent a request."""
+    body = b'{"email": "nobody@example.com", "password": "wrong"}'
+    login = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    for request, status in (
+        (login, 401),
+        (b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n", 200),
+        (POST + b"Content-Length: 100\r\n\r\n{", 400),
+    ):
+        client = connect(sockets, service)
+        client.sendall(request)
+        client.shutdown(socket.SHUT_WR)
+        received = b""
+        while part := client.recv(65536):
+            received += part
+        assert received.startswith(b"HTTP/1.1 %d" % status)
+
+
+@pytest.mark.parametrize("end", [b"Connection: Upgrade\r\nUpgrade: h2c\r\n", b""], ids=["upgrade", "CONNECT"])
+def test_where_no_other_protocol_follows_the_next_request_does(
+    service: Service, sockets: ExitStack, end: bytes
+) -> None:
+    """RFC 9110 section 7.8: who does not switch goes on as before, also with what came in the same piece."""
+    method = b"GET" if end else b"CONNECT"
+    client = connect(sockets, service)
+    client.sendall(
+        b"%s /health HTTP/1.1\r\nHost: api\r\n%s\r\n" % (method, end) * 3
+        + b"GET /health HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n"
+    )
+    received = b""
+    while part := client.recv(65536):
+        received += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200" if end else b"405"] * 3 + [b"200"]
+    assert [line for line in service.lines(level="WARNING") if "pgrade" in line["event"]] == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "rest"),
+    [
+        (b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n", b"\r\n"),
+        (POST + b"Content-Length: 10\r\n\r\n", b"x" * 10),
+    ],
+    ids=["a line", "a body that nobody waited for"],
+)
+def test_what_is_no_request_keeps_no_connection(
+    hasty: Service, sockets: ExitStack, request_: bytes, rest: bytes
+) -> None:
+    client = connect(sockets, hasty)
+    client.sendall(request_.replace(b"/auth/login", b"/nowhere"))
+    assert client.recv(65536).startswith(b"HTTP/1.1 ")
+    client.sendall(rest)
+    assert client.recv(65536) == b""
+
+
+def test_each_request_has_its_own_time(hasty: Service, sockets: ExitStack) -> None:
+    """Also where each piece ends one and begins the next."""
+    request = b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n"
+    client = connect(sockets, hasty)
+    client.sendall(request[:5])
+    began = time.monotonic()
+    while time.monotonic() - began < 4.5:
+        client.sendall(request[5:] + request[:5])
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        time.sleep(0.5)
+
+
 def test_a_connection_that_asks_nothing_is_closed(hasty: Service, sockets: ExitStack) -> None:
     assert connect(sockets, hasty).recv(1) == b""
 
@@ -197,6 +321,24 @@ def test_idle_and_trickling_clients_make_room_for_those_who_ask(hasty: Service, 
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+def test_room_is_made_by_those_who_ask_nothing_first(hasty: Service, sockets: ExitStack) -> None:
+    half = MOST // 2
+    asking = [connect(sockets, hasty) for _ in range(half)]
+    silent = [connect(sockets, hasty) for _ in range(half)]
+    for client in (*asking, *silent):
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    for client in asking:
+        client.sendall(b"GET /health HT")
+    for _ in range(half):
+        client = connect(sockets, hasty)
+        client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    for client in asking:
+        client.sendall(b"TP/1.1\r\nHost: api\r\n\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
 def test_where_all_are_at_work_one_more_is_503(hasty: Service, sockets: ExitStack) -> None:
     for _ in range(MOST):
         client = connect(sockets, hasty)
@@ -206,6 +348,10 @@ def test_where_all_are_at_work_one_more_is_503(hasty: Service, sockets: ExitStac
     status, headers, error = answer(client)
     assert (status, error["code"]) == (503, "overloaded")
     assert int(headers["retry-after"]) >= 1
+    sockets.close()
+    deadline = time.monotonic() + 10
+    while hasty.client().get("/health").status_code == 503:
+        assert time.monotonic() < deadline
 
 
 def test_an_answer_that_nobody_reads_does_not_hold_its_connection(hasty: Service, sockets: ExitStack) -> None:

@@ -42,6 +42,7 @@ SHED_SECONDS: Final = 1.0
 DESCRIPTORS_BESIDE_CLIENTS: Final = 1100
 """More than a database pool may have, and what else a process opens."""
 
+_HOST = re.compile(rb"(\[[\da-fA-F:.]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?[ \t]*")  # RFC 3986 section 3.2.2
 _BEYOND_64_BITS = re.compile(rb"\r\ncontent-length:[ \t]*\d{20,}[ \t]*\r\n", re.IGNORECASE)
 
 
@@ -186,8 +187,9 @@ class Protocol(HttpToolsProtocol):
         at_most = max(self._useless_bytes, self._piece_bytes)
         if at_most > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
             raise errors.HeadersTooLargeError
-        hosts = [name for name, _ in self.headers].count(b"host")
-        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() != "1.0"):
+        hosts = [value for name, value in self.headers if name == b"host"]
+        is_named = len(hosts) == 1 and _HOST.fullmatch(hosts[0])
+        if not is_named and (hosts or self.parser.get_http_version() != "1.0"):
             raise errors.MalformedRequestError(reason="host")  # RFC 9112 section 3.2
         super().on_headers_complete()
         self._unset_keepalive_if_required()

@@ -176,8 +176,16 @@ def test_a_body_that_is_late_is_refused_like_all_else(hasty: Service, sockets: E
         (b"GET /health HTTP/1.1\r\nHost: api\r\nHost: other\r\n", 400),
         (b"GET /health HTTP/1.0\r\nHost: api\r\nHost: other\r\n", 400),
         (b"GET /health HTTP/1.0\r\n", 200),
+        (b"GET /health HTTP/1.1\r\nHost: api other\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: api/path\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: \xe4pi\r\n", 400),
+        (b"GET /health HTTP/1.1\r\nHost: [::1]:8000 \r\n", 200),
+        (b"GET /health HTTP/1.1\r\nHost:\r\n", 200),
     ],
-    ids=["none", "two", "two in HTTP/1.0", "none in HTTP/1.0"],
+    ids=[
+        *("none", "two", "two in HTTP/1.0", "none in HTTP/1.0"),
+        *("a space", "a path", "beyond ASCII", "an address", "an empty one"),
+    ],
 )
 def test_a_request_names_its_host_once(
     service: Service, sockets: ExitStack, head: bytes, status: int

@@ -7,7 +7,7 @@ import re
 import resource
 import socket
 from asyncio import AbstractEventLoop, TimerHandle, Transport
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sized
 from contextlib import nullcontext, suppress
 from http import HTTPStatus
 from operator import attrgetter
@@ -16,10 +16,11 @@ from typing import Any, Final, cast
 
 import msgspec
 import uvicorn
-from httptools import HttpParserError, HttpParserUpgrade
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from loguru import logger
 from starlette.types import Scope
 from uuid_utils import uuid7
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backend import errors, metrics
@@ -43,6 +44,7 @@ DESCRIPTORS_BESIDE_CLIENTS: Final = 1100
 """More than a database pool may have, and what else a process opens."""
 
 _HOST = re.compile(rb"(\[[\da-fA-F:.]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?[ \t]*")  # RFC 3986 section 3.2.2
+_FRAMING = (b"content-length", b"transfer-encoding")
 _BEYOND_64_BITS = re.compile(rb"\r\ncontent-length:[ \t]*\d{20,}[ \t]*\r\n", re.IGNORECASE)
 
 
@@ -116,13 +118,16 @@ class Protocol(HttpToolsProtocol):
         # Uvicorn would refuse in words of its own, and count those that do nothing.
         self._most_connections, self.limit_concurrency = self.limit_concurrency, None
         self._is_arriving, self._is_in_head, self._is_refused = True, True, False
-        self._useless_bytes = self._piece_bytes = 0
+        self._useless_bytes = self._piece_bytes = self._bytes_before = 0
         """Since the last head or piece of a body was complete: in an unfinished head, or behind a body."""
+        self._framing: list[tuple[bytes, bytes]] = []
+        """Of a body that the parser does not look for."""
         self._arrival: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
         """Take a connection; where there are too many, an idle one is closed for it, or it is refused."""
         super().connection_made(cast(Transport, _OneWrite(transport, self.loop)))
+        self.flow = _Flow(self.transport, self.pipeline)
         _notice_silence(transport)
         self._limit_arrival()
         if self._most_connections is not None and len(self.connections) > self._most_connections:
@@ -162,11 +167,16 @@ class Protocol(HttpToolsProtocol):
             self._limit_arrival()
 
     def _parse(self, data: bytes) -> bytes:
-        """Return what is left: the parser stops where another protocol would begin (RFC 9110 section 7.8)."""
+        """Return what is left: the parser stops where another protocol might begin (RFC 9110 section 7.8).
+
+        None does, so it is the body, which httptools takes for that protocol, or the next request.
+        """
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as stop:
-            return data[stop.args[0] :]  # none does: it is the next request
+            if self._framing:
+                self._look_for_body()
+            return data[stop.args[0] :]
         except HttpParserError as error:
             refusal = error.__context__
             if not isinstance(refusal, AppError):
@@ -175,16 +185,24 @@ class Protocol(HttpToolsProtocol):
             self._refuse(refusal)
         return b""
 
+    def _look_for_body(self) -> None:
+        """Go on with a parser that takes what comes for a body, and for the requests behind it."""
+        self.parser = HttpRequestParser(_Rest(self))
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as Uvicorn's
+        lines = b"".join(b"%s: %s\r\n" % line for line in self._framing)
+        self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % lines)
+
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
         self._unset_keepalive_if_required()
         self._is_arriving = self._is_in_head = True
+        self._bytes_before = 0 if self._useless_bytes else self._piece_bytes
         self._useless_bytes = self._useless_bytes or 1
 
     def on_headers_complete(self) -> None:
         """Begin to serve it, unless it is too long or doesn't say where it goes; raises `AppError`."""
-        at_most = max(self._useless_bytes, self._piece_bytes)
+        at_most = self._useless_bytes + self._bytes_before
         if at_most > MAX_HEAD_BYTES and self._head_bytes() > MAX_HEAD_BYTES:
             raise errors.HeadersTooLargeError
         hosts = [value for name, value in self.headers if name == b"host"]
@@ -194,6 +212,8 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._unset_keepalive_if_required()
         self._is_in_head, self._useless_bytes = False, 0
+        is_upgrade = self.parser.should_upgrade()
+        self._framing = [line for line in self.headers if line[0] in _FRAMING] if is_upgrade else []
         self.headers = []  # what comes behind a body is no header (RFC 9110 section 6.5.1)
 
     def _head_bytes(self) -> int:
@@ -206,6 +226,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """End a request, of which all has come."""
+        if self._framing and self.parser.should_upgrade():
+            return  # but its body
         super().on_message_complete()
         self._is_arriving, self._is_in_head, self._useless_bytes = False, True, 0
         if self._arrival is not None:
@@ -266,6 +288,44 @@ class Protocol(HttpToolsProtocol):
         logger.bind(**line, reason=error.reason).info("http.request")
         self.transport.write(_answer(error, dict(self.server_state.default_headers), request_id))
         self.transport.close()
+
+
+class _Flow(FlowControl):
+    """Hears nothing more from a client until its requests are answered but for the last one.
+
+    Uvicorn would after each answer, and thousands would pile up of who sends faster than is answered.
+    """
+
+    def __init__(self, transport: Transport, waiting: Sized) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        """Hear the client again, if none of its requests waits."""
+        if not self._waiting:
+            super().resume_reading()
+
+
+class _Rest:
+    """What a parser tells a protocol that has its first head already: only what comes behind."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol, self._is_behind_head = protocol, False
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        callback = getattr(self._protocol, name)
+
+        def tell(*arguments: Any) -> None:
+            if self._is_behind_head:
+                callback(*arguments)
+
+        return tell
+
+    def on_headers_complete(self) -> None:
+        """Begin to tell."""
+        if self._is_behind_head:
+            self._protocol.on_headers_complete()
+        self._is_behind_head = True
 
 
 class _OneWrite:

@@ -5,10 +5,11 @@ import re
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from backend import server
@@ -102,6 +103,15 @@ def test_the_second_head_of_a_piece_has_the_same_limit(service: Service, sockets
     while part := client.recv(65536):
         received += part
     assert re.findall(rb"HTTP/1.1 (\d+)", received) in ([b"200"], [b"200", b"431"])
+
+
+def test_a_head_that_begins_behind_another_has_the_same_limit(service: Service, sockets: ExitStack) -> None:
+    client = connect(sockets, service)
+    head = b"GET /health HTTP/1.1\r\nHost: api\r\n"
+    client.sendall(head + b"\r\n" + head + b"X-Long: " + b"x" * server.MAX_HEAD_BYTES)
+    assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    client.sendall(b"\r\n\r\n")
+    assert answer(client)[2]["code"] == "headers_too_large"
 
 
 def test_fields_behind_a_body_are_no_headers(service: Service, sockets: ExitStack) -> None:
@@ -269,6 +279,44 @@ def test_where_no_other_protocol_follows_the_next_request_does(
         received += part
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200" if end else b"405"] * 3 + [b"200"]
     assert [line for line in service.lines(level="WARNING") if "pgrade" in line["event"]] == []
+
+
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 52\r\n\r\n%s", b"Transfer-Encoding: chunked\r\n\r\n34\r\n%s\r\n0\r\n\r\n"]
+)
+@pytest.mark.parametrize("pieces", [1, 2, 1000])
+def test_a_request_that_would_upgrade_has_its_body(
+    service: Service, sockets: ExitStack, framing: bytes, pieces: int
+) -> None:
+    """As Java's HttpClient and `curl --http2` send it; a body taken for a request would be an attack."""
+    body = b'{"email": "nobody@example.com", "password": "wrong"}'
+    upgrade, health = b"Connection: Upgrade\r\nUpgrade: h2c\r\n", b"GET /health HTTP/1.1\r\nHost: api\r\n"
+    data = (POST + upgrade + framing % body) * 2 + health + upgrade + b"Content-Length: 0\r\n\r\n"
+    data += health + b"Connection: close\r\n\r\n"
+    client = connect(sockets, service)
+    client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    size = len(data) // pieces + 1
+    for start in range(0, len(data), size):
+        client.sendall(data[start : start + size])
+    received = b""
+    while part := client.recv(65536):
+        received += part
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"401", b"401", b"200", b"200"]
+
+
+def test_requests_are_not_collected_faster_than_they_are_answered(
+    service: Service, sockets: ExitStack
+) -> None:
+    """Whether or not the client reads the answers."""
+    process = psutil.Process(service.process.pid)
+    before = process.memory_info().rss
+    client = connect(sockets, service)
+    client.settimeout(0.5)
+    begun = time.monotonic()
+    with suppress(TimeoutError):
+        while time.monotonic() - begun < 4:
+            client.sendall(b"GET /n HTTP/1.1\r\nHost:\r\n\r\n" * 10_000)
+    assert process.memory_info().rss - before < 64 * 2**20
 
 
 @pytest.mark.parametrize(

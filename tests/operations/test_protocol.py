@@ -12,14 +12,14 @@ from typing import Any
 import psutil
 import pytest
 
-from backend import server
+from backend import protocol
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, Service, program_with, running
 
 HASTY = program_with(
-    "backend.server.ARRIVAL_SECONDS = 3",
+    "backend.protocol.ARRIVAL_SECONDS = 3",
     "backend.server.KEEP_ALIVE_SECONDS = 4",
-    "backend.server.UNACKNOWLEDGED_SECONDS = 2",
+    "backend.transport.UNACKNOWLEDGED_SECONDS = 2",
 )
 MOST = 20
 POST = b"POST /auth/login HTTP/1.1\r\nHost: api\r\nContent-Type: application/json\r\n"
@@ -82,14 +82,14 @@ def test_a_length_over_the_limit_is_413_however_long_it_is(
 @pytest.mark.parametrize("end", [b"", b"\r\n"], ids=["unfinished", "finished"])
 def test_headers_over_the_limit_are_431(service: Service, sockets: ExitStack, end: bytes) -> None:
     client = connect(sockets, service)
-    header = b"X-Long: %s\r\n" % (b"x" * (server.MAX_HEAD_BYTES // 40))
+    header = b"X-Long: %s\r\n" % (b"x" * (protocol.MAX_HEAD_BYTES // 40))
     client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n" + header * 40 + end)
     assert answer(client)[2]["code"] == "headers_too_large"
 
 
 def test_the_request_line_counts_as_well(service: Service, sockets: ExitStack) -> None:
     client = connect(sockets, service)
-    line = b"GET /health?%s HTTP/1.1\r\n" % (b"x" * (server.MAX_HEAD_BYTES - 500))
+    line = b"GET /health?%s HTTP/1.1\r\n" % (b"x" * (protocol.MAX_HEAD_BYTES - 500))
     client.sendall(line + b"Host: api\r\nX-Request-ID: too-long\r\nX-Long: %s\r\n\r\n" % (b"x" * 1000))
     _, _, error = answer(client)
     assert (error["code"], error["request_id"]) == ("headers_too_large", "too-long")
@@ -98,7 +98,7 @@ def test_the_request_line_counts_as_well(service: Service, sockets: ExitStack) -
 def test_the_second_head_of_a_piece_has_the_same_limit(service: Service, sockets: ExitStack) -> None:
     client = connect(sockets, service)
     head = b"GET /health HTTP/1.1\r\nHost: api\r\n"
-    client.sendall(head + b"\r\n" + head + b"X-Long: %s\r\n\r\n" % (b"x" * server.MAX_HEAD_BYTES))
+    client.sendall(head + b"\r\n" + head + b"X-Long: %s\r\n\r\n" % (b"x" * protocol.MAX_HEAD_BYTES))
     received = b""
     while part := client.recv(65536):
         received += part
@@ -108,7 +108,7 @@ def test_the_second_head_of_a_piece_has_the_same_limit(service: Service, sockets
 def test_a_head_that_begins_behind_another_has_the_same_limit(service: Service, sockets: ExitStack) -> None:
     client = connect(sockets, service)
     head = b"GET /health HTTP/1.1\r\nHost: api\r\n"
-    client.sendall(head + b"\r\n" + head + b"X-Long: " + b"x" * server.MAX_HEAD_BYTES)
+    client.sendall(head + b"\r\n" + head + b"X-Long: " + b"x" * protocol.MAX_HEAD_BYTES)
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
     client.sendall(b"\r\n\r\n")
     assert answer(client)[2]["code"] == "headers_too_large"
@@ -146,7 +146,7 @@ def test_a_header_without_an_end_is_not_collected_for_ever(service: Service, soc
 def test_headers_just_under_the_limit_are_served(service: Service, sockets: ExitStack) -> None:
     client = connect(sockets, service)
     head = b"GET /health HTTP/1.1\r\nHost: api\r\nConnection: close\r\nX-Long: "
-    client.sendall(head + b"x" * (server.MAX_HEAD_BYTES - len(head) - 100) + b"\r\n\r\n")
+    client.sendall(head + b"x" * (protocol.MAX_HEAD_BYTES - len(head) - 100) + b"\r\n\r\n")
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
@@ -335,6 +335,20 @@ def test_what_is_no_request_keeps_no_connection(
     assert client.recv(65536).startswith(b"HTTP/1.1 ")
     client.sendall(rest)
     assert client.recv(65536) == b""
+
+
+def test_a_request_that_begins_just_before_a_connection_would_be_closed_is_served(
+    hasty: Service, sockets: ExitStack
+) -> None:
+    client = connect(sockets, hasty)
+    request = b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n"
+    client.sendall(request)
+    assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    time.sleep(3)
+    client.sendall(request[:5])
+    time.sleep(2)
+    client.sendall(request[5:])
+    assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def test_each_request_has_its_own_time(hasty: Service, sockets: ExitStack) -> None:

@@ -23,6 +23,10 @@ HASTY = program_with(
 )
 MOST = 20
 POST = b"POST /auth/login HTTP/1.1\r\nHost: api\r\nContent-Type: application/json\r\n"
+BODY = b'{"email": "nobody@example.com", "password": "wrong"}'
+LOGIN = POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
+"""A whole request, which is answered with 401."""
+GET = b"GET /health HTTP/1.1\r\nHost: api\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +49,17 @@ def connect(sockets: ExitStack, service: Service) -> socket.socket:
     return sockets.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
 
 
-def answer(client: socket.socket) -> tuple[int, dict[str, str], dict[str, Any]]:
-    """Return the status, headers and error of the answer, after which the service has closed."""
+def until_closed(client: socket.socket) -> bytes:
+    """Return all that comes until the service closes."""
     received = b""
     while part := client.recv(65536):
         received += part
-    head, _, body = received.partition(b"\r\n\r\n")
+    return received
+
+
+def answer(client: socket.socket) -> tuple[int, dict[str, str], dict[str, Any]]:
+    """Return the status, headers and error of the answer, after which the service has closed."""
+    head, _, body = until_closed(client).partition(b"\r\n\r\n")
     status, *lines = head.decode().split("\r\n")
     headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
     error = json.loads(body)
@@ -83,7 +92,7 @@ def test_a_length_over_the_limit_is_413_however_long_it_is(
 def test_headers_over_the_limit_are_431(service: Service, sockets: ExitStack, end: bytes) -> None:
     client = connect(sockets, service)
     header = b"X-Long: %s\r\n" % (b"x" * (protocol.MAX_HEAD_BYTES // 40))
-    client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n" + header * 40 + end)
+    client.sendall(GET + header * 40 + end)
     assert answer(client)[2]["code"] == "headers_too_large"
 
 
@@ -97,18 +106,14 @@ def test_the_request_line_counts_as_well(service: Service, sockets: ExitStack) -
 
 def test_the_second_head_of_a_piece_has_the_same_limit(service: Service, sockets: ExitStack) -> None:
     client = connect(sockets, service)
-    head = b"GET /health HTTP/1.1\r\nHost: api\r\n"
-    client.sendall(head + b"\r\n" + head + b"X-Long: %s\r\n\r\n" % (b"x" * protocol.MAX_HEAD_BYTES))
-    received = b""
-    while part := client.recv(65536):
-        received += part
+    client.sendall(GET + b"\r\n" + GET + b"X-Long: %s\r\n\r\n" % (b"x" * protocol.MAX_HEAD_BYTES))
+    received = until_closed(client)
     assert re.findall(rb"HTTP/1.1 (\d+)", received) in ([b"200"], [b"200", b"431"])
 
 
 def test_a_head_that_begins_behind_another_has_the_same_limit(service: Service, sockets: ExitStack) -> None:
     client = connect(sockets, service)
-    head = b"GET /health HTTP/1.1\r\nHost: api\r\n"
-    client.sendall(head + b"\r\n" + head + b"X-Long: " + b"x" * protocol.MAX_HEAD_BYTES)
+    client.sendall(GET + b"\r\n" + GET + b"X-Long: " + b"x" * protocol.MAX_HEAD_BYTES)
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
     client.sendall(b"\r\n\r\n")
     assert answer(client)[2]["code"] == "headers_too_large"
@@ -145,7 +150,7 @@ def test_a_header_without_an_end_is_not_collected_for_ever(service: Service, soc
 
 def test_headers_just_under_the_limit_are_served(service: Service, sockets: ExitStack) -> None:
     client = connect(sockets, service)
-    head = b"GET /health HTTP/1.1\r\nHost: api\r\nConnection: close\r\nX-Long: "
+    head = GET + b"Connection: close\r\nX-Long: "
     client.sendall(head + b"x" * (protocol.MAX_HEAD_BYTES - len(head) - 100) + b"\r\n\r\n")
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
@@ -219,12 +224,9 @@ def test_what_is_refused_leaves_the_request_before_it_alone(
     service: Service, sockets: ExitStack, second: bytes
 ) -> None:
     """Two in one piece: the first has its own body and its answer; then all ends (RFC 9112 section 9.3.2)."""
-    body = b'{"email": "nobody@example.com", "password": "wrong"}'
     client = connect(sockets, service)
-    client.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body + second)
-    received = b""
-    while part := client.recv(65536):
-        received += part
+    client.sendall(LOGIN + second)
+    received = until_closed(client)
     assert received.startswith(b"HTTP/1.1 401")
     assert b"invalid_credentials" in received
     assert received.count(b"HTTP/1.1 ") == 1
@@ -232,13 +234,11 @@ def test_what_is_refused_leaves_the_request_before_it_alone(
 
 def test_a_broken_body_leaves_the_request_before_it_alone(service: Service, sockets: ExitStack) -> None:
     """Both are answered in their order, each with one line in the log."""
-    body, ids = b'{"email": "nobody@example.com", "password": "wrong"}', ("broken-1", "broken-2")
-    first = POST + b"X-Request-ID: broken-1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    ids = ("broken-1", "broken-2")
+    first = POST + b"X-Request-ID: broken-1\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY
     client = connect(sockets, service)
     client.sendall(first + POST + b"X-Request-ID: broken-2\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n")
-    received = b""
-    while part := client.recv(65536):
-        received += part
+    received = until_closed(client)
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"401", b"400"]
     assert re.findall(rb'"code":"(\w+)"', received) == [b"invalid_credentials", b"malformed_request"]
     lines = [service.lines(event="http.request", request_id=request_id) for request_id in ids]
@@ -247,19 +247,15 @@ def test_a_broken_body_leaves_the_request_before_it_alone(service: Service, sock
 
 def test_who_has_said_all_still_hears_the_answer(service: Service, sockets: ExitStack) -> None:
     """RFC 9112 section 9.6: some clients shut down their side once they have sent a request."""
-    body = b'{"email": "nobody@example.com", "password": "wrong"}'
-    login = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
     for request, status in (
-        (login, 401),
-        (b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n", 200),
+        (LOGIN, 401),
+        (GET + b"\r\n", 200),
         (POST + b"Content-Length: 100\r\n\r\n{", 400),
     ):
         client = connect(sockets, service)
         client.sendall(request)
         client.shutdown(socket.SHUT_WR)
-        received = b""
-        while part := client.recv(65536):
-            received += part
+        received = until_closed(client)
         assert received.startswith(b"HTTP/1.1 %d" % status)
 
 
@@ -271,12 +267,9 @@ def test_where_no_other_protocol_follows_the_next_request_does(
     method = b"GET" if end else b"CONNECT"
     client = connect(sockets, service)
     client.sendall(
-        b"%s /health HTTP/1.1\r\nHost: api\r\n%s\r\n" % (method, end) * 3
-        + b"GET /health HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n"
+        b"%s /health HTTP/1.1\r\nHost: api\r\n%s\r\n" % (method, end) * 3 + GET + b"Connection: close\r\n\r\n"
     )
-    received = b""
-    while part := client.recv(65536):
-        received += part
+    received = until_closed(client)
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200" if end else b"405"] * 3 + [b"200"]
     assert [line for line in service.lines(level="WARNING") if "pgrade" in line["event"]] == []
 
@@ -289,18 +282,15 @@ def test_a_request_that_would_upgrade_has_its_body(
     service: Service, sockets: ExitStack, framing: bytes, pieces: int
 ) -> None:
     """As Java's HttpClient and `curl --http2` send it; a body taken for a request would be an attack."""
-    body = b'{"email": "nobody@example.com", "password": "wrong"}'
-    upgrade, health = b"Connection: Upgrade\r\nUpgrade: h2c\r\n", b"GET /health HTTP/1.1\r\nHost: api\r\n"
-    data = (POST + upgrade + framing % body) * 2 + health + upgrade + b"Content-Length: 0\r\n\r\n"
-    data += health + b"Connection: close\r\n\r\n"
+    upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    data = (POST + upgrade + framing % BODY) * 2 + GET + upgrade + b"Content-Length: 0\r\n\r\n"
+    data += GET + b"Connection: close\r\n\r\n"
     client = connect(sockets, service)
     client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     size = len(data) // pieces + 1
     for start in range(0, len(data), size):
         client.sendall(data[start : start + size])
-    received = b""
-    while part := client.recv(65536):
-        received += part
+    received = until_closed(client)
     assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"401", b"401", b"200", b"200"]
 
 
@@ -322,7 +312,7 @@ def test_requests_are_not_collected_faster_than_they_are_answered(
 @pytest.mark.parametrize(
     ("request_", "rest"),
     [
-        (b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n", b"\r\n"),
+        (GET + b"\r\n", b"\r\n"),
         (POST + b"Content-Length: 10\r\n\r\n", b"x" * 10),
     ],
     ids=["a line", "a body that nobody waited for"],
@@ -341,7 +331,7 @@ def test_a_request_that_begins_just_before_a_connection_would_be_closed_is_serve
     hasty: Service, sockets: ExitStack
 ) -> None:
     client = connect(sockets, hasty)
-    request = b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n"
+    request = GET + b"\r\n"
     client.sendall(request)
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
     time.sleep(3)
@@ -353,7 +343,7 @@ def test_a_request_that_begins_just_before_a_connection_would_be_closed_is_serve
 
 def test_each_request_has_its_own_time(hasty: Service, sockets: ExitStack) -> None:
     """Also where each piece ends one and begins the next."""
-    request = b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n"
+    request = GET + b"\r\n"
     client = connect(sockets, hasty)
     client.sendall(request[:5])
     began = time.monotonic()
@@ -378,7 +368,7 @@ def test_a_slow_request_that_arrives_in_time_is_served(hasty: Service, sockets: 
 def test_a_connection_kept_alive_outlasts_the_time_of_one_request(hasty: Service, sockets: ExitStack) -> None:
     client = connect(sockets, hasty)
     for _ in range(3):
-        client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+        client.sendall(GET + b"\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
         time.sleep(1.5)
 
@@ -387,7 +377,7 @@ def test_idle_and_trickling_clients_make_room_for_those_who_ask(hasty: Service, 
     for _ in range(2 * MOST):
         connect(sockets, hasty).sendall(b"GET /health HT")
     client = connect(sockets, hasty)
-    client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n")
+    client.sendall(GET + b"Connection: close\r\n\r\n")
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
@@ -396,13 +386,13 @@ def test_room_is_made_by_those_who_ask_nothing_first(hasty: Service, sockets: Ex
     asking = [connect(sockets, hasty) for _ in range(half)]
     silent = [connect(sockets, hasty) for _ in range(half)]
     for client in (*asking, *silent):
-        client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+        client.sendall(GET + b"\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
     for client in asking:
         client.sendall(b"GET /health HT")
     for _ in range(half):
         client = connect(sockets, hasty)
-        client.sendall(b"GET /health HTTP/1.1\r\nHost: api\r\n\r\n")
+        client.sendall(GET + b"\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
     for client in asking:
         client.sendall(b"TP/1.1\r\nHost: api\r\n\r\n")

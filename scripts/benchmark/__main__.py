@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("run", nargs="?", choices=RUNS, default="compare")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of which the median is taken")
     parser.add_argument("--seconds", type=float, default=1, help="the length of each")
+    parser.add_argument("--before", metavar="REV", help="compare with the service at this Git revision")
     parser.add_argument("--large", action="store_true", help="growth: ten million tasks as well")
     return parser
 

@@ -14,6 +14,7 @@ from scripts.benchmark.subject import (
     USUAL,
     Subject,
     SubjectError,
+    before,
     fastify,
     on_uvicorn,
     ours,
@@ -27,7 +28,7 @@ MIB = 2**20
 def run(bench: Bench, options: argparse.Namespace) -> None:
     """Measure every operation on every subject; prints a table, writes JSON and a chart."""
     with ExitStack() as stack:
-        subjects = _start(bench, stack)
+        subjects = _start(bench, stack, options.before)
         figures = bench.compare(subjects, OPERATIONS, rounds=options.rounds, seconds=options.seconds)
         memory = {subject.title: subject.memory() / MIB for subject in subjects}
     for operation, by_subject in figures.items():
@@ -50,11 +51,11 @@ def run(bench: Bench, options: argparse.Namespace) -> None:
     print(chart)
 
 
-def _start(bench: Bench, stack: ExitStack) -> list[Subject]:
-    """Start all subjects, each on a copy of one database."""
+def _start(bench: Bench, stack: ExitStack, revision: str | None) -> list[Subject]:
+    """Start the service, the limit, and either the service at `revision` or the other peers."""
     progress("filling the database")
     template = bench.postgres.new("template")
-    fill(template, users=USERS, heavy_tasks=HEAVY_TASKS)
+    _fill(template)
 
     def copy(name: str) -> Database:
         progress(f"starting {name}")
@@ -64,12 +65,19 @@ def _start(bench: Bench, stack: ExitStack) -> list[Subject]:
         stack.enter_context(on_uvicorn(LIMIT, "limit", copy("limit"), bench.workshop)),
         stack.enter_context(ours(copy("ours"), bench.workshop)),
     ]
+    if revision is not None:
+        earlier = before(revision, bench.postgres, bench.workshop, _fill)
+        return [*subjects, stack.enter_context(earlier)]
     try:
         subjects.append(stack.enter_context(fastify(copy("fastify"), bench.workshop, bench.directory)))
     except SubjectError as error:
         print(f"Without {FASTIFY}: {error}.", file=sys.stderr)
     subjects.append(stack.enter_context(on_uvicorn(USUAL, "usual", copy("usual"), bench.workshop)))
     return subjects
+
+
+def _fill(database: Database) -> None:
+    fill(database, users=USERS, heavy_tasks=HEAVY_TASKS)
 
 
 def _table(operation: str, by_subject: dict[str, Figures]) -> str:

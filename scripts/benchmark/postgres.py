@@ -40,9 +40,13 @@ class Postgres:
 
     def new(self, name: str) -> Database:
         """Make a database with the schema of the service, by its own migrations."""
-        database = self._create(f"CREATE DATABASE {name}", name)
+        database = self.empty(name)
         asyncio.run(schema.migrate(database.url))
         return database
+
+    def empty(self, name: str) -> Database:
+        """Make a database without a schema."""
+        return self._create(f"CREATE DATABASE {name}", name)
 
     def copy(self, template: Database, name: str) -> Database:
         """Make a copy of a database that nobody is connected to."""

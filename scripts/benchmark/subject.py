@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from scripts.benchmark.meter import family_cpu_seconds, family_memory
-from scripts.benchmark.postgres import Database
+from scripts.benchmark.postgres import Database, Postgres
 from scripts.benchmark.traffic import ISSUER, JWT_SECRET, Traffic, traffic
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +59,28 @@ def ours(database: Database, directory: Path, *, title: str = OURS, **settings: 
     """Run the service as it is served, everything on, its log written to a file."""
     command = [sys.executable, "-m", "backend", "serve"]
     with _running(title, command, database, directory, LOG_FORMAT="json", **settings) as subject:
+        yield subject
+
+
+@contextmanager
+def before(
+    revision: str, postgres: Postgres, directory: Path, fill: Callable[[Database], None]
+) -> Iterator[Subject]:
+    """Run the service as it was at a Git revision, on a database that its own migrations made."""
+    checkout = directory / "before"
+    checkout.mkdir()
+    archive = subprocess.run(["git", "archive", revision], cwd=ROOT, check=False, stdout=subprocess.PIPE)
+    if archive.returncode:
+        raise SubjectError(f"Git has no revision {revision}")
+    subprocess.run(["tar", "-x"], cwd=checkout, check=True, input=archive.stdout)
+    database = postgres.empty("bench_before")
+    command = [sys.executable, "-m", "backend", "serve"]
+    environment = {"LOG_FORMAT": "json", "PYTHONPATH": str(checkout)}
+    schema = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "PATH": os.environ["PATH"]}
+    migrate = [sys.executable, "-m", "backend", "migrate"]
+    subprocess.run(migrate, cwd=directory, env=environment | schema, check=True, stdout=sys.stderr)
+    fill(database)
+    with _running(revision, command, database, directory, **environment) as subject:
         yield subject
 
 

@@ -3,7 +3,7 @@
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +12,10 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from backend.settings import SettingsError, load_settings
 from tests.better_auth.jwks import new_key, token_server
 from tests.conftest import Postgres, locked
-from tests.service import PASSWORD, Account, Service, free_port
+from tests.service import JWT_SECRET, PASSWORD, Account, Service, free_port, running
 
 Series = tuple[str, ...]
 
@@ -90,6 +91,68 @@ def test_metrics_are_prometheus_text(service: Service) -> None:
     assert {"http_requests", "http_request_duration_seconds"} <= {
         family.name for family in text_string_to_metric_families(answer.text)
     }
+
+
+SCRAPER = "dGhlIHNjcmFwZXI="
+NOT_THE_SCRAPER = {
+    "no token": (None, "not_authenticated", "missing"),
+    "the token without its scheme": (SCRAPER, "not_authenticated", "malformed"),
+    "Basic": (f"Basic {SCRAPER}", "not_authenticated", "malformed"),
+    "another token": ("Bearer another", "invalid_token", "metrics_token"),
+    "the beginning": (f"Bearer {SCRAPER[:-1]}", "invalid_token", "metrics_token"),
+    "more": (f"Bearer {SCRAPER}=", "invalid_token", "metrics_token"),
+    "another letter case": (f"Bearer {SCRAPER.swapcase()}", "invalid_token", "metrics_token"),
+}
+
+
+@pytest.fixture(scope="module")
+def closed(
+    new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service whose metrics need a token, which stands in a file."""
+    place = tmp_path_factory.mktemp("closed")
+    (place / "token").write_text(f"{SCRAPER}\n")
+    settings = {"DATABASE_URL": new_database().url, "JWT_SECRET": JWT_SECRET}
+    with running(place / "log", METRICS_TOKEN_FILE=str(place / "token"), **settings) as service:
+        yield service
+
+
+def scrape(service: Service, authorization: str | None) -> httpx.Response:
+    """Ask for metrics by no client of the service: its answers would have to be in the OpenAPI document."""
+    headers = {"Authorization": authorization} if authorization else {}
+    return httpx.get(f"{service.url}/metrics", headers=headers, trust_env=False)
+
+
+@pytest.mark.parametrize("case", NOT_THE_SCRAPER)
+def test_metrics_with_a_token_are_for_those_who_send_it(closed: Service, case: str) -> None:
+    authorization, code, reason = NOT_THE_SCRAPER[case]
+    answer = scrape(closed, authorization)
+    assert (answer.status_code, answer.json()["code"]) == (401, code)
+    assert set(answer.json()) == {"status_code", "detail", "code", "request_id"}
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert "http_requests" not in answer.text
+    (line,) = closed.lines(event="auth.denied", request_id=answer.headers["X-Request-ID"])
+    assert line["reason"] == reason
+
+
+def test_a_user_is_no_scraper_and_the_scraper_no_user(closed: Service) -> None:
+    account = closed.register()
+    assert scrape(closed, account.client.headers["Authorization"]).status_code == 401
+    assert closed.client(SCRAPER).get("/tasks").status_code == 401
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_the_metrics_token_opens_them_and_probes_need_none(closed: Service, scheme: str) -> None:
+    answer = scrape(closed, f"{scheme} {SCRAPER}")
+    assert (answer.status_code, "http_requests_total" in answer.text) == (200, True)
+    assert closed.client().get("/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("token", ["with a space", "ümlaut", "=", "a\tb"])
+def test_a_metrics_token_that_no_header_can_hold_stops_the_start(token: str) -> None:
+    """RFC 6750 section 2.1."""
+    with pytest.raises(SettingsError, match=r"^METRICS_TOKEN: [^\n]+$"):
+        load_settings(metrics_token=token)
 
 
 def test_requests_are_counted_by_route_template(ada: Account, counted: Callable[[], Counter[Series]]) -> None:

@@ -58,13 +58,14 @@ def add_docs(app: FastAPI) -> None:
     @app.get("/docs", include_in_schema=False)
     async def swagger_ui(request: Request) -> HTMLResponse:
         root = request.scope.get("root_path", "")
+        # Without persistAuthorization, which keeps the password in the browser's localStorage.
         page = get_swagger_ui_html(
             openapi_url=f"{root}/openapi.json",
             title=f"{app.title}: Swagger UI",
             swagger_js_url=f"{root}{ASSETS}/swagger-ui-bundle.js",
             swagger_css_url=f"{root}{ASSETS}/swagger-ui.css",
             swagger_favicon_url=f"{root}{ASSETS}/favicon.png",
-            swagger_ui_parameters={"persistAuthorization": True, "displayRequestDuration": True},
+            swagger_ui_parameters={"displayRequestDuration": True},
         )
         page.headers["Content-Security-Policy"] = POLICY
         return page

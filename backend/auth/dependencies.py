@@ -14,6 +14,7 @@ from backend.auth.errors import (
     ExternalAccountError,
     InvalidTokenError,
     KeysUnavailableError,
+    NotBearerError,
     RevokedTokenError,
     UnauthorizedError,
 )
@@ -82,7 +83,7 @@ def bearer_token(request: Request) -> str:
     if len(sent) > 1:
         raise InvalidTokenError(reason="two_headers")
     if sent[0][:7].lower() != _BEARER or not (token := sent[0][7:].strip(b" ")):
-        raise UnauthorizedError(reason="malformed")
+        raise NotBearerError(reason="malformed")
     return str(token, "latin-1")
 
 

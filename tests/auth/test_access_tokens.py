@@ -413,6 +413,8 @@ NOT_SENT: dict[str, tuple[Callable[[Token], str | bytes], str]] = {
     "nothing": (lambda _: "", "malformed"),
     "no scheme": (lambda good: good.text, "malformed"),
     "Basic": (lambda _: "Basic YTpi", "malformed"),
+    "Token": (lambda good: f"Token {good.text}", "malformed"),
+    "JWT": (lambda good: f"JWT {good.text}", "malformed"),
     "another scheme": (lambda good: f"Bearers {good.text}", "malformed"),
     "a tab": (lambda good: f"Bearer\t{good.text}", "malformed"),
     "a colon": (lambda good: f"Bearer: {good.text}", "malformed"),
@@ -421,9 +423,14 @@ NOT_SENT: dict[str, tuple[Callable[[Token], str | bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", NOT_SENT)
-def test_what_is_no_bearer_token_counts_as_none(service: Service, good: Token, case: str) -> None:
+def test_what_is_no_bearer_token_counts_as_none_and_the_answer_says_how_to_send_one(
+    service: Service, good: Token, case: str
+) -> None:
     spell, reason = NOT_SENT[case]
-    assert_refused(service, present(service, spell(good)), "not_authenticated", reason)
+    response = present(service, spell(good))
+    assert_refused(service, response, "not_authenticated", reason)
+    assert "`Authorization: Bearer <access token>`" in response.json()["detail"]
+    assert good.text not in response.text
 
 
 @pytest.mark.parametrize("value", ["Bearer ", "Bearer    "])

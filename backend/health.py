@@ -80,5 +80,5 @@ async def read_metrics(_: ScraperDep, gauge: GaugeDep) -> Answer:
     Where the service has a `METRICS_TOKEN`, that is needed as a bearer token; else the answer is 401.
     """
     gauge()
-    text, content_type = metrics.exposition()
+    text, content_type = await metrics.exposition()
     return Answer(text, [(b"content-type", content_type.encode())])

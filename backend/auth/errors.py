@@ -24,7 +24,7 @@ class UnauthorizedError(AppError):
 class NotBearerError(UnauthorizedError):
     """An `Authorization` header is there, but of another form than RFC 6750 section 2.1 has."""
 
-    detail = "Send the access token as `Authorization: Bearer <access token>`"
+    detail = "Send the access token as Authorization: Bearer <access token>"
 
 
 class InvalidTokenError(UnauthorizedError):

@@ -429,7 +429,7 @@ def test_what_is_no_bearer_token_counts_as_none_and_the_answer_says_how_to_send_
     spell, reason = NOT_SENT[case]
     response = present(service, spell(good))
     assert_refused(service, response, "not_authenticated", reason)
-    assert "`Authorization: Bearer <access token>`" in response.json()["detail"]
+    assert "Authorization: Bearer <access token>" in response.json()["detail"]
     assert good.text not in response.text
 
 

@@ -36,7 +36,7 @@ ROUTES = {
     "/health/ready": {"GET"},
     "/metrics": {"GET"},
 }
-PAGES = {path: {"GET"} for path in ("/docs", "/redoc", "/openapi.json", "/docs/assets/swagger-ui-bundle.js")}
+PAGES = {path: {"GET"} for path in ("/docs", "/redoc", "/openapi.json")}
 GUARDED = [
     (method, path)
     for path, methods in ROUTES.items()

@@ -32,6 +32,7 @@ MIN_SECRET_BYTES = 32
 """RFC 7518 section 3.2: an HS256 key is at least as long as its hash."""
 
 
+_BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _HTTP_URL = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?(/[^?#\s]*)?", re.IGNORECASE)
 
 
@@ -40,6 +41,7 @@ SECRETS = (
     "jwt_secret",
     "jwt_previous_secrets",
     "better_auth_secret",
+    "metrics_token",
     "rate_limit_storage_uri",
 )
 """Each may stand in a file instead, which the variable of the same name and `_FILE` names."""
@@ -53,6 +55,12 @@ def _long_enough(secret: SecretStr) -> SecretStr:
     if len(secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
         message = f"must be at least {MIN_SECRET_BYTES} bytes long (`python -m backend secret` makes one)"
         raise ValueError(message)
+    return secret
+
+
+def _bearer_token(secret: SecretStr) -> SecretStr:
+    if not _BEARER_TOKEN.fullmatch(secret.get_secret_value()):
+        raise ValueError("must be letters, digits and any of -._~+/ as in RFC 6750 section 2.1")
     return secret
 
 
@@ -164,6 +172,7 @@ class Settings(BaseSettings):
         "http://localhost",
     )
     conceal_foreign_tasks: bool = False
+    metrics_token: Annotated[SecretStr, AfterValidator(_bearer_token)] | None = None
     log_format: Literal["json", "pretty"] | None = None
     otel_exporter_otlp_endpoint: Annotated[str, AfterValidator(_base_url)] | None = None
     """OpenTelemetry's own setting; with it, each request is a span."""

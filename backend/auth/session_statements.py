@@ -1,6 +1,16 @@
-"""The statements on sessions, compiled once, and what signing in takes of them; each is one round trip.
+"""The statements on sessions, compiled once, and the parts that sign-in and password statements share.
 
-Rows are locked in the order user, session, refresh token: requests wait for each other, never in a ring.
+Lock order, for every statement that waits for a lock:
+
+1. the user's row, exclusively (a queue of shared locks would let refreshes starve a change of password);
+2. session rows; a statement that locks several of them holds the user's row;
+3. refresh tokens.
+
+A statement may leave out a step, but never goes back. The sweep of expired sessions skips locked rows.
+
+A statement's snapshot is older than the lock that it waits for. Only the locked row itself is checked
+anew (PostgreSQL manual, "Read Committed Isolation Level"), so what a race decides stands in that row:
+a refresh compares the generation in the session's row, and counts the uses in the token's row.
 """
 
 from datetime import timedelta
@@ -14,6 +24,7 @@ from sqlalchemy import (
     LargeBinary,
     Text,
     Uuid,
+    and_,
     bindparam,
     delete,
     func,
@@ -32,6 +43,9 @@ from backend.database import Statement
 
 REFRESH_GRACE = timedelta(seconds=10)
 """A refresh token used again so soon was used by two tabs; later it was stolen (RFC 9700 section 4.14.2)."""
+USES_WITHIN_GRACE = 3
+MAX_SESSIONS = 100
+"""The sessions that one user may have at a time."""
 ADDRESS_KNOWN_FOR = timedelta(days=30)
 SWEPT_AT_ONCE = 10
 """Expired sessions that each new one clears away: more than come in, so that they never pile up."""
@@ -50,14 +64,44 @@ def ago(period: timedelta) -> ColumnElement[Any]:
     return func.now() - literal(period, Interval)
 
 
-def new_refresh_token(session_id: ColumnElement[object], owner: FromClause) -> CTE:
-    """Return the insertion of a refresh token of this session, if there is an `owner`."""
+def new_refresh_token(session: CTE) -> CTE:
+    """Return the insertion of a refresh token of `session`, of the generation that is good there now."""
     return (
         insert(refresh_tokens)
-        .from_select(["digest", "session_id"], select(_refresh_digest, session_id).select_from(owner))
+        .from_select(
+            ["digest", "session_id", "generation"],
+            select(_refresh_digest, session.c.id, session.c.refresh_generation),
+        )
         .returning(refresh_tokens.c.session_id)
         .cte("new_refresh_token")
     )
+
+
+def void_sessions(owner: CTE, kept: ColumnElement[Any]) -> tuple[CTE, CTE]:
+    """Return the end of all sessions of `owner` but `kept`, and `kept` with its refresh tokens voided.
+
+    Spent tokens are voided as well. `kept` is a session's id, or null to end all. An earlier statement
+    of the same transaction must hold the user's row, or sessions that begin meanwhile are not seen.
+    """
+    ended = (
+        delete(sessions)
+        .where(sessions.c.user_id == owner.c.id, sessions.c.id.is_distinct_from(kept))
+        .returning(sessions.c.id)
+        .cte("ended")
+    )
+    voided = (
+        update(sessions)
+        .where(sessions.c.user_id == owner.c.id, sessions.c.id == kept)
+        .values(refresh_generation=sessions.c.refresh_generation + 1)
+        .returning(sessions.c.id, sessions.c.refresh_generation)
+        .cte("voided")
+    )
+    return ended, voided
+
+
+def number_of(rows: FromClause) -> ColumnElement[int]:
+    """Return the number of `rows`, as a column `count`."""
+    return select(func.count()).select_from(rows).scalar_subquery().label("count")
 
 
 def begin_session(owner: CTE) -> tuple[CTE, ...]:
@@ -74,7 +118,7 @@ def begin_session(owner: CTE) -> tuple[CTE, ...]:
                 bindparam("ip", type_=Text),
             ).select_from(owner),
         )
-        .returning(sessions.c.id)
+        .returning(sessions.c.id, sessions.c.refresh_generation)
         .cte("new_session")
     )
     address = (
@@ -102,29 +146,22 @@ def begin_session(owner: CTE) -> tuple[CTE, ...]:
         .with_for_update(skip_locked=True)
     )
     swept = delete(sessions).where(sessions.c.id.in_(expired)).returning(sessions.c.id).cte("swept")
-    return session, new_refresh_token(session.c.id, session), address, forgotten, swept
+    return session, new_refresh_token(session), address, forgotten, swept
 
 
 def _refresh() -> Statement:
     session = (
         select(sessions.c.id)
         .join(refresh_tokens, refresh_tokens.c.session_id == sessions.c.id)
-        .where(refresh_tokens.c.digest == bindparam("spent_digest"), sessions.c.expires_at > func.now())
+        .where(
+            refresh_tokens.c.digest == bindparam("spent_digest"),
+            refresh_tokens.c.generation == sessions.c.refresh_generation,
+            sessions.c.expires_at > func.now(),
+        )
         .with_for_update(of=sessions)
         .cte("locked_session")
     )
-    spent_at = refresh_tokens.c.spent_at
-    spent = (
-        update(refresh_tokens)
-        .where(
-            refresh_tokens.c.digest == bindparam("spent_digest"),
-            refresh_tokens.c.session_id == session.c.id,
-            or_(spent_at.is_(None), spent_at > ago(REFRESH_GRACE)),
-        )
-        .values(spent_at=func.coalesce(spent_at, func.now()))
-        .returning(refresh_tokens.c.session_id)
-        .cte("spent")
-    )
+    spent = _spend(session)
     renewed = (
         update(sessions)
         .where(sessions.c.id == spent.c.session_id)
@@ -134,14 +171,83 @@ def _refresh() -> Statement:
             user_agent=bindparam("user_agent", type_=Text),
             ip=bindparam("ip", type_=Text),
         )
-        .returning(sessions.c.id, sessions.c.user_id)
+        .returning(sessions.c.id, sessions.c.user_id, sessions.c.refresh_generation)
         .cte("renewed")
     )
-    return Statement(
-        select(*PROFILE, renewed.c.id.label("session_id"))
-        .join(renewed, renewed.c.user_id == users.c.id)
-        .add_cte(new_refresh_token(renewed.c.id, renewed))
+    # By age and not by number, or a thief refreshes until the token that would give them away is gone.
+    pruned = (
+        delete(refresh_tokens)
+        .where(
+            refresh_tokens.c.session_id == renewed.c.id, refresh_tokens.c.spent_at <= func.now() - _idle_life
+        )
+        .returning(refresh_tokens.c.session_id)
+        .cte("pruned")
     )
+    return Statement(
+        select(*PROFILE, renewed.c.id.label("session_id"), (spent.c.uses > 1).label("within_grace"))
+        .select_from(spent.join(renewed, renewed.c.id == spent.c.session_id))
+        .join(users, users.c.id == renewed.c.user_id)
+        .add_cte(new_refresh_token(renewed), pruned)
+    )
+
+
+def _spend(session: CTE) -> CTE:
+    spent_at, uses = refresh_tokens.c.spent_at, refresh_tokens.c.uses
+    return (
+        update(refresh_tokens)
+        .where(
+            refresh_tokens.c.digest == bindparam("spent_digest"),
+            refresh_tokens.c.session_id == session.c.id,
+            or_(spent_at.is_(None), and_(spent_at > ago(REFRESH_GRACE), uses < USES_WITHIN_GRACE)),
+        )
+        .values(spent_at=func.coalesce(spent_at, func.now()), uses=uses + 1)
+        .returning(refresh_tokens.c.session_id, uses)
+        .cte("spent")
+    )
+
+
+def _lock_caller() -> CTE:
+    user = (
+        select(users.c.id)
+        .where(users.c.id == CALLER_ID)
+        .with_for_update(key_share=True, of=users)
+        .cte("locked_user")
+    )
+    return (
+        select(sessions.c.id, sessions.c.user_id)
+        .where(sessions.c.id == CALLER_SESSION, sessions.c.user_id == user.c.id)
+        .with_for_update(key_share=True, of=sessions)
+        .cte("locked_caller")
+    )
+
+
+def _end_other_sessions() -> Statement:
+    caller_ = _lock_caller()
+    ended = (
+        delete(sessions)
+        .where(sessions.c.user_id == caller_.c.user_id, sessions.c.id != caller_.c.id)
+        .returning(sessions.c.id)
+        .cte("ended")
+    )
+    return Statement(select(caller_.c.id, number_of(ended)))
+
+
+def _end_oldest_sessions() -> Statement:
+    user = (
+        select(users.c.id)
+        .where(users.c.id == bindparam("user_id"))
+        .with_for_update(key_share=True)
+        .cte("locked_user")
+    )
+    oldest = (
+        select(sessions.c.id)
+        .where(sessions.c.user_id == user.c.id, sessions.c.expires_at > func.now())
+        .order_by(sessions.c.last_used_at.desc(), sessions.c.id.desc())
+        .offset(literal(MAX_SESSIONS))
+        .cte("oldest")
+    )
+    ended = delete(sessions).where(sessions.c.id == oldest.c.id).returning(sessions.c.id).cte("ended")
+    return Statement(select(number_of(ended)))
 
 
 def deleting(change: CTE) -> Statement:
@@ -150,7 +256,11 @@ def deleting(change: CTE) -> Statement:
 
 
 REFRESH = _refresh()
-"""The session goes on with a new refresh token; no row when the old one is unknown, expired or spent."""
+"""The session goes on with a new refresh token; no row when the old one is unknown, expired, void or spent.
+
+`within_grace` tells a use that was not the first. Tokens spent longer ago than a session may be idle
+are pruned: a client that comes back so late is signed out anyway.
+"""
 
 END_REUSED = Statement(
     delete(sessions)
@@ -190,9 +300,14 @@ END_SESSION = deleting(
     .cte("ended")
 )
 
-END_OTHER_SESSIONS = deleting(
-    delete(sessions)
-    .where(sessions.c.user_id == CALLER_ID, sessions.c.id != CALLER_SESSION)
-    .returning(sessions.c.id)
-    .cte("ended")
-)
+LOCK_CALLER = Statement(select(_lock_caller().c.id))
+"""Goes before a statement that voids sessions, in its transaction; no row when the caller's has ended."""
+
+END_OTHER_SESSIONS = _end_other_sessions()
+"""The number of sessions that were ended, or no row when the caller's own has ended."""
+
+END_OLDEST_SESSIONS = _end_oldest_sessions()
+"""Ends the sessions past `MAX_SESSIONS` that were used longest ago.
+
+Goes after the commit of a sign-in: of many at once, the last to commit sees them all.
+"""

@@ -10,10 +10,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
 import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement
+from loguru import logger
 
 from backend import metrics
 from backend.database.hosts import Hosts
-from backend.database.pool import Connection, Pool, notice_silence
+from backend.database.pool import Pool
+from backend.database.session import UNPREPARED, Connection, notice_silence
 from backend.database.statement import Statement
 from backend.database.url import connect_arguments, is_transaction_pooler
 from backend.errors import DatabaseUnavailableError
@@ -42,6 +45,7 @@ UNDONE: Final = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InvalidCachedStatementError,
     asyncpg.ForeignKeyViolationError,  # its user was deleted meanwhile, and will not be found
+    *UNPREPARED,
 )
 """What PostgreSQL says when it has surely done nothing: then a write may be sent again as well."""
 
@@ -106,12 +110,21 @@ class Database:
                 connection = self.pool.take_idle() or await self._take(deadline)
                 return await self._send(connection, statement, arguments, deadline - now())
             except FAILURES as error:
+                if isinstance(error, UNPREPARED):
+                    self._stop_preparing()
                 is_harmless = connection is None or statement.only_reads or isinstance(error, UNDONE)
                 if not is_harmless or now() + pause >= deadline:
                     raise DatabaseUnavailableError(reason=type(error).__name__) from error
             metrics.DATABASE_RETRIES.inc()
             await asyncio.sleep(pause)
         raise AssertionError("the last pause ends it")
+
+    def _stop_preparing(self) -> None:
+        if self._hosts.stop_preparing():
+            logger.warning(
+                "DATABASE_URL leads to a pooler that shares sessions: statements are no longer prepared; "
+                "set DATABASE_PREPARED_STATEMENTS=off to begin so"
+            )
 
     async def _take(self, deadline: float) -> Connection:
         async with asyncio.timeout_at(deadline):
@@ -161,12 +174,20 @@ class Database:
 
 
 class Transaction:
-    """Runs statements within one transaction of `Database.transaction`."""
+    """Runs statements within one transaction of `Database.transaction`.
+
+    The statement is prepared here and without a name, because behind a transaction pooler this session may
+    not have what the connection prepared before, and a transaction that met an error can't be continued.
+    """
 
     def __init__(self, connection: Connection, seconds: float) -> None:
         self._connection, self._seconds = connection, seconds
+        self._last: tuple[Statement, PreparedStatement[Row]] | None = None
 
     async def one(self, statement: Statement, **values: Any) -> Row | None:
         """Return the first row, or None."""
         arguments = statement.arguments(values)
-        return await self._connection.fetchrow(statement.sql, *arguments, timeout=self._seconds)
+        if self._last is None or self._last[0] is not statement:
+            prepared = await self._connection.prepare(statement.sql, name="", timeout=self._seconds)
+            self._last = statement, prepared
+        return await self._last[1].fetchrow(*arguments, timeout=self._seconds)

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 import asyncpg
 
-from backend.database.pool import Connection
+from backend.database.session import Connection
 
 _ANSWERS: Final = (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched)
 """What a server says that cannot serve us: it took no time, and may be promoted or ready the next moment."""
@@ -32,7 +32,7 @@ class Hosts:
     """
 
     def __init__(self, arguments: dict[str, Any], *, seconds: float) -> None:
-        self._arguments, self._seconds = arguments, seconds
+        self._arguments, self._seconds = dict(arguments), seconds
         self._longest = arguments.get("timeout", math.inf)
         """Of one host, as libpq means connect_timeout."""
         self._order = _hosts(arguments)
@@ -57,7 +57,9 @@ class Hosts:
     async def _connect_to(self, host: _Host, seconds: float) -> Connection:
         seconds = min(seconds, self._longest * len(host["host"]))
         try:
-            connection: Connection = await asyncpg.connect(**self._arguments | host | {"timeout": seconds})
+            connection: Connection = await asyncpg.connect(
+                **self._arguments | host | {"timeout": seconds}, connection_class=Connection
+            )
         except _ANSWERS:
             raise
         except BaseException:  # cancelled too, or requests with little time left would try nothing else
@@ -67,6 +69,14 @@ class Hosts:
         self._order.insert(0, host)
         self._host_of[connection] = host
         return connection
+
+    def stop_preparing(self) -> bool:
+        """Prepare no statement any more, on any connection; return whether they were prepared until now."""
+        was_preparing: bool = self._arguments["statement_cache_size"] > 0
+        self._arguments["statement_cache_size"] = 0
+        for connection in self._host_of:
+            connection.stop_preparing()
+        return was_preparing
 
     def doubt(self, connection: Connection) -> None:
         """Try the host of this connection after the others: it fell silent, or can only be read."""

@@ -64,6 +64,13 @@ def _bearer_token(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("names the home directory of a user who has none") from None
+
+
 def _comma_separated(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
@@ -130,7 +137,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("database_url", "neon_db_url")
     )
-    data_dir: Path = Path(".data")
+    data_dir: Annotated[Path, AfterValidator(_expanded)] = Path(".data")
     database_prepared_statements: Literal["auto", "on", "off"] = "auto"
     database_pool_size: int = Field(default=10, ge=1, le=1000)
     database_timeout_seconds: float = Field(default=5, gt=0, le=300)

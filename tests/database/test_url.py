@@ -4,7 +4,6 @@ import asyncio
 import os
 import pwd
 import ssl
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import DatabaseURLError, connect_arguments, is_transaction_pooler
 from tests.certificates import make_certificates
+from tests.programs import passable_directory
 
 NEON = (
     "postgresql://neondb_owner:npg_A1b2C3@ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech/neondb"
@@ -249,8 +249,8 @@ def test_a_transaction_pooler_is_known_by_its_name_or_said(url: str, pooled: boo
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
     with (
-        tempfile.TemporaryDirectory(prefix="url-") as base,
-        embedded_server(Path(base), {"fsync": "off"}) as running,
+        passable_directory() as base,
+        embedded_server(base, {"fsync": "off"}) as running,
     ):
         yield running
 

@@ -18,7 +18,8 @@ from loguru import logger
 
 from backend import logs, server
 from backend.app import create_app
-from backend.auth.imports import UserFileError, import_users
+from backend.auth.imports import import_users
+from backend.auth.user_files import COLUMNS, UserFileError
 from backend.database import Database, revision
 from backend.database.embedded import EmbeddedServerError, lasting_server
 from backend.database.embedded.files import make_file, open_file
@@ -63,11 +64,27 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--check", action="store_true", help="tell whether the models need a new migration")
     migrate.set_defaults(run=_migrate)
     users = commands.add_parser("import-users", help="bring in users with their bcrypt hashes, all or none")
-    users.add_argument("file", type=Path, help="CSV or JSON Lines of email, name and password_hash")
+    users.add_argument("file", type=Path, help="CSV (*.csv) or JSON Lines of email, name and password_hash")
+    users.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        type=_renamed_column,
+        metavar="COLUMN=NAME",
+        help="what the file calls a column, such as password_hash=encrypted_password; may be repeated",
+    )
     users.set_defaults(run=_import_users)
     commands.add_parser("openapi", help="print the OpenAPI document").set_defaults(run=_openapi)
     commands.add_parser("secret", help="print a new secret").set_defaults(run=_secret)
     return parser
+
+
+def _renamed_column(text: str) -> tuple[str, str]:
+    column, _, name = text.partition("=")
+    if column not in COLUMNS or not name.strip():
+        message = f"must be like password_hash=encrypted_password, for one of {', '.join(COLUMNS)}"
+        raise argparse.ArgumentTypeError(message)
+    return column, name.strip()
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -98,16 +115,18 @@ def _import_users(options: argparse.Namespace) -> None:
     with _database() as (settings, url):
         logs.configure(settings.log_format)
         _upgrade(url)
-        asyncio.run(_import(settings, options.file))
+        asyncio.run(_import(settings, options.file, dict(options.column)))
 
 
-async def _import(settings: Settings, file: Path) -> None:
+async def _import(settings: Settings, file: Path, names: dict[str, str]) -> None:
     def show(done: int, of: int) -> None:
         print(f"\r{done:,} of {of:,} users", end="", file=sys.stderr, flush=True)
 
     async with Database(settings) as database:
-        created = await import_users(database, file, show)
-    print(f"\n{created:,} new; who was here already stays as they are", file=sys.stderr)
+        imported = await import_users(database, file, show, names)
+    skipped = [f"{file}, line {number}: skipped: the email has an account" for number in imported.skipped]
+    summary = f"{imported.new:,} new, {len(skipped):,} skipped, whose accounts stay as they are"
+    print("", *skipped, summary, sep="\n", file=sys.stderr)
 
 
 def _openapi(_: argparse.Namespace) -> None:

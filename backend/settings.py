@@ -3,6 +3,7 @@
 No message that leaves this module contains a value: a wrong secret is named, never shown.
 """
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,6 +111,17 @@ def _base_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _proxies(value: str) -> str:
+    try:
+        for part in value.split(","):
+            if value != "*" and part.strip():
+                ipaddress.ip_network(part.strip())
+    except ValueError:
+        message = "must be addresses or networks by commas, like 10.0.0.1,10.1.0.0/16 (no names), or *"
+        raise ValueError(message) from None
+    return value
+
+
 def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
         parts = urlsplit(value)
@@ -172,8 +184,8 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=4096, ge=1, le=1_000_000)
     shutdown_grace_seconds: int = Field(default=20, ge=1, le=3600)
     shutdown_drain_seconds: float = Field(default=5, ge=0, le=3600)
-    forwarded_allow_ips: str | None = None
-    """Uvicorn's own setting: the proxies whose X-Forwarded-For counts; `*` for any."""
+    forwarded_allow_ips: Annotated[str, AfterValidator(_proxies)] | None = None
+    """The proxies whose X-Forwarded-For counts; `*` for any."""
     cors_origins: Annotated[tuple[str, ...], *CommaSeparated, AfterValidator(_origins)] = (
         "http://localhost:3000",
         "http://localhost",

@@ -181,6 +181,38 @@ def test_an_address_is_known_for_thirty_days(
     assert sign_in(limited, home, email).status_code == status
 
 
+@pytest.mark.parametrize(("neighbours", "status"), [(4, 200), (5, 429)])
+def test_an_address_that_many_accounts_share_is_known_to_none(
+    limited: Service, limited_database: Postgres, neighbours: int, status: int
+) -> None:
+    """All clients of a proxy that nobody has named would be at home there, and their guesses unlimited."""
+    shared = new_address()
+    emails = [registered(limited, shared)[0]]
+    for _ in range(neighbours):
+        emails.append(registered(limited, new_address())[0])
+        assert sign_in(limited, shared, emails[-1]).status_code == 200
+    attack(limited, emails[0])
+    assert sign_in(limited, shared, emails[0]).status_code == status
+    limited_database.sql(
+        "UPDATE known_addresses SET last_used_at = now() - make_interval(days => 31) "
+        "FROM users WHERE users.id = user_id AND address = $1 AND email = $2",
+        shared,
+        emails[-1],
+    )
+    assert sign_in(limited, shared, emails[0]).status_code == 200
+
+
+def test_a_token_makes_a_shared_address_no_home_either(limited: Service) -> None:
+    shared = new_address()
+    email, token = registered(limited, shared)
+    for _ in range(5):
+        assert sign_in(limited, shared, registered(limited, new_address())[0]).status_code == 200
+    attack(limited, email)
+    headers = {"Authorization": f"Bearer {token}"}
+    refused = send(limited, shared, "DELETE", "/auth/me", json={"password": WRONG}, headers=headers)
+    assert_limited(limited, refused, "account")
+
+
 def test_thirty_wrong_guesses_at_once_are_ten(limited: Service) -> None:
     email, _ = registered(limited, new_address())
     responses = together(limited, *(login(new_address(), email, WRONG) for _ in range(30)))

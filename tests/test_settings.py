@@ -57,6 +57,17 @@ WRONG = [
     ("CORS_ORIGINS", "example.com"),
     ("CORS_ORIGINS", "https://example.com/path"),
     ("CORS_ORIGINS", "https://example.com, nonsense"),
+    ("FORWARDED_ALLOW_IPS", "traefik"),
+    ("FORWARDED_ALLOW_IPS", "localhost"),
+    ("FORWARDED_ALLOW_IPS", "127.0.0.1/33"),
+    ("FORWARDED_ALLOW_IPS", "10.0.0.5/8"),
+    ("FORWARDED_ALLOW_IPS", "10.0.0.0/8;127.0.0.1"),
+    ("FORWARDED_ALLOW_IPS", "10.0.0.0/8 127.0.0.1"),
+    ("FORWARDED_ALLOW_IPS", "127.0.0.1,*"),
+    ("FORWARDED_ALLOW_IPS", "127.0.0.1:8000"),
+    ("FORWARDED_ALLOW_IPS", "[::1]"),
+    ("FORWARDED_ALLOW_IPS", "::ffff:10.0.0.0/8"),
+    ("FORWARDED_ALLOW_IPS", "10.0.0.*"),
     ("JWT_SECRET", SHORT),
     ("JWT_SECRET", "x" * 31),
     ("JWT_SECRET", "é" * 15),
@@ -112,6 +123,13 @@ def test_without_any_setting_there_are_the_defaults_of_the_contract() -> None:
 def test_secrets_are_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     for secret in ("x" * 32, "é" * 16):
         assert load(monkeypatch, **{**GOOD, "JWT_SECRET": secret}).jwt_secret is not None
+
+
+@pytest.mark.parametrize(
+    "proxies", ["*", "127.0.0.1", "127.0.0.1, ::1,", "10.0.0.0/8,fd00::/8", "::ffff:10.0.0.1", "0.0.0.0/0"]
+)
+def test_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPatch, proxies: str) -> None:
+    assert load(monkeypatch, **GOOD, FORWARDED_ALLOW_IPS=proxies).forwarded_allow_ips == proxies
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,9 +91,10 @@ class RefreshToken(SQLModel, table=True):
 
 
 class KnownAddress(SQLModel, table=True):
-    """An address from which a user has signed in: nobody's guesses elsewhere lock them out there."""
+    """An address from which a user has signed in; failed sign-ins elsewhere do not lock it out."""
 
     __tablename__ = "known_addresses"
+    __table_args__ = (Index("known_addresses_by_address", "address", "last_used_at"),)
 
     user_id: str = Field(
         sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False)

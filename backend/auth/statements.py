@@ -3,7 +3,7 @@
 `session_statements` says in which order they lock rows.
 """
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, select, true, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, func, literal, select, true, update
 from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import caller
@@ -23,6 +23,9 @@ from backend.auth.session_statements import (
 )
 from backend.database import Statement
 
+MAX_ACCOUNTS_AT_HOME = 5
+"""Accounts that may share a known address, as a household does; more are clients of one proxy or network."""
+
 _new_user = {
     "id": bindparam("user_id"),
     "issuer": LOCAL,
@@ -34,17 +37,22 @@ _new_user = {
 
 
 def _is_known() -> ColumnElement[bool]:
-    return (
+    """Return whether `users` has signed in from `address` lately, and few others have."""
+    lately = and_(
+        known_addresses.c.address == ADDRESS, known_addresses.c.last_used_at > ago(ADDRESS_KNOWN_FOR)
+    )
+    is_own = (
         select(known_addresses.c.user_id)
-        .where(
-            known_addresses.c.user_id == users.c.id,
-            known_addresses.c.address == ADDRESS,
-            known_addresses.c.last_used_at > ago(ADDRESS_KNOWN_FOR),
-        )
+        .where(known_addresses.c.user_id == users.c.id, lately)
         .correlate(users)
         .exists()
-        .label("is_known")
     )
+    # Looking ends at one account too many: an address may have thousands.
+    accounts = (
+        select(known_addresses.c.user_id).where(lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1)).subquery()
+    )
+    count = select(func.count()).select_from(accounts).scalar_subquery()
+    return and_(is_own, count <= MAX_ACCOUNTS_AT_HOME).label("is_known")
 
 
 def _register() -> Statement:

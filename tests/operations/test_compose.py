@@ -39,7 +39,7 @@ def port() -> Iterator[int]:
 
 
 def initialise(server: EmbeddedServer, port: int) -> None:
-    psql = [binaries() / "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-U", "postgres"]
+    psql: list[str | Path] = [binaries() / "psql", "-Xq", "-v", "ON_ERROR_STOP=1", "-U", "postgres"]
     psql += ["-h", str(server.data_dir.parent), "-p", str(port)]
     environment = {"POSTGRES_PASSWORD": PASSWORD}
     prepare = "\\getenv password POSTGRES_PASSWORD\nALTER ROLE postgres PASSWORD :'password';"

@@ -101,16 +101,11 @@ def _owner(home: Path) -> tuple[int, int]:
         return os.geteuid(), os.getegid()
     for path in (home, home.parent):
         with suppress(FileNotFoundError):
-            if (uid := path.lstat().st_uid) != 0:
-                return uid, _group(uid)
+            if uid := path.lstat().st_uid:
+                with suppress(KeyError):  # not the directory's group, which may be one that the user isn't in
+                    return uid, pwd.getpwuid(uid).pw_gid
+                return uid, uid
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
-            return pwd.getpwnam(name).pw_uid, pwd.getpwnam(name).pw_gid
+            return pwd.getpwnam(name)[2:4]
     raise EmbeddedServerError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
-
-
-def _group(uid: int) -> int:
-    """Return the user's own group, since a directory's group may be one that the user isn't in."""
-    with suppress(KeyError):
-        return pwd.getpwuid(uid).pw_gid
-    return uid

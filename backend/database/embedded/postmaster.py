@@ -23,11 +23,10 @@ from .place import SOCKET_NAME, EmbeddedServerError, Place
 with suppress(ImportError):  # it comes with the wheel of the server, and an installation may have neither
     import psutil
 
-_SETTINGS = {"listen_addresses": "", "port": "5432", "log_checkpoints": "off"}
+_SETTINGS = {"listen_addresses": "", "port": "5432", "log_checkpoints": "off", "shared_buffers": "256MB"}
 _ENVIRONMENT = {"LC_ALL": "C", "PATH": os.defpath}  # PGPORT, PGDATA or LANG must not change the server
 _ACCESS = ("--username=postgres", "--auth-local=trust", "--auth-host=reject", "--data-checksums")
 _TEXT = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
-_MAX_SHARED_BUFFERS_MIB = 1024
 _POLL_SECONDS = 0.02
 
 
@@ -63,7 +62,7 @@ def _launch(place: Place, options: Mapping[str, str]) -> "subprocess.Popen[bytes
         _initialise(place, programs)
     _end_orphans(place)
     ours = {"unix_socket_directories": f'"{place.socket_dir}"', "cluster_name": place.name}
-    settings = {**_SETTINGS, "shared_buffers": _shared_buffers(), **options, **ours}
+    settings = {**_SETTINGS, **options, **ours}
     flags = chain.from_iterable(("-c", f"{name}={value}") for name, value in settings.items())
     with os.fdopen(_new_log(place), "wb") as log:
         process = subprocess.Popen(  # noqa: S603 - the wheel's program, with a list of arguments
@@ -127,12 +126,6 @@ def _new_log(place: Place) -> int:
         with suppress(FileNotFoundError):
             os.rename("postgres.log", "postgres.previous.log", src_dir_fd=home, dst_dir_fd=home)
         return make_file("postgres.log", home, place.uid)
-
-
-def _shared_buffers() -> str:
-    """Return a quarter of the memory, as PostgreSQL's manual advises: what is not used is not taken."""
-    mebibytes = psutil.virtual_memory().total // 2**20
-    return f"{min(mebibytes // 4, _MAX_SHARED_BUFFERS_MIB)}MB"
 
 
 def _end_orphans(place: Place) -> None:

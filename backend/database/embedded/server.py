@@ -59,12 +59,10 @@ def embedded_server(data_dir: Path, options: Mapping[str, str] | None = None) ->
             place = prepare(data_dir)
             turn, users = (stack.enter_context(_lock(place, name)) for name in ("turn.lock", "users.lock"))
             with _held(turn):
-                _join(place, users, options or {})
-        try:
-            yield EmbeddedServer(place)
-        finally:
-            with _held(turn):
-                _leave(place, users)
+                fcntl.flock(users, fcntl.LOCK_SH)
+                stack.callback(_leave, place, turn, users)
+                postmaster.ensure_running(place, options or {})
+        yield EmbeddedServer(place)
 
 
 @contextmanager
@@ -88,23 +86,12 @@ def lasting_server(data_dir: Path) -> Iterator[EmbeddedServer]:
             watcher.join()
 
 
-def _join(place: Place, users: IO[bytes], options: Mapping[str, str]) -> None:
-    fcntl.flock(users, fcntl.LOCK_SH)
-    try:
-        postmaster.ensure_running(place, options)
-    except BaseException:
-        _leave(place, users)
-        raise
-
-
-def _leave(place: Place, users: IO[bytes]) -> None:
-    try:
+def _leave(place: Place, turn: IO[bytes], users: IO[bytes]) -> None:
+    with _held(turn), suppress(BlockingIOError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    postmaster.stop(place)
-    with suppress(OSError):  # only one of our own in /tmp is empty now
-        place.socket_dir.rmdir()
+        postmaster.stop(place)
+        with suppress(OSError):  # only one of our own in /tmp is empty now
+            place.socket_dir.rmdir()
 
 
 @contextmanager

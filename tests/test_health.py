@@ -69,7 +69,7 @@ def test_health_sends_nothing_to_the_database_and_ready_does(
 def test_without_its_database_the_process_is_alive_but_not_ready_until_it_is_back(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres]
 ) -> None:
-    """R0-FR-012, R4-FR-018: it recovers without a restart."""
+    """It recovers without a restart."""
     server, database = new_database(), new_database()
     name = database.sql("SELECT current_database()::text")[0]["current_database"]
     client = new_service(DATABASE_URL=database.url).client()

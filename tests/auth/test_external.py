@@ -90,7 +90,7 @@ def refused(service: Service, token: str) -> str:
 def test_a_better_auth_token_is_good_and_its_user_known_by_email_and_name(
     federated: Service, eve: ExternalUser
 ) -> None:
-    """R2-FR-003, R2-FR-005: EdDSA by JWKS, the plugin's default."""
+    """EdDSA by JWKS, the plugin's default."""
     token = eve.token()
     assert jwt.get_unverified_header(token)["alg"] == "EdDSA"
     assert ask(federated, token).json() == []
@@ -276,7 +276,7 @@ BAD_CLAIMS = [
 def test_a_token_with_bad_claims_is_401(
     trusting: Service, tokens: TokenServer, claims: dict[str, Any], why: str
 ) -> None:
-    """R2-FR-003: `exp` and `sub` are required, and both kinds of token alike."""
+    """`exp` and `sub` are required in both kinds of token."""
     assert refused(trusting, tokens.token(KEYS["EdDSA"], **{"sub": "external", **claims})) == why
     assert refused(trusting, shared_token(**{"sub": "external", **claims})) == why
 

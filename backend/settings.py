@@ -14,6 +14,7 @@ import limits
 from pydantic import (
     AfterValidator,
     AliasChoices,
+    AnyHttpUrl,
     BeforeValidator,
     Field,
     SecretStr,
@@ -35,6 +36,9 @@ MIN_SECRET_BYTES = 32
 
 _BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _HTTP_URL = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?(/[^?#\s]*)?", re.IGNORECASE)
+
+
+_ORIGIN = re.compile(r"https?://[^\s/\\?#@]+", re.IGNORECASE)
 
 
 SECRETS = (
@@ -90,15 +94,25 @@ def _rate_limit(value: str) -> str:
 
 def _storage(uri: SecretStr) -> SecretStr:
     value = uri.get_secret_value()
-    try:
-        is_usable = value == "memory://" or (
-            urlsplit(value).scheme in {"redis", "rediss"} and urlsplit(value).port != 0
-        )
-    except ValueError:
-        is_usable = False
-    if not is_usable:
-        raise ValueError("must be memory:// or like redis://host:6379")
+    if value != "memory://" and not _is_redis_url(value):
+        message = "must be memory:// or like redis://host:6379 (rediss:// for TLS), with redis-py's options"
+        raise ValueError(message)
     return uri
+
+
+def _is_redis_url(value: str) -> bool:
+    """Return whether Redis' client takes this URL and its options; nothing is connected."""
+    if not value.startswith(("redis://", "rediss://")):
+        return False
+    # Here, since it costs a process 6 MB, and few use it.
+    from redis import RedisError  # noqa: PLC0415
+    from redis.asyncio import BlockingConnectionPool  # noqa: PLC0415
+
+    try:
+        BlockingConnectionPool.from_url(value).make_connection()  # type: ignore[no-untyped-call]  # redis-py's
+        return urlsplit(value).port != 0
+    except (RedisError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _base_url(value: str) -> str:
@@ -123,15 +137,24 @@ def _proxies(value: str) -> str:
 
 
 def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        parts = urlsplit(value)
-        is_origin = (
-            parts.scheme in {"http", "https"} and value == f"{parts.scheme}://{parts.netloc}" and parts.netloc
+    return tuple(value if value == "*" else _origin(value) for value in values)
+
+
+def _origin(value: str) -> str:
+    """Return an origin as browsers send it (Fetch standard, section 3.2): host in ASCII, no default port."""
+    if "*" in value:
+        raise ValueError(
+            "must be * alone or each origin by itself, like https://app.example.com: no patterns"
         )
-        if value != "*" and not is_origin:
-            message = "must be origins like https://app.example.com with no / at the end, by commas, or *"
-            raise ValueError(message)
-    return values
+    try:
+        # pydantic's URLs are those of the URL standard, which browsers follow.
+        return str(AnyHttpUrl(value if _ORIGIN.fullmatch(value) else "")).rstrip("/")
+    except ValidationError:
+        message = (
+            "must be origins like https://app.example.com or http://localhost:3000 (ports to 65535), "
+            "with no / at the end, by commas, or *"
+        )
+        raise ValueError(message) from None
 
 
 RateLimit = Annotated[str, AfterValidator(_rate_limit)]

@@ -437,6 +437,16 @@ def test_the_limits_are_by_default_those_of_the_contract() -> None:
         ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost:65536"),
         ("RATE_LIMIT_STORAGE_URI", "async+redis://:canary@localhost"),
         ("RATE_LIMIT_STORAGE_URI", "memcached://localhost:11211"),
+        ("RATE_LIMIT_STORAGE_URI", "REDIS://:canary@localhost"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?ssl_cert_reqs=none"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?socket_timeout=abc"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?db=first"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?protocol=5"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?retry=5"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?max_connections=-1"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost:0"),
+        ("RATE_LIMIT_STORAGE_URI", "rediss://:canary@localhost?sslmode=require"),
+        ("RATE_LIMIT_STORAGE_URI", "rediss://:canary@localhost?ssl_cert_reqs=maybe"),
     ],
 )
 def test_a_wrong_limit_is_named_and_its_secret_not_shown(
@@ -446,6 +456,20 @@ def test_a_wrong_limit_is_named_and_its_secret_not_shown(
     with pytest.raises(SettingsError, match=f"^{name}: ") as raised:
         load_settings()
     assert "canary" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("_own_environment")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://:canary@[::1]:6379/3?socket_timeout=0.5&health_check_interval=30",
+        "rediss://ada:canary@redis.example.com:6380/0?ssl_cert_reqs=none",
+    ],
+)
+def test_a_redis_url_has_the_options_of_its_client(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("RATE_LIMIT_STORAGE_URI", url)
+    assert load_settings().rate_limit_storage_uri.get_secret_value() == url
 
 
 def test_all_of_it_can_be_turned_off(service: Service, ada: Account) -> None:
@@ -464,14 +488,14 @@ class Redis:
     def __init__(self, directory: Path) -> None:
         self._program = programs.find("redis-server", hint="apt install redis-server, or brew install redis")
         self._directory = directory
-        self._port = free_port()
-        self.url = f"redis://127.0.0.1:{self._port}"
-        self.client = redis.Redis(port=self._port, socket_timeout=30)
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.client = redis.Redis(port=self.port, socket_timeout=30)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [self._program, "--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--dir", "."],
+            [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", "."],
             cwd=self._directory,
             stdout=subprocess.DEVNULL,
         )
@@ -627,3 +651,28 @@ def test_without_redis_from_the_start_each_process_counts_by_itself(
     assert sign_in(service, home, email).status_code == 200
     assert storage_warnings(service) > 0
     assert WRONG.replace(" ", "") not in service.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:canary@127.0.0.1:{port}?encoding=nonsense",
+        "redis://:canary@127.0.0.1:{port}?redis_connect_func=nonsense",
+        "rediss://:canary@127.0.0.1:{port}",
+        "rediss://:canary@127.0.0.1:{port}?ssl_ca_certs=/nowhere",
+    ],
+)
+def test_an_option_that_fails_later_fails_no_sign_in(
+    new_service: Callable[..., Service], redis_server: Redis, url: str
+) -> None:
+    service = new_service(
+        RATE_LIMIT_ENABLED="true",
+        RATE_LIMIT_STORAGE_URI=url.format(port=redis_server.port),
+        FORWARDED_ALLOW_IPS="*",
+    )
+    email, _ = registered(service, new_address())
+    attack(service, email)
+    assert_limited(service, sign_in(service, new_address(), email), "account")
+    assert storage_warnings(service) > 0
+    assert service.lines(level="ERROR") == []
+    assert "canary" not in service.log.read_text()

@@ -157,7 +157,7 @@ def test_it_can_be_run_again_and_who_is_here_stays_as_they_are(run: Run, users: 
 EXPORTS: dict[str, tuple[str, str]] = {
     "CSV": (
         "users.csv",
-        f"ID,E-Mail,Encrypted_Password,Full name\n1,ada@example.com,{HASH},Ada\n2,bob@example.com,{OTHER_HASH},\n",
+        f"E-Mail,Encrypted_Password,Full name\nada@example.com,{HASH},Ada\nbob@example.com,{OTHER_HASH},\n",
     ),
     "JSON Lines": (
         "users.jsonl",

@@ -69,6 +69,7 @@ class Database:
         url = settings.database_url.get_secret_value()
         prepared = settings.database_prepared_statements
         is_prepared = prepared == "on" or (prepared == "auto" and not is_transaction_pooler(url))
+        self._prepares_anyway = prepared == "on"
         self._timeout = settings.database_timeout_seconds
         arguments = connect_arguments(url) | {
             "statement_cache_size": STATEMENTS if is_prepared else 0,
@@ -85,6 +86,8 @@ class Database:
         except asyncpg.PostgresError as error:
             # Whatever the server says to a greeting, it means that there is no database for us.
             raise ConnectionError(type(error).__name__) from error
+        if self._hosts.is_pooler and not self._prepares_anyway:
+            self._stop_preparing()
         notice_silence(connection, self._timeout / 2)
         return connection
 
@@ -156,7 +159,11 @@ class Database:
         Each has `DATABASE_TIMEOUT_SECONDS`, BEGIN and COMMIT too: asyncpg's own would wait for ever for a
         server that is silent, as the server would for us, with our locks.
         """
-        begin = f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {math.ceil(self._timeout * 1000)}"
+        milliseconds = math.ceil(self._timeout * 1000)
+        begin = (
+            "BEGIN ISOLATION LEVEL READ COMMITTED; "  # a pooler's sessions may have another
+            f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
+        )
         now = asyncio.get_running_loop().time
         deadline = now() + self._timeout
         try:

@@ -2,9 +2,30 @@
 
 import secrets
 import socket
+import ssl
 from typing import Any, Final, cast
 
 import asyncpg
+from loguru import logger
+
+OPTIONS: Final = (
+    r"-c default_transaction_isolation=read\ committed -c TimeZone=UTC"
+    " -c statement_timeout=0 -c lock_timeout=0 -c IntervalStyle=iso_8601"
+)
+"""What a session of ours has, whatever the settings of the database and of the role say.
+
+The code relies on the first four: it limits the time of each statement itself. PostgreSQL reports the last
+one back, and a pooler doesn't, because its sessions are older than our connection.
+"""
+
+_WRONG: Final = """
+SELECT name, setting FROM pg_settings
+WHERE (name, setting) = ('default_transaction_read_only', 'on')
+   OR (name = 'default_transaction_isolation' AND setting <> 'read committed')
+"""
+
+REFUSALS: Final = (asyncpg.ProtocolViolationError, asyncpg.FeatureNotSupportedError)
+"""Errors of poolers that don't take `options`, such as PgBouncer: "unsupported startup parameter"."""
 
 UNPREPARED: Final = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 """Errors of a pooler that shares sessions: the prepared statement is on another one. Nothing was done."""
@@ -22,6 +43,11 @@ class Connection(asyncpg.Connection):
     def _get_unique_id(self, prefix: str) -> str:
         return f"__asyncpg_{prefix}_{secrets.token_hex(16)}__"
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the session was there before the connection, so that others may use it as well."""
+        return getattr(self.get_settings(), "IntervalStyle", "iso_8601") != "iso_8601"
+
     def stop_preparing(self: Any) -> None:  # asyncpg's types don't show its cache, which has no public size
         """Send every statement whole from now on, as with `statement_cache_size=0`."""
         self._stmt_cache_enabled = False
@@ -37,3 +63,25 @@ def notice_silence(connection: asyncpg.Connection, seconds: float) -> None:
         option = getattr(socket, "TCP_USER_TIMEOUT", None)
         if option is not None:
             peer.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
+
+
+async def warn_of_settings(connection: asyncpg.Connection, *, seconds: float) -> None:
+    """Log a line for each setting that a session should not have, and that we can't or mustn't change."""
+    for name, value in await connection.fetch(_WRONG, timeout=seconds):
+        logger.warning(
+            "DATABASE_URL: {} is {} for this database or role; change it with ALTER DATABASE or ALTER ROLE",
+            *(name, value),
+        )
+
+
+def in_words(error: BaseException) -> str:
+    """Say in part of a line why there is no connection."""
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return "not what target_session_attrs asks for"
+    if isinstance(error, ssl.SSLCertVerificationError):  # in words of its own, not in OpenSSL's codes
+        return f"its certificate is not trusted: {error.verify_message.rstrip('.')}"
+    if isinstance(error, OSError):
+        return (error.strerror or str(error) or type(error).__name__).lower()
+    return str(error).partition("\n")[0] or type(error).__name__

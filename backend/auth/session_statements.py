@@ -24,13 +24,11 @@ from sqlalchemy import (
     LargeBinary,
     Text,
     Uuid,
-    and_,
     bindparam,
     delete,
     func,
     insert,
     literal,
-    or_,
     select,
     true,
     update,
@@ -41,9 +39,6 @@ from backend.auth.caller import caller
 from backend.auth.models import known_addresses, refresh_tokens, sessions, users
 from backend.database import Statement
 
-REFRESH_GRACE = timedelta(seconds=10)
-"""A refresh token used again so soon was used by two tabs; later it was stolen (RFC 9700 section 4.14.2)."""
-USES_WITHIN_GRACE = 3
 MAX_SESSIONS = 100
 """The sessions that one user may have at a time."""
 ADDRESS_KNOWN_FOR = timedelta(days=30)
@@ -54,8 +49,8 @@ PROFILE = tuple(users.c[name] for name in ("id", "email", "name", "created_at"))
 CALLER_ID = select(caller.c.id).scalar_subquery()
 CALLER_SESSION = bindparam("caller_session", type_=Uuid)
 ADDRESS = bindparam("address", type_=Text)
-_life = bindparam("session_life", type_=Interval)
-_idle_life = bindparam("session_idle_life", type_=Interval)
+LIFE = bindparam("session_life", type_=Interval)
+IDLE_LIFE = bindparam("session_idle_life", type_=Interval)
 _refresh_digest = bindparam("refresh_digest", type_=LargeBinary)
 
 
@@ -113,7 +108,7 @@ def begin_session(owner: CTE) -> tuple[CTE, ...]:
             select(
                 bindparam("session_id", type_=Uuid),
                 owner.c.id,
-                func.now() + func.least(_life, _idle_life),
+                func.now() + func.least(LIFE, IDLE_LIFE),
                 bindparam("user_agent", type_=Text),
                 bindparam("ip", type_=Text),
             ).select_from(owner),
@@ -147,63 +142,6 @@ def begin_session(owner: CTE) -> tuple[CTE, ...]:
     )
     swept = delete(sessions).where(sessions.c.id.in_(expired)).returning(sessions.c.id).cte("swept")
     return session, new_refresh_token(session), address, forgotten, swept
-
-
-def _refresh() -> Statement:
-    session = (
-        select(sessions.c.id)
-        .join(refresh_tokens, refresh_tokens.c.session_id == sessions.c.id)
-        .where(
-            refresh_tokens.c.digest == bindparam("spent_digest"),
-            refresh_tokens.c.generation == sessions.c.refresh_generation,
-            sessions.c.expires_at > func.now(),
-        )
-        .with_for_update(of=sessions)
-        .cte("locked_session")
-    )
-    spent = _spend(session)
-    renewed = (
-        update(sessions)
-        .where(sessions.c.id == spent.c.session_id)
-        .values(
-            last_used_at=func.now(),
-            expires_at=func.least(sessions.c.created_at + _life, func.now() + _idle_life),
-            user_agent=bindparam("user_agent", type_=Text),
-            ip=bindparam("ip", type_=Text),
-        )
-        .returning(sessions.c.id, sessions.c.user_id, sessions.c.refresh_generation)
-        .cte("renewed")
-    )
-    # By age and not by number, or a thief refreshes until the token that would give them away is gone.
-    pruned = (
-        delete(refresh_tokens)
-        .where(
-            refresh_tokens.c.session_id == renewed.c.id, refresh_tokens.c.spent_at <= func.now() - _idle_life
-        )
-        .returning(refresh_tokens.c.session_id)
-        .cte("pruned")
-    )
-    return Statement(
-        select(*PROFILE, renewed.c.id.label("session_id"), (spent.c.uses > 1).label("within_grace"))
-        .select_from(spent.join(renewed, renewed.c.id == spent.c.session_id))
-        .join(users, users.c.id == renewed.c.user_id)
-        .add_cte(new_refresh_token(renewed), pruned)
-    )
-
-
-def _spend(session: CTE) -> CTE:
-    spent_at, uses = refresh_tokens.c.spent_at, refresh_tokens.c.uses
-    return (
-        update(refresh_tokens)
-        .where(
-            refresh_tokens.c.digest == bindparam("spent_digest"),
-            refresh_tokens.c.session_id == session.c.id,
-            or_(spent_at.is_(None), and_(spent_at > ago(REFRESH_GRACE), uses < USES_WITHIN_GRACE)),
-        )
-        .values(spent_at=func.coalesce(spent_at, func.now()), uses=uses + 1)
-        .returning(refresh_tokens.c.session_id, uses)
-        .cte("spent")
-    )
 
 
 def _lock_caller() -> CTE:
@@ -254,28 +192,6 @@ def deleting(change: CTE) -> Statement:
     """Return this change as the caller's: a row, whose `id` is null where nothing was changed."""
     return Statement(select(change.c.id).select_from(caller.outerjoin(change, true())))
 
-
-REFRESH = _refresh()
-"""The session goes on with a new refresh token; no row when the old one is unknown, expired, void or spent.
-
-`within_grace` tells a use that was not the first. Tokens spent longer ago than a session may be idle
-are pruned: a client that comes back so late is signed out anyway.
-"""
-
-END_REUSED = Statement(
-    delete(sessions)
-    .where(
-        sessions.c.id
-        == select(refresh_tokens.c.session_id)
-        .where(
-            refresh_tokens.c.digest == bindparam("spent_digest"),
-            refresh_tokens.c.spent_at <= ago(REFRESH_GRACE),
-        )
-        .scalar_subquery()
-    )
-    .returning(sessions.c.id, sessions.c.user_id)
-)
-"""Ends the session whose refresh token was used again too late."""
 
 LIST_SESSIONS = Statement(
     select(

@@ -9,7 +9,7 @@ from uuid import UUID
 from uuid_utils import compat
 
 from backend import events
-from backend.auth import session_statements, tokens
+from backend.auth import refresh_statements, session_statements, tokens
 from backend.auth.caller import Caller
 from backend.auth.errors import InvalidRefreshTokenError, RevokedTokenError, SessionNotFoundError
 from backend.auth.passwords import PasswordHasher
@@ -88,13 +88,13 @@ async def refresh(database: Database, sign_in: SignIn, client: Client, data: Ref
     a statement of its own that the refusal does not take back.
     """
     spent, new = tokens.digest(data.refresh_token), NewTokens(sign_in, client)
-    user = await database.one(session_statements.REFRESH, spent_digest=spent, **new.values)
+    user = await database.one(refresh_statements.REFRESH, spent_digest=spent, **new.values)
     if user is not None:
         events.identify(user["id"])
         again = {"level": "WARNING", "within_grace": True} if user["within_grace"] else {}
         events.record(Event.REFRESHED, session_id=user["session_id"], **again)
         return new.issue(user, user["session_id"])
-    reused = await database.one(session_statements.END_REUSED, spent_digest=spent)
+    reused = await database.one(refresh_statements.END_REUSED, spent_digest=spent)
     if reused is None:
         raise InvalidRefreshTokenError(reason="refresh_token")
     events.identify(reused["user_id"])

@@ -1,4 +1,4 @@
-"""`POST /auth/refresh`: a refresh token is good for three uses in ten seconds; a later one ends the session."""
+"""`POST /auth/refresh`: a token is good for three uses in ten seconds; a later use ends the session."""
 
 import hashlib
 from collections.abc import Callable

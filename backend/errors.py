@@ -142,6 +142,9 @@ class MalformedRequestError(AppError):
     code = "malformed_request"
     detail = "This is not an HTTP request"
 
+    def __init__(self, *, reason: str = "") -> None:
+        super().__init__(reason=reason, headers={"Connection": "close"})
+
 
 class UnknownMethodError(AppError):
     """No route has the method, and HTTP's registry does not list it (RFC 9110 section 15.6.2)."""
@@ -157,6 +160,9 @@ class TransferCodingError(AppError):
     status = 501
     code = "transfer_coding_unsupported"
     detail = "The only supported transfer coding is chunked"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Connection": "close"})
 
 
 class RequestTimeoutError(AppError):

@@ -224,12 +224,21 @@ def _is_too_much(scope: Scope, start: Message) -> bool:
 def _refuse_head(scope: Scope) -> None:
     if error := scope.get("state", {}).get(REFUSAL):
         raise error
+    hosts, codings = 0, []
     for name, value in scope["headers"]:
         if name == b"content-length" and _is_too_large(value):
             raise errors.ContentTooLargeError
-        if name == b"transfer-encoding":
-            # Nobody knows yet how long it is: the route reads it, even one that takes no body.
-            scope[OF_UNKNOWN_LENGTH] = True
+        if name == b"host":
+            hosts += 1
+        elif name == b"transfer-encoding":
+            codings.append(value.lower())
+    if hosts > 1 or (not hosts and scope["http_version"] != "1.0"):  # RFC 9112 section 3.2
+        raise errors.MalformedRequestError(reason="host")
+    if codings:
+        # Nobody knows yet how long it is: the route reads it, even one that takes no body.
+        scope[OF_UNKNOWN_LENGTH] = True
+        if codings != [b"chunked"]:
+            raise errors.TransferCodingError
 
 
 def _is_too_large(length: str | bytes) -> bool:

@@ -1,6 +1,6 @@
 """Limits each connection: a slow, oversized or malformed request gets an error response and is closed.
 
-Uvicorn's own protocol bounds neither a head, nor the time that a request or an answer takes, nor what waits unsent.
+Uvicorn's own protocol limits neither heads, nor the time of a request or an answer, nor unsent bytes.
 """
 
 import re
@@ -30,6 +30,7 @@ class Protocol(HttpToolsProtocol):
     answer_time = 30.0  # for an answer to be read, beside the time that its size takes at `answer_rate`
     answer_rate = 64 * 1024
     flow: "_Flow"
+    transport: Any  # `_OneWrite`, which Uvicorn takes for a transport
     _is_arriving = _is_in_head = True
     _is_deaf = _is_answered = False
     _unparsed = 0  # bytes since a head or a piece of a body was complete
@@ -76,19 +77,26 @@ class Protocol(HttpToolsProtocol):
     def _parse(self, data: bytes) -> bytes:
         try:
             self.parser.feed_data(data)
-        except HttpParserUpgrade as stop:  # the request stays HTTP/1.1 (RFC 9110 section 7.8), with its body
+        except HttpParserUpgrade as stop:
+            if not self._is_in_head:  # CONNECT: what comes behind it is no request
+                self.cycle.keep_alive = False
+                self._stop()
+                return b""
+            # The request stays HTTP/1.1 (RFC 9110 section 7.8), with its body.
             lines = [line for line in self.headers if line[0] != b"upgrade"]
             version = self.parser.get_http_version().encode()
-            self._parse_anew(b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version), lines)
-            return data[stop.args[0] :]
+            request_line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)
+            return self._begin_anew(request_line, lines) + data[stop.args[0] :]
         except HttpParserError as error:
             self._refuse(_refusal_of(error, data))
         return b""
 
-    def _parse_anew(self, request_line: bytes, lines: list[tuple[bytes, bytes]]) -> None:
+    def _begin_anew(self, request_line: bytes, lines: list[tuple[bytes, bytes]]) -> bytes:
+        """Take a new parser, and return the head that it is to parse."""
         self.parser = HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as Uvicorn's
-        self.parser.feed_data(b"%s\r\n%s\r\n" % (request_line, b"".join(b"%s: %s\r\n" % line for line in lines)))
+        self._unparsed = 0
+        return b"%s\r\n%s\r\n" % (request_line, b"".join(b"%s: %s\r\n" % line for line in lines))
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -97,33 +105,20 @@ class Protocol(HttpToolsProtocol):
         self._is_arriving = self._is_in_head = True
 
     def on_headers_complete(self) -> None:
-        """Hand the request to the application, with the error to answer if its head is not acceptable."""
-        refusal = self._refusal or self._objection()
-        if refusal is None and self.parser.should_upgrade():
+        """Hand the request to the application, with the error to answer if there is one."""
+        size = len(self.url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+        if size > self.max_head_size:
+            self._refusal = errors.HeadersTooLargeError()
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT" and self._refusal is None:
             return
         self.url = _WITHOUT_PATH.sub(rb"\g<0>/", self.url)  # RFC 9110 section 4.2.3
         super().on_headers_complete()
         self._is_in_head, self._unparsed = False, 0
         self.headers = []  # fields behind a body are not headers (RFC 9110 section 6.5.1)
-        if refusal is not None:
-            self.scope["state"][REFUSAL], self.cycle.keep_alive = refusal, False
+        if self._refusal is not None:
+            self.scope["state"][REFUSAL], self.cycle.keep_alive = self._refusal, False
             self._stop()
-            raise refusal  # the parser stops here
-
-    def _objection(self) -> AppError | None:
-        size, hosts, codings = len(self.url), 0, []
-        for name, value in self.headers:
-            size += len(name) + len(value) + len(b": \r\n")
-            hosts += name == b"host"
-            if name == b"transfer-encoding":
-                codings.append(value.lower())
-        if size > self.max_head_size:
-            return errors.HeadersTooLargeError()
-        if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):  # RFC 9112 section 3.2
-            return errors.MalformedRequestError(reason="host")
-        if codings and codings != [b"chunked"]:  # RFC 9112 section 6.1
-            return errors.TransferCodingError()
-        return errors.MethodNotAllowedError() if self.parser.get_method() == b"CONNECT" else None
+            raise self._refusal  # the parser stops here
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
@@ -150,7 +145,7 @@ class Protocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Give the client its time to read; a trickle does not extend it."""
         super().pause_writing()
-        self.unsent = sum(map(len, self.transport.written))
+        self.unsent = sum(len(piece) for piece in self.transport.written)
         self._limit(self.answer_time + self.unsent / self.answer_rate, self.transport.abort)
 
     def resume_writing(self) -> None:
@@ -180,8 +175,9 @@ class Protocol(HttpToolsProtocol):
         if self._is_in_head:
             self._refusal = error
             known = [line for line in self.headers if line[0] in {b"x-request-id", b"origin"}]
+            head = self._begin_anew(b"GET / HTTP/1.1", known)
             with suppress(HttpParserError):
-                self._parse_anew(b"GET / HTTP/1.1", known)
+                self.parser.feed_data(head)
             self.scope["method"] = ""
         elif self.cycle.response_complete:
             self.transport.close()

@@ -19,16 +19,20 @@ from tests.service import JWT_SECRET, Service, running
 
 HASTY = (
     "-c",
-    "from backend import protocol, server;"
-    "protocol.Protocol.arrival_time = 3;"
-    "server.KEEP_ALIVE_SECONDS = 4;"
-    "from backend.__main__ import main; main(['serve'])",
+    (
+        "from backend import protocol, server;"
+        "protocol.Protocol.arrival_time = 3;"
+        "server.KEEP_ALIVE_SECONDS = 4;"
+        "from backend.__main__ import main; main(['serve'])"
+    ),
 )
 QUICK = (
     "-c",
-    "from backend import protocol;"
-    "protocol.Protocol.answer_time, protocol.Protocol.answer_rate = 2, 2**22;"
-    "from backend.__main__ import main; main(['serve'])",
+    (
+        "from backend import protocol;"
+        "protocol.Protocol.answer_time, protocol.Protocol.answer_rate = 2, 2**22;"
+        "from backend.__main__ import main; main(['serve'])"
+    ),
 )
 MOST = 20
 POST = b"POST /auth/login HTTP/1.1\r\nHost: api\r\nContent-Type: application/json\r\n"
@@ -289,7 +293,7 @@ def test_connect_is_405_and_nothing_behind_it_is_a_request(service: Service, soc
     ],
 )
 @pytest.mark.parametrize("upgrade", [b"", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"], ids=["", "upgrade"])
-def test_a_body_that_is_not_plainly_framed_is_refused_and_never_a_request(
+def test_a_body_that_is_not_plainly_framed_is_refused_and_never_a_request(  # noqa: PLR0917  # a table
     service: Service, sockets: ExitStack, framing: bytes, status: int, code: str, upgrade: bytes
 ) -> None:
     """RFC 9112 sections 6.1 and 6.3, with or without an `Upgrade`."""
@@ -471,7 +475,8 @@ def long_list(database: Postgres) -> Callable[[Service], bytes]:
         ada = service.register()
         database.sql(
             "INSERT INTO tasks (user_id, title, title_key, description, completed, created_at, updated_at)"
-            " SELECT $1, 'Task', 'task', repeat('\U0001f600', 1000), false, now(), now() FROM generate_series(1, $2)",
+            " SELECT $1, 'Task', 'task', repeat('\U0001f600', 1000), false, now(), now()"
+            " FROM generate_series(1, $2)",
             ada.id,
             TASKS,
         )

@@ -313,11 +313,11 @@ def test_sigterm_ends_it_though_a_client_keeps_it_waiting(
     [
         ("::", "[::1]", ["127.0.0.1", "[::1]"]),
         ("::1", "[::1]", ["[::1]"]),
-        ("0.0.0.0", "127.0.0.1", ["127.0.0.1"]),
+        ("0.0.0.0", "127.0.0.1", ["127.0.0.1"]),  # noqa: S104  # what is tested
         ("localhost", "localhost", ["127.0.0.1"]),
     ],
 )
-def test_it_listens_at_the_same_addresses_with_any_number_of_workers_and_says_one(  # noqa: PLR0913
+def test_it_listens_at_the_same_addresses_with_any_number_of_workers_and_says_one(  # noqa: PLR0917  # fixtures and a table
     used_data_dir: Path,
     launch: Callable[..., Service],
     workers: str,

@@ -172,6 +172,12 @@ def _sampling(app: FastAPI) -> Iterator[None]:
     task.cancel()
 
 
+def _url(settings: Settings) -> str:
+    """Return an address that a browser on this machine can open."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104  # compared, not bound
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with Database(app.state.settings) as database:
@@ -180,6 +186,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         gc.collect()
         gc.freeze()
         with app.state.drain.on_sigterm(), _sampling(app), _ending_with_its_parent():
-            logger.info("ready: http://{}:{}/docs", app.state.settings.host, app.state.settings.port)
+            logger.info("ready: {}/docs", _url(app.state.settings))
             yield
     app.state.sign_in.hasher.close()

@@ -37,8 +37,8 @@ class FieldError(TypedDict):
 
 _CODE = (
     "A slug for programs, which stays. Each operation lists its own. Whatever is asked, the answer may be"
-    " `not_found`, `method_not_allowed`, `cors_refused`, `malformed_request`, `headers_too_large`,"
-    " `request_timeout`, `incomplete_body` or `overloaded`."
+    " `not_found`, `method_not_allowed`, `method_unknown`, `transfer_coding_unsupported`, `cors_refused`,"
+    " `malformed_request`, `headers_too_large`, `request_timeout`, `incomplete_body` or `overloaded`."
 )
 
 
@@ -67,8 +67,6 @@ class AppError(Exception):
     oauth_error: ClassVar[str] = "invalid_request"
     is_denial: ClassVar[bool] = False
     """Logged as `auth.denied`."""
-    is_shed: ClassVar[bool] = False
-    """Refused for want of capacity: the server reads nothing more from that client for a moment."""
 
     def __init__(self, *, reason: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason or self.code)
@@ -143,6 +141,28 @@ class MalformedRequestError(AppError):
     status = 400
     code = "malformed_request"
     detail = "This is not an HTTP request"
+
+    def __init__(self, *, reason: str = "") -> None:
+        super().__init__(reason=reason, headers={"Connection": "close"})
+
+
+class UnknownMethodError(AppError):
+    """No route has the method, and HTTP's registry does not list it (RFC 9110 section 15.6.2)."""
+
+    status = 501
+    code = "method_unknown"
+    detail = "This service knows the methods GET, HEAD, POST, PUT, PATCH, DELETE and OPTIONS"
+
+
+class TransferCodingError(AppError):
+    """The body has a transfer coding other than `chunked` (RFC 9112 section 6.1)."""
+
+    status = 501
+    code = "transfer_coding_unsupported"
+    detail = "The only supported transfer coding is chunked"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Connection": "close"})
 
 
 class RequestTimeoutError(AppError):
@@ -235,7 +255,6 @@ class ServiceUnavailableError(AppError):
     code = "service_unavailable"
     detail = "The service is not available right now, please try again shortly"
     oauth_error = "temporarily_unavailable"
-    is_shed = True
 
     def __init__(self, *, reason: str = "", retry_after: int = 1) -> None:
         super().__init__(reason=reason, headers={"Retry-After": str(retry_after)})
@@ -252,7 +271,6 @@ class ShuttingDownError(ServiceUnavailableError):
     """A process that is about to end wants nothing new from a proxy that asks first."""
 
     code = "shutting_down"
-    is_shed = False
     detail = "This process is about to end"
 
 
@@ -260,7 +278,6 @@ class DatabaseUnavailableError(ServiceUnavailableError):
     """The database cannot be reached, after retries; nothing was written."""
 
     code = "database_unavailable"
-    is_shed = False
     detail = "The database cannot be reached right now, please try again shortly"
     decided_by = "unavailable"
 

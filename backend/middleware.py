@@ -26,10 +26,16 @@ from backend.events import Event, RequestRecord
 MAX_BODY_BYTES = 64 * 1024
 OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"
 """In the scope of a request whose body is sent in chunks."""
-SHED = "tasks.shed"
-"""In the state of a request that was refused for want of capacity."""
+REFUSAL = "tasks.refusal"
+"""In the state of a request whose head is not acceptable: the error to answer with."""
 CUT_SHORT = "tasks.cut_short"
 """In the state of a request whose body comes to no end: the error to answer with."""
+UNSENT = "tasks.unsent"
+"""In the state of every request: a function that returns the bytes of answers this process holds unsent."""
+LARGE_ANSWER_BYTES = 64 * 1024
+MAX_UNSENT_BYTES = 64 * 1024 * 1024
+"""Past so much unsent in a process, an answer above `LARGE_ANSWER_BYTES` is 503 instead."""
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 EXPOSED_HEADERS = ("Location", "Link", "Retry-After", "X-Request-ID")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
@@ -119,7 +125,7 @@ class Observer:
             "request_id": record.request_id,
             "user_id": record.user_id,
             "ip": scope["client"][0] if scope["client"] else None,
-            "method": method,
+            "method": method or None,
             "route": route,
             "status": status,
             "duration_ms": round(seconds * 1000, 3),
@@ -146,7 +152,7 @@ class CrossOrigin(CORSMiddleware):
         super().__init__(
             app,
             allow_origins=tuple(origins),
-            allow_methods=("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"),
+            allow_methods=METHODS,
             allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
             expose_headers=EXPOSED_HEADERS,
         )
@@ -184,15 +190,19 @@ class Boundary:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = False
+        started = is_too_much = False
 
         async def respond(message: Message) -> None:
-            nonlocal started
+            nonlocal started, is_too_much
             started = True
-            await send(message)
+            if message["type"] == "http.response.start" and _is_too_much(scope, message):
+                is_too_much = True
+                await refuse(scope, errors.OverloadedError(reason="unsent_answers"))(scope, receive, send)
+            elif not is_too_much:
+                await send(message)
 
         try:
-            _refuse_large_body(scope)
+            _refuse_head(scope)
             await self.app(scope, receive, respond)
         except AppError as error:
             await refuse(scope, error)(scope, receive, send)
@@ -203,13 +213,32 @@ class Boundary:
             await refuse(scope, errors.InternalError())(scope, receive, send)
 
 
-def _refuse_large_body(scope: Scope) -> None:
+def _is_too_much(scope: Scope, start: Message) -> bool:
+    """Tell whether clients that read slowly leave no memory for an answer of this size."""
+    size = int(dict(start["headers"]).get(b"content-length", 0))
+    if size <= LARGE_ANSWER_BYTES or UNSENT not in scope.get("state", ()):
+        return False
+    return bool(scope["state"][UNSENT]() + size > MAX_UNSENT_BYTES)
+
+
+def _refuse_head(scope: Scope) -> None:
+    if error := scope.get("state", {}).get(REFUSAL):
+        raise error
+    hosts, codings = 0, []
     for name, value in scope["headers"]:
         if name == b"content-length" and _is_too_large(value):
             raise errors.ContentTooLargeError
-        if name == b"transfer-encoding":
-            # Nobody knows yet how long it is: the route reads it, even one that takes no body.
-            scope[OF_UNKNOWN_LENGTH] = True
+        if name == b"host":
+            hosts += 1
+        elif name == b"transfer-encoding":
+            codings.append(value.lower())
+    if hosts > 1 or (not hosts and scope["http_version"] != "1.0"):  # RFC 9112 section 3.2
+        raise errors.MalformedRequestError(reason="host")
+    if codings:
+        # Nobody knows yet how long it is: the route reads it, even one that takes no body.
+        scope[OF_UNKNOWN_LENGTH] = True
+        if codings != [b"chunked"]:
+            raise errors.TransferCodingError
 
 
 def _is_too_large(length: str | bytes) -> bool:
@@ -236,8 +265,6 @@ def refuse(scope: Scope, error: AppError) -> Response:
         response.headers["Allow"] = ", ".join(sorted(known))
     if error.is_denial:
         events.record(Event.DENIED, reason=error.reason)
-    if error.is_shed and "state" in scope:
-        scope["state"][SHED] = True
     return response
 
 

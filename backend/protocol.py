@@ -1,259 +1,237 @@
-"""HTTP/1.1 as the service speaks it: Uvicorn's, and what one connection may take of it.
+"""Limits each connection: a slow, oversized or malformed request gets an error response and is closed.
 
-Whoever is slow, endless or garbled holds a connection for a bounded time, and is told in the one error shape.
+Uvicorn's own protocol limits neither heads, nor the time of a request or an answer, nor unsent bytes.
 """
 
 import re
-from asyncio import TimerHandle, Transport
-from collections.abc import Callable, Mapping
-from http import HTTPStatus
-from operator import attrgetter
+from asyncio import AbstractEventLoop, TimerHandle, Transport
+from collections.abc import Callable, Sized
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final, cast
 
-import msgspec
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
-from loguru import logger
-from starlette.types import Scope
+from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserUpgrade, HttpRequestParser
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backend import errors
 from backend.errors import AppError
-from backend.middleware import CUT_SHORT, SHED, request_id_of
-from backend.transport import Flow, OneWrite, notice_silence
+from backend.middleware import CUT_SHORT, METHODS, REFUSAL, UNSENT
 
-MAX_HEAD_BYTES: Final = 64 * 1024
-"""Of a request's line and headers."""
-ARRIVAL_SECONDS: Final = 20.0
-"""From the first byte of a request, or from the connection, to the last."""
-SHED_SECONDS: Final = 1.0
-"""What `Retry-After` says."""
-
-_HOST = re.compile(rb"(\[[\da-fA-F:.]+\]|[\w.~!$&'()*+,;=%-]*)(:\d*)?[ \t]*")  # RFC 3986 section 3.2.2
-_FRAMING = (b"content-length", b"transfer-encoding")
-_BEYOND_64_BITS = re.compile(rb"\r\ncontent-length:[ \t]*\d{20,}[ \t]*\r\n", re.IGNORECASE)
+_REQUEST_LINE: Final = re.compile(rb"^([\w!#$%&'*+.^`|~-]+) \S+ HTTP/1\.\d\r?$", re.MULTILINE)
+_WITHOUT_PATH: Final = re.compile(rb"^\w+://[^/?#]+(?=\?|$)")
 
 
 class Protocol(HttpToolsProtocol):
-    """Uvicorn's HTTP/1.1, within limits on connections, headers and the time that a request takes to come.
+    """Uvicorn's protocol within limits: sizes in bytes, times in seconds."""
 
-    Most requests arrive whole in one piece: then none of this costs more than a comparison.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        # Uvicorn would refuse in words of its own, and count those that do nothing.
-        self._most_connections, self.limit_concurrency = self.limit_concurrency, None
-        self._is_arriving, self._is_in_head, self._is_refused = True, True, False
-        self._useless_bytes = 0
-        """Since the last head or piece of a body was complete: in an unfinished head, or behind a body."""
-        self._framing: list[tuple[bytes, bytes]] = []
-        """Of a body that the parser does not look for."""
-        self._arrival: TimerHandle | None = None
+    max_head_size = 64 * 1024
+    arrival_time = 20.0  # from a request's first byte, or from the connection, to the request's last byte
+    answer_time = 30.0  # for an answer to be read, beside the time that its size takes at `answer_rate`
+    answer_rate = 64 * 1024
+    flow: "_Flow"
+    transport: Any  # `_OneWrite`, which Uvicorn takes for a transport
+    _is_arriving = _is_in_head = True
+    _is_deaf = _is_answered = False
+    _unparsed = 0  # bytes since a head or a piece of a body was complete
+    unsent = 0  # the size of an answer of which the kernel has not taken all yet
+    _refusal: AppError | None = None
+    _deadline: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
-        """Take a connection; where there are too many, an idle one is closed for it, or it is refused."""
-        super().connection_made(cast(Transport, OneWrite(transport, self.loop)))
-        self.flow = Flow(self.transport, self.pipeline)
-        notice_silence(transport)
-        self._limit_arrival()
-        if self._most_connections is not None and len(self.connections) > self._most_connections:
-            idle = [known for known in self.connections if known is not self and _is_idle(known)]
+        """Take a connection. Above the limit an idle one is closed; where none is, a request here is 503."""
+        super().connection_made(cast(Transport, _OneWrite(transport, self.loop)))
+        transport.set_write_buffer_limits(0)  # `pause_writing` tells of each byte that waits
+        self.flow = _Flow(self.transport)
+        self.flow.waiting = self.pipeline
+        self.app_state.setdefault(UNSENT, partial(_unsent, self.connections))
+        self._limit(self.arrival_time, self._give_up)
+        most, self.limit_concurrency = self.limit_concurrency, None  # Uvicorn's 503 has another shape
+        if most is not None and len(self.connections) > most:
+            idle = next((other for other in self.connections if other is not self and _is_idle(other)), None)
+            self._refusal = None if idle else errors.OverloadedError(reason="too_many_connections")
             if idle:
-                min(idle, key=attrgetter("_is_arriving")).transport.close()  # who asks nothing goes first
-            else:
-                self._refuse(errors.OverloadedError(reason="too_many_connections"))
+                idle.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget a connection."""
+        """Forget the connection."""
+        self._limit(0, None)
         super().connection_lost(exc)
-        self._end_arrival()
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # Uvicorn never goes on
-        """Answer what is under way: who has said all may still listen (RFC 9112 section 9.6)."""
-        self._end_arrival()
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-            return False
-        if self.cycle.more_body:
-            self._refuse(errors.IncompleteBodyError())
-        self.cycle.keep_alive = False
-        return True
+    def _limit(self, seconds: float, end: Callable[[], None] | None) -> None:
+        """Replace the deadline of this connection."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = self.loop.call_later(seconds, end) if end else None
 
     def data_received(self, data: bytes) -> None:
-        """Take in what has come; what is left to come has its time."""
-        while data and not self._is_refused:
-            self._useless_bytes += len(data)
+        """Parse `data`; what is left to come of a request has its time."""
+        while data and not self._is_deaf:
+            self._unparsed += len(data)
             data = self._parse(data)
-        if self._useless_bytes > MAX_HEAD_BYTES and self._is_arriving:
+        if self._is_arriving and self._unparsed > self.max_head_size:
             self._refuse(errors.HeadersTooLargeError())
-        if self._is_arriving and self._arrival is None:
-            self._limit_arrival()
+        elif self._is_arriving and self._deadline is None:
+            self._limit(self.arrival_time, self._give_up)
 
     def _parse(self, data: bytes) -> bytes:
-        """Return what is left: the parser stops where another protocol might begin (RFC 9110 section 7.8).
-
-        None does, so it is the body, which httptools takes for that protocol, or the next request.
-        """
         try:
             self.parser.feed_data(data)
         except HttpParserUpgrade as stop:
-            if self._framing:
-                self._look_for_body()
-            return data[stop.args[0] :]
+            if not self._is_in_head:  # CONNECT: what comes behind it is no request
+                self.cycle.keep_alive = False
+                self._stop()
+                return b""
+            # The request stays HTTP/1.1 (RFC 9110 section 7.8), with its body.
+            lines = [line for line in self.headers if line[0] != b"upgrade"]
+            version = self.parser.get_http_version().encode()
+            request_line = b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)
+            return self._begin_anew(request_line, lines) + data[stop.args[0] :]
         except HttpParserError as error:
-            refusal = error.__context__
-            if not isinstance(refusal, AppError):
-                is_endless = _BEYOND_64_BITS.search(data)
-                refusal = errors.ContentTooLargeError() if is_endless else errors.MalformedRequestError()
-            self._refuse(refusal)
+            self._refuse(_refusal_of(error, data))
         return b""
 
-    def _look_for_body(self) -> None:
-        """Go on with a parser that takes what comes for a body, and for the requests behind it."""
-        lines = b"".join(b"%s: %s\r\n" % line for line in self._framing)
-        self._framing = []
-        self.parser = HttpRequestParser(_Rest(self))
+    def _begin_anew(self, request_line: bytes, lines: list[tuple[bytes, bytes]]) -> bytes:
+        """Take a new parser, and return the head that it is to parse."""
+        self.parser = HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as Uvicorn's
-        self.parser.feed_data(b"POST / HTTP/1.1\r\n%s\r\n" % lines)
+        self._unparsed = 0
+        return b"%s\r\n%s\r\n" % (request_line, b"".join(b"%s: %s\r\n" % line for line in lines))
 
     def on_message_begin(self) -> None:
         """Begin a request."""
         super().on_message_begin()
-        self._is_arriving = True
+        self._unset_keepalive_if_required()
+        self._is_arriving = self._is_in_head = True
 
     def on_headers_complete(self) -> None:
-        """Begin to serve it, unless it is too long or doesn't say where it goes; raises `AppError`."""
-        if self._head_bytes() > MAX_HEAD_BYTES:
-            raise errors.HeadersTooLargeError
-        hosts = [value for name, value in self.headers if name == b"host"]
-        is_named = len(hosts) == 1 and _HOST.fullmatch(hosts[0])
-        if not is_named and (hosts or self.parser.get_http_version() != "1.0"):
-            raise errors.MalformedRequestError(reason="host")  # RFC 9112 section 3.2
+        """Hand the request to the application, with the error to answer if there is one."""
+        size = len(self.url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+        if size > self.max_head_size:
+            self._refusal = errors.HeadersTooLargeError()
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT" and self._refusal is None:
+            return
+        self.url = _WITHOUT_PATH.sub(rb"\g<0>/", self.url)  # RFC 9110 section 4.2.3
         super().on_headers_complete()
-        self._is_in_head, self._useless_bytes = False, 0
-        if self.parser.should_upgrade():
-            self._framing = [line for line in self.headers if line[0] in _FRAMING]
-        self.headers = []  # what comes behind a body is no header (RFC 9110 section 6.5.1)
-
-    def _head_bytes(self) -> int:
-        return len(self.url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+        self._is_in_head, self._unparsed = False, 0
+        self.headers = []  # fields behind a body are not headers (RFC 9110 section 6.5.1)
+        if self._refusal is not None:
+            self.scope["state"][REFUSAL], self.cycle.keep_alive = self._refusal, False
+            self._stop()
+            raise self._refusal  # the parser stops here
 
     def on_body(self, body: bytes) -> None:
-        """Take in a piece of a body."""
+        """Take a piece of a body."""
         super().on_body(body)
-        self._useless_bytes = 0
+        self._unparsed = 0
 
     def on_message_complete(self) -> None:
-        """End a request, of which all has come."""
-        if self._framing:
-            return  # but its body
-        super().on_message_complete()
-        self._is_in_head, self._useless_bytes = True, 0
-        self._end_arrival()
+        """End the request's arrival."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+            self._is_arriving, self._unparsed = False, 0
+            if self._deadline is not None and not self.unsent:
+                self._limit(0, None)
 
     def on_response_complete(self) -> None:
-        """Go on to the next request; whoever was refused for want of capacity is not heard for a moment.
-
-        Or clients that repeat themselves at once would keep the service at nothing but refusing them.
-        """
-        super().on_response_complete()
-        if SHED in self.cycle.scope["state"] and not self.transport.is_closing():
+        """Go on to the next request once the kernel has taken all of the answer."""
+        self.transport.flush()
+        self._is_answered = self.flow.write_paused
+        if self._is_answered:
             self.flow.pause_reading()
-            self.loop.call_later(SHED_SECONDS, self._hear)
+        else:
+            super().on_response_complete()
 
-    def _hear(self) -> None:
-        if not self.transport.is_closing():
-            self.flow.resume_reading()
+    def pause_writing(self) -> None:
+        """Give the client its time to read; a trickle does not extend it."""
+        super().pause_writing()
+        self.unsent = sum(len(piece) for piece in self.transport.written)
+        self._limit(self.answer_time + self.unsent / self.answer_rate, self.transport.abort)
 
-    def timeout_keep_alive_handler(self) -> None:
-        """Close a connection on which nothing is under way and nothing arrives."""
-        if _is_idle(self) and not self._is_arriving:
-            super().timeout_keep_alive_handler()
-
-    def _limit_arrival(self) -> None:
-        self._arrival = self.loop.call_later(ARRIVAL_SECONDS, self._give_up)
-
-    def _end_arrival(self) -> None:
-        self._is_arriving = False
-        if self._arrival is not None:
-            self._arrival.cancel()
-            self._arrival = None
+    def resume_writing(self) -> None:
+        """Go on: all is sent."""
+        super().resume_writing()
+        self.unsent = 0
+        self._limit(self.arrival_time, self._give_up if self._is_arriving else None)
+        if self._is_answered:
+            self.on_response_complete()
 
     def _give_up(self) -> None:
-        """End a request that does not come to its end, or a connection on which none has begun."""
         if self.scope is None:
             self.transport.close()
         else:
             self._refuse(errors.RequestTimeoutError())
 
+    def _stop(self) -> None:
+        self._is_deaf, self._is_arriving = True, False
+        if not self.unsent:
+            self._limit(0, None)
+
     def _refuse(self, error: AppError) -> None:
-        """Hear no more: what came is no request, or comes to no end. Whatever came before it is answered."""
-        self._is_refused = True
-        self._end_arrival()
-        last = self.cycle
-        if last is not None and not last.response_complete:
-            last.keep_alive = False
-            self.flow.pause_reading()
-            if last.more_body:
-                last.scope["state"][CUT_SHORT] = error
-                last.more_body = False
-                last.message_event.set()
-        elif self._is_in_head and not self.transport.is_closing():
-            self._answer(error)
-        else:
+        """Answer `error` after all requests before it, and close."""
+        if self._is_deaf:
+            return
+        self._stop()
+        if self._is_in_head:
+            self._refusal = error
+            known = [line for line in self.headers if line[0] in {b"x-request-id", b"origin"}]
+            head = self._begin_anew(b"GET / HTTP/1.1", known)
+            with suppress(HttpParserError):
+                self.parser.feed_data(head)
+            self.scope["method"] = ""
+        elif self.cycle.response_complete:
             self.transport.close()
-
-    def _answer(self, error: AppError) -> None:
-        """Answer what never becomes a request of the application's, and log it."""
-        request_id = request_id_of(cast(Scope, self.scope or {"headers": ()}))
-        ip = self.client[0] if self.client else None
-        unknown = dict.fromkeys(("user_id", "method", "route", "duration_ms"))
-        line = {"request_id": request_id, "ip": ip, **unknown, "status": error.status}
-        logger.bind(**line, reason=error.reason).info("http.request")
-        self.transport.write(_as_bytes(error, dict(self.server_state.default_headers), request_id))
-        self.transport.close()
+        else:
+            self.cycle.scope["state"][CUT_SHORT] = error
+            self.cycle.keep_alive = self.cycle.more_body = False
+            self.cycle.message_event.set()
 
 
-class _Rest:
-    """What a parser tells a protocol that has its first head already: only what comes behind."""
+class _Flow(FlowControl):
+    """Reads on once no request waits and no answer is unsent."""
 
-    def __init__(self, protocol: Protocol) -> None:
-        self._protocol, self._is_behind_head = protocol, False
+    waiting: Sized = ()
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        callback = getattr(self._protocol, name)
+    def resume_reading(self) -> None:
+        if not self.waiting and not self.write_paused:
+            super().resume_reading()
 
-        def tell(*arguments: Any) -> None:
-            if self._is_behind_head:
-                callback(*arguments)
 
-        return tell
+class _OneWrite:
+    """Joins what is written at once: an answer's head and body are one system call, not two."""
 
-    def on_headers_complete(self) -> None:
-        """Begin to tell."""
-        if self._is_behind_head:
-            self._protocol.on_headers_complete()
-        self._is_behind_head = True
+    def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
+        self._transport, self._loop, self.written = transport, loop, list[bytes]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self.written:
+            self._loop.call_soon(self.flush)
+        self.written.append(data)
+
+    def flush(self) -> None:
+        if self.written and not self.is_closing():
+            self._transport.writelines(self.written)
+        self.written = []
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
 
 def _is_idle(protocol: Any) -> bool:
-    return (
-        protocol.cycle is None or protocol.cycle.response_complete
-    ) and not protocol.transport.is_closing()
+    return protocol.cycle is None or (protocol.cycle.response_complete and not protocol.unsent)
 
 
-def _as_bytes(error: AppError, headers: Mapping[bytes, bytes], request_id: str) -> bytes:
-    body = msgspec.json.encode(error.body(errors.SELF_CONTAINED, request_id))
-    lines = {
-        **headers,
-        **{name.lower().encode(): value.encode() for name, value in error.headers.items()},
-        b"content-type": b"application/json",
-        b"content-length": b"%d" % len(body),
-        b"cache-control": b"no-store",
-        b"x-content-type-options": b"nosniff",
-        b"x-request-id": request_id.encode(),
-        b"connection": b"close",
-    }
-    head = b"".join(b"%s: %s\r\n" % line for line in lines.items())
-    phrase = HTTPStatus(error.status).phrase.encode()
-    return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (error.status, phrase, head, body)
+def _unsent(connections: Any) -> int:
+    return sum(protocol.unsent for protocol in connections)
+
+
+def _refusal_of(error: HttpParserError, data: bytes) -> AppError:
+    if str(error) == "Content-Length overflow":
+        return errors.ContentTooLargeError()
+    methods = _REQUEST_LINE.findall(data) if isinstance(error, HttpParserInvalidMethodError) else []
+    is_unknown = any(method.decode() not in METHODS for method in methods)
+    return errors.UnknownMethodError() if is_unknown else errors.MalformedRequestError()

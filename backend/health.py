@@ -7,14 +7,16 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 from sqlalchemy import literal, select
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 
 from backend import metrics
+from backend.answer import Answer
 from backend.database import Statement
 from backend.database.dependencies import DatabaseDep
 from backend.drain import Drain
+from backend.error_answers import raises
 from backend.errors import ShuttingDownError
-from backend.routing import Answer, Route, raises
+from backend.routing import Route
 
 PING = Statement(select(literal(1)))
 
@@ -28,17 +30,17 @@ class Health(BaseModel):
 
 
 @router.get("/health", response_model=Health, summary="Is the process alive?")
-async def health() -> dict[str, str]:
+async def health() -> Answer:
     """Answer while the process serves; never asks the database, so that a serverless one can sleep."""
-    return {"status": "ok"}
+    return Answer({"status": "ok"})
 
 
-def get_drain(request: Request) -> Drain:
+async def get_drain(request: Request) -> Drain:
     """Return what tells whether this process is about to end."""
     return request.app.state.drain  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
-def get_gauge(request: Request) -> Callable[[], None]:
+async def get_gauge(request: Request) -> Callable[[], None]:
     """Return what sets the gauges of this process."""
     return request.app.state.gauge  # type: ignore[no-any-return]  # Starlette's state is untyped
 
@@ -49,19 +51,19 @@ DrainDep = Annotated[Drain, Depends(get_drain)]
 
 @router.get("/health/ready", response_model=Health, summary="Can the service work?")
 @raises(ShuttingDownError)
-async def ready(database: DatabaseDep, drain: DrainDep) -> dict[str, str]:
+async def ready(database: DatabaseDep, drain: DrainDep) -> Answer:
     """Answer 200 when the database answers, else 503; from SIGTERM on 503, so that a proxy sends nobody."""
     if drain.is_draining:
         raise ShuttingDownError
     await database.one(PING)
-    return {"status": "ok"}
+    return Answer({"status": "ok"})
 
 
 @router.get(
     "/metrics", summary="What has the service done?", response_model=None, response_class=PlainTextResponse
 )
-async def read_metrics(gauge: GaugeDep) -> Answer:
+async def read_metrics(gauge: GaugeDep) -> Response:
     """Return what all workers have done and are doing, in Prometheus' text format."""
     gauge()
     text, content_type = metrics.exposition()
-    return Answer(text, [(b"content-type", content_type.encode())])
+    return Response(text, headers={"Content-Type": content_type})

@@ -85,12 +85,12 @@ def _bearer_token(request: Request) -> str:
     return str(token, "latin-1")
 
 
-def get_sign_in(request: Request) -> SignIn:
+async def get_sign_in(request: Request) -> SignIn:
     """Return what signing in needs; one per process."""
     return request.app.state.sign_in  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
-def get_client(request: Request) -> Client:
+async def get_client(request: Request) -> Client:
     """Return where the request comes from; behind a proxy that Uvicorn trusts, the proxy's client."""
     user_agent = request.headers.get("user-agent")
     return Client(

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         "revision", nargs="?", default="head", help="an Alembic revision; `base` takes all back"
     )
     migrate.add_argument("--check", action="store_true", help="tell whether the models need a new migration")
+    migrate.add_argument("--new", metavar="WORDS", help="write a migration for what the models have changed")
     migrate.set_defaults(run=_migrate)
     users = commands.add_parser("import-users", help="bring in users with their bcrypt hashes, all or none")
     users.add_argument("file", type=Path, help="CSV (*.csv) or JSON Lines of email, name and password_hash")
@@ -108,7 +109,10 @@ def _migrate(options: argparse.Namespace) -> None:
         from backend.database import schema  # noqa: PLC0415  # its Alembic takes ten megabytes
 
         logs.configure(settings.log_format)
-        asyncio.run(schema.check(url) if options.check else schema.migrate(url, options.revision))
+        if options.new:
+            asyncio.run(schema.write_migration(url, options.new))
+        else:
+            asyncio.run(schema.check(url) if options.check else schema.migrate(url, options.revision))
 
 
 def _import_users(options: argparse.Namespace) -> None:

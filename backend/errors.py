@@ -1,6 +1,6 @@
-"""Every refusal the service can answer, and the one place that turns an exception into an error body.
+"""The errors that the service answers, and their JSON body.
 
-An error body holds nothing internal and nothing of what the client sent (contract section 2).
+An error body holds nothing internal and nothing that the client sent.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from typing_extensions import TypedDict
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The answers in which the two surfaces differ (contract section 1), and whose words errors are in."""
+    """The statuses in which the two surfaces differ, and whether errors are written as OAuth 2.0 has them."""
 
     invalid: Literal[400, 422]
     foreign_task: Literal[403, 404]
@@ -43,7 +43,7 @@ _CODE = (
 
 
 class ErrorBody(TypedDict):
-    """What every error of every route looks like (contract section 2)."""
+    """The JSON of every error, of every route."""
 
     status_code: int
     detail: str
@@ -60,9 +60,9 @@ class AppError(Exception):
     `reason` goes to the log alone; `decided_by` names the `Contract` field that overrides `status`.
     """
 
-    status: ClassVar[int] = 500
-    code: ClassVar[str] = "internal_error"
-    detail: ClassVar[str] = "Something went wrong on our side"
+    status: int = 500
+    code: str = "internal_error"
+    detail: str = "Something went wrong on our side"
     decided_by: ClassVar[Literal["invalid", "unavailable"] | None] = None
     oauth_error: ClassVar[str] = "invalid_request"
     is_denial: ClassVar[bool] = False
@@ -73,13 +73,12 @@ class AppError(Exception):
         self.reason = reason or self.code
         self.headers = dict(headers or {})
 
-    @classmethod
-    def status_under(cls, contract: Contract) -> int:
+    def status_under(self, contract: Contract) -> int:
         """Return the HTTP status that this error has on the surface of `contract`."""
-        return getattr(contract, cls.decided_by) if cls.decided_by else cls.status
+        return getattr(contract, self.decided_by) if self.decided_by else self.status
 
     def body(self, contract: Contract, request_id: str) -> ErrorBody:
-        """Return the error body of contract section 2."""
+        """Return the JSON of this error."""
         body: ErrorBody = {
             "status_code": self.status_under(contract),
             "detail": self.detail,
@@ -90,20 +89,19 @@ class AppError(Exception):
             body |= {"error": self.oauth_error, "error_description": self.detail}
         return body
 
-    @classmethod
-    def example(cls, contract: Contract) -> ErrorBody:
+    def example(self, contract: Contract) -> ErrorBody:
         """Return a body of this kind for the documentation."""
-        return cls().body(contract, "0199f3c2a7b47cc09d1b3f5e8a6d4c21")
+        return self.body(contract, "0199f3c2a7b47cc09d1b3f5e8a6d4c21")
 
 
 class InternalError(AppError):
-    """Anything unexpected: a defect of ours, answered without a word about it."""
+    """A defect of the service; the answer tells nothing about it."""
 
     oauth_error = "server_error"
 
 
 class MalformedJSONError(AppError):
-    """The body is no JSON text (RFC 8259), or holds a number that JSON has not."""
+    """The body is no JSON text (RFC 8259), or has a number that no double can hold."""
 
     status = 400
     code = "malformed_json"
@@ -126,8 +124,7 @@ class InvalidRequestError(AppError):
         """Return the error body, with each field that is wrong."""
         return {**super().body(contract, request_id), "errors": self.errors}
 
-    @classmethod
-    def example(cls, contract: Contract) -> ErrorBody:
+    def example(self, contract: Contract) -> ErrorBody:
         """Return a body of this kind for the documentation."""
         return {
             **super().example(contract),
@@ -136,7 +133,7 @@ class InvalidRequestError(AppError):
 
 
 class MalformedRequestError(AppError):
-    """What came is no HTTP request (RFC 9112)."""
+    """The bytes are no HTTP request (RFC 9112)."""
 
     status = 400
     code = "malformed_request"
@@ -229,7 +226,7 @@ class ContentTooLargeError(AppError):
 
 
 class UnsupportedMediaTypeError(AppError):
-    """The body is there and says that it is something else than the route takes."""
+    """The `Content-Type` of the body is none that the route takes."""
 
     status = 415
     code = "unsupported_media_type"
@@ -237,7 +234,7 @@ class UnsupportedMediaTypeError(AppError):
 
 
 class RateLimitedError(AppError):
-    """Too much of something too soon (RFC 6585 section 4); `Retry-After` is in seconds."""
+    """A rate limit is reached (RFC 6585 section 4); `Retry-After` is in seconds."""
 
     status = 429
     code = "rate_limited"
@@ -261,14 +258,14 @@ class ServiceUnavailableError(AppError):
 
 
 class OverloadedError(ServiceUnavailableError):
-    """More is asked than connections can take, the database's or clients'; nothing was written."""
+    """Too many requests wait for the database, or too many clients connect; nothing was written."""
 
     code = "overloaded"
     detail = "Too much is going on right now, please try again shortly"
 
 
 class ShuttingDownError(ServiceUnavailableError):
-    """A process that is about to end wants nothing new from a proxy that asks first."""
+    """The process is stopping: a probe that asks whether it is ready shall send it no new clients."""
 
     code = "shutting_down"
     detail = "This process is about to end"
@@ -280,11 +277,3 @@ class DatabaseUnavailableError(ServiceUnavailableError):
     code = "database_unavailable"
     detail = "The database cannot be reached right now, please try again shortly"
     decided_by = "unavailable"
-
-
-BY_STATUS: dict[int, type[AppError]] = {
-    404: NotFoundError,
-    405: MethodNotAllowedError,
-    413: ContentTooLargeError,
-}
-"""How the framework's own refusals are answered; any other is an `InternalError`."""

@@ -8,16 +8,18 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 from sqlalchemy import literal, select
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response
 
 from backend import metrics
+from backend.answer import Answer
 from backend.auth.dependencies import bearer_token
 from backend.auth.errors import InvalidTokenError
 from backend.database import Statement
 from backend.database.dependencies import DatabaseDep
 from backend.drain import Drain
+from backend.error_answers import raises
 from backend.errors import ShuttingDownError
-from backend.routing import Answer, Route, raises
+from backend.routing import Route
 
 PING = Statement(select(literal(1)))
 
@@ -31,22 +33,22 @@ class Health(BaseModel):
 
 
 @router.get("/health", response_model=Health, summary="Is the process alive?")
-async def health() -> dict[str, str]:
+async def health() -> Answer:
     """Answer 200 while the process serves. The database is not asked, so that a serverless one can sleep."""
-    return {"status": "ok"}
+    return Answer({"status": "ok"})
 
 
-def get_drain(request: Request) -> Drain:
+async def get_drain(request: Request) -> Drain:
     """Return the process's one `Drain`, which knows whether the process is about to end."""
     return request.app.state.drain  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
-def get_gauge(request: Request) -> Callable[[], None]:
+async def get_gauge(request: Request) -> Callable[[], None]:
     """Return the function that sets the gauges of this process."""
     return request.app.state.gauge  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
-def admit_scraper(request: Request) -> None:
+async def admit_scraper(request: Request) -> None:
     """Check the bearer token where `METRICS_TOKEN` is set; raises `UnauthorizedError`."""
     wanted = request.app.state.settings.metrics_token
     if wanted is None:
@@ -63,22 +65,22 @@ DrainDep = Annotated[Drain, Depends(get_drain)]
 
 @router.get("/health/ready", response_model=Health, summary="Can the service work?")
 @raises(ShuttingDownError)
-async def ready(database: DatabaseDep, drain: DrainDep) -> dict[str, str]:
+async def ready(database: DatabaseDep, drain: DrainDep) -> Answer:
     """Answer 200 if the database answers, else 503. From SIGTERM on 503, so that proxies send no more."""
     if drain.is_draining:
         raise ShuttingDownError
     await database.one(PING)
-    return {"status": "ok"}
+    return Answer({"status": "ok"})
 
 
 @router.get(
     "/metrics", summary="What has the service done?", response_model=None, response_class=PlainTextResponse
 )
-async def read_metrics(_: ScraperDep, gauge: GaugeDep) -> Answer:
+async def read_metrics(_: ScraperDep, gauge: GaugeDep) -> Response:
     """Return the metrics of all workers in Prometheus' text format.
 
     Where the service has a `METRICS_TOKEN`, that is needed as a bearer token; else the answer is 401.
     """
     gauge()
     text, content_type = await metrics.exposition()
-    return Answer(text, [(b"content-type", content_type.encode())])
+    return Response(text, headers={"Content-Type": content_type})

@@ -1,16 +1,11 @@
-"""What surrounds every request: its id and log lines, CORS, the body limit, and the last word on errors.
-
-Whatever happens inside, the client gets one well-formed answer and the log gets one access line.
-"""
+"""The middleware of every request: its id, log lines and CORS, the body limit, the answers to errors."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from time import perf_counter
 
-import msgspec
 from loguru import logger
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
@@ -19,9 +14,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
 from backend import errors, events, logs, metrics
+from backend.answer import Answer
 from backend.drain import Drain
 from backend.errors import AppError, Contract
 from backend.events import Event, RequestRecord
+from backend.framework_errors import of_framework
 
 MAX_BODY_BYTES = 64 * 1024
 OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"
@@ -235,7 +232,7 @@ def _refuse_head(scope: Scope) -> None:
     if hosts > 1 or (not hosts and scope["http_version"] != "1.0"):  # RFC 9112 section 3.2
         raise errors.MalformedRequestError(reason="host")
     if codings:
-        # Nobody knows yet how long it is: the route reads it, even one that takes no body.
+        # Its length shows only when it is read: a route does, even one that takes no body.
         scope[OF_UNKNOWN_LENGTH] = True
         if codings != [b"chunked"]:
             raise errors.TransferCodingError
@@ -246,15 +243,12 @@ def _is_too_large(length: str | bytes) -> bool:
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
-    """Answer an `AppError`, or one of the framework's own refusals; FastAPI calls this."""
-    if isinstance(error, HTTPException):
-        error = errors.BY_STATUS.get(error.status_code, errors.InternalError)()
-    assert isinstance(error, AppError)
-    return refuse(request.scope, error)
+    """Answer an `AppError`, an `HTTPException` or a `RequestValidationError`; Starlette calls this."""
+    return refuse(request.scope, of_framework(error))
 
 
 def refuse(scope: Scope, error: AppError) -> Response:
-    """Turn `error` into the answer of contract section 2, and note who was denied and why."""
+    """Return the response of `error`; records `auth.denied` where it refuses a caller."""
     # One of a large body comes before the route is known, and one of a method from beside it.
     route = scope.get("route") or next((route for match, route in _matches(scope)), None)
     response = _render(error, getattr(route, "contract", errors.SELF_CONTAINED))
@@ -281,6 +275,6 @@ def _methods(route: BaseRoute) -> set[str]:
 
 
 def _render(error: AppError, contract: Contract) -> Response:
-    body = msgspec.json.encode(error.body(contract, events.request_id()))
-    status = error.status_under(contract)
-    return Response(body, status, error.headers, media_type="application/json")
+    answer = Answer(error.body(contract, events.request_id()), error.status_under(contract))
+    answer.headers.update(error.headers)
+    return answer

@@ -87,13 +87,13 @@ def bearer_token(request: Request) -> str:
     return str(token, "latin-1")
 
 
-def get_sign_in(request: Request) -> SignIn:
+async def get_sign_in(request: Request) -> SignIn:
     """Return the process's one `SignIn`."""
     return request.app.state.sign_in  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
-def get_client(request: Request) -> Client:
-    """Return the client's address and user agent; behind a proxy that Uvicorn trusts, those of its client."""
+async def get_client(request: Request) -> Client:
+    """Return the client's address and user agent; behind a trusted proxy, those of the proxy's client."""
     user_agent = request.headers.get("user-agent")
     return Client(
         ip=request.client.host if request.client else None,

@@ -9,7 +9,7 @@ from backend.database.connection import Database
 from backend.errors import DatabaseUnavailableError, OverloadedError
 
 
-def get_database(request: Request) -> Database:
+async def get_database(request: Request) -> Database:
     """Return the database; one per process."""
     return request.app.state.database  # type: ignore[no-any-return]  # Starlette's state is untyped
 

@@ -37,8 +37,8 @@ PLANNED_ANEW = 5
 ON_ONE_TASK: dict[str, tuple[Statement, dict[str, Any]]] = {
     "READ_TASK": (statements.READ_TASK, {}),
     "UPDATE_TASK": (
-        statements.UPDATE_TASK[frozenset({"title"})],
-        {"new_title": "Z", "new_title_key": "z"},
+        statements.UPDATE_TASK,
+        statements.update_values({"title": "Z", "title_key": "z"}),
     ),
     "TOGGLE_TASK": (statements.TOGGLE_TASK, {}),
     "DELETE_TASK": (statements.DELETE_TASK, {}),

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scripts.benchmark.meter import family_cpu_seconds
 from tests.conftest import Postgres
 from tests.service import PASSWORD, Account, Service
 
@@ -351,6 +352,79 @@ def test_a_password_that_nobody_can_have_is_merely_wrong_at_login(grace: Account
     response = grace.client.post("/auth/login", json={"email": grace.email, "password": password})
     assert (response.status_code, response.json()["code"]) == (401, "invalid_credentials")
     assert_no_echo(response)
+
+
+# What is long is refused at a cost that grows no faster than its length
+
+LETTERS = "x" * 60_000
+MARKS = "a" + "\u0345" * 15_000 + "\u0334" * 15_000
+"""Combining marks in the wrong order: to sort them (NFC) takes time that grows with the square of their number."""
+HOSTILE = [MARKS, " " * 60_000 + "x", "@" * 60_000, "9" * 60_000]
+TOKEN_FIELDS = {"username": NEW_EMAIL, "password": PASSWORD, "refresh_token": "none of ours"}
+QUERY_FIELDS = ("status", "limit", "cursor", WORD)
+HEADERS = ("Authorization", "X-Request-ID", "User-Agent", "Accept", "Origin", "Content-Type", "If-None-Match")
+
+
+def cpu_seconds(service: Service, send: Callable[[], object]) -> float:
+    """Return the least that a request takes of the service's processor time, of three."""
+    found = []
+    for _ in range(3):
+        before = family_cpu_seconds(service.process.pid)
+        send()
+        found.append(family_cpu_seconds(service.process.pid) - before)
+    return min(found)
+
+
+def assert_cheap(service: Service, send: Callable[[str], httpx.Response]) -> None:
+    """Check that no text costs ten times what as many letters cost, or 50 ms more: the marks took a second."""
+    letters = cpu_seconds(service, lambda: send(LETTERS))
+    for text in HOSTILE:
+        assert send(text).status_code < 500
+        assert cpu_seconds(service, lambda text=text: send(text)) < 10 * letters + 0.05, text[:3]
+
+
+@pytest.mark.parametrize(
+    ("route", "field"), [(route, field) for route, body in BODIES.items() for field in body]
+)
+def test_what_a_long_text_costs_does_not_depend_on_its_characters(
+    service: Service, send: Send, route: Route, field: str
+) -> None:
+    def request(text: str) -> httpx.Response:
+        return send(route, json.dumps({**BODIES[route], field: text}, ensure_ascii=False).encode())
+
+    assert_cheap(service, request)
+
+
+@pytest.mark.parametrize("field", TOKEN_FIELDS)
+def test_what_a_long_field_of_a_form_costs_does_not_depend_on_its_characters(
+    service: Service, field: str
+) -> None:
+    def request(text: str) -> httpx.Response:
+        # Not percent-encoded, which would make it three times as long.
+        form = "&".join(f"{name}={value}" for name, value in {**TOKEN_FIELDS, field: text}.items())
+        return client.post("/auth/token", content=form.encode(), headers=FORM)
+
+    client = service.client()
+    assert_cheap(service, request)
+
+
+@pytest.mark.parametrize("name", QUERY_FIELDS)
+def test_what_a_long_query_costs_does_not_depend_on_its_characters(
+    service: Service, ada: Account, name: str
+) -> None:
+    assert_cheap(service, lambda text: ada.client.get(f"/tasks?{name}={quote(text)[:60_000]}"))
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_what_a_long_header_costs_does_not_depend_on_its_characters(
+    service: Service, ada: Account, name: str
+) -> None:
+    assert_cheap(
+        service,
+        lambda text: ada.client.get(
+            "/tasks", headers=[(name.encode(), b"Bearer %bx" % text.encode()[:60_000])]
+        ),
+    )
 
 
 # What is at the bound, or is merely odd, is taken as it is

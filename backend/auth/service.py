@@ -45,7 +45,7 @@ async def register(database: Database, sign_in: SignIn, client: Client, data: Re
         email=data.email,
         email_key=key,
         name=data.name,
-        password_hash=await sign_in.hasher.hash(data.password),
+        password_hash=await sign_in.hasher.hash(data.password, client.address),
         **new.values,
     )
     if user is None:
@@ -79,7 +79,7 @@ async def _login(database: Database, sign_in: SignIn, client: Client, data: Cred
         raise InvalidCredentialsError(reason="credentials")
     events.identify(user["id"])
     events.record(Event.LOGIN, session_id=new.session_id)
-    await _upgrade_hash(database, sign_in, data.password, user["id"], stored)
+    await _upgrade_hash(database, sign_in, client, data.password, user["id"], stored)
     return new.issue(user)
 
 
@@ -88,20 +88,20 @@ async def _is_right(
 ) -> bool:
     """Tell whether the password is right, within the limits on guessing; raises `RateLimitedError`."""
     async with sign_in.limits.guess(client.address, limited_email) as failed:
-        is_right = await sign_in.hasher.verify(password, stored)
+        is_right = await sign_in.hasher.verify(password, stored, client.address)
         if not is_right:
             await failed()
     return is_right
 
 
 async def _upgrade_hash(
-    database: Database, sign_in: SignIn, password: str, user_id: str, stored: str
+    database: Database, sign_in: SignIn, client: Client, password: str, user_id: str, stored: str
 ) -> None:
     """Store the password by today's scheme and cost, unless it has been changed meanwhile."""
     if not sign_in.hasher.is_outdated(stored):
         return
     with suppress(ServiceUnavailableError):  # the next login will do
-        new_hash = await sign_in.hasher.hash(password)
+        new_hash = await sign_in.hasher.hash(password, client.address)
         await database.one(statements.UPGRADE_HASH, user_id=user_id, old_hash=stored, new_hash=new_hash)
 
 
@@ -141,7 +141,8 @@ async def change_password(
         min_length=sign_in.password_min_length,
         field="new_password",
     )
-    new, new_hash = NewTokens(sign_in, client), await sign_in.hasher.hash(data.new_password)
+    new = NewTokens(sign_in, client)
+    new_hash = await sign_in.hasher.hash(data.new_password, client.address)
     async with database.transaction() as transaction:
         _own(await transaction.one(statements.LOCK_CALLER, **caller.values))
         user = _own(

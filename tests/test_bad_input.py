@@ -1,8 +1,10 @@
-"""Bad input at every route: refused by name, never written, never echoed (R4-FR-010, R4-SC-008)."""
+"""Bad input at every route is refused by the field's name, never written and never echoed."""
 
 import base64
 import json
+import re
 import string
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -46,6 +48,8 @@ DEEP: Any = WORD
 for _ in range(900):  # what `json` can still write; deeper ones are below
     DEEP = [DEEP]
 CONTROL = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
+SPACES = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace())
+"""White space, which goes first at both ends of a title, a name and an email."""
 SURROGATES = [f"{WORD}\ud800", f"\udfff{WORD}", f"{WORD}\ud83d{WORD}", f"\ude00\ud83d{WORD}"]
 NO_TEXT = [NUMBER, -NUMBER, NUMBER + 0.5, 10**4000 + NUMBER, True, False, [WORD], {WORD: WORD}, DEEP]
 
@@ -57,17 +61,20 @@ def too_long(limit: int) -> list[str]:
     return [WORD.ljust(limit + 1, "x"), WORD.ljust(limit + 1, "\N{GRINNING FACE}"), combined]
 
 
-def with_control(allowed: str = "") -> list[str]:
+def with_control(allowed: str = "", trimmed: str = "") -> list[str]:
     """Return texts with one control character each, within the text and at either end."""
     bad = [control for control in CONTROL if control not in allowed]
-    return [text for control in bad for text in (f"ze{control}bra", f"{control}{WORD}", f"{WORD}{control}")]
+    ends = [control for control in bad if control not in trimmed]
+    within = [f"ze{control}bra" for control in bad]
+    return within + [text for control in ends for text in (f"{control}{WORD}", f"{WORD}{control}")]
 
 
-LINE = [*NO_TEXT, *SURROGATES, *too_long(200), *with_control(), "", " ", "\N{IDEOGRAPHIC SPACE}"]
+LINE = [*NO_TEXT, *SURROGATES, *too_long(200), *with_control(trimmed=SPACES), "", SPACES]
 EMAIL = [
     *NO_TEXT,
     *SURROGATES,
     *with_control(),
+    SPACES,
     *(f"{WORD}{control}@example.com" for control in CONTROL),
     None,
     "",
@@ -448,6 +455,21 @@ def test_a_title_of_200_code_points_is_kept_as_it_is(ada: Account, title: str) -
         ada.client.patch(path, json={"title": "Another"})
         assert ada.client.request(method, path, json={"title": title}).json()["title"] == title
     assert ada.client.patch("/auth/me", json={"name": title}).json()["name"] == title
+
+
+def test_white_space_at_both_ends_of_a_title_or_a_name_goes_first(ada: Account, service: Service) -> None:
+    pattern = service.client().get("/openapi.json").json()["components"]["schemas"]["TaskCreate"]
+    pattern = re.compile(pattern["properties"]["title"]["pattern"])
+    for title in ("Buy milk", "x" * 200, "x"):
+        for space in (*SPACES, "\r\n", SPACES):
+            sent = f"{space}{title}{space}"
+            assert ada.create(sent)["title"] == title, repr(space)
+            assert pattern.match(sent)
+            assert ada.client.patch("/auth/me", json={"name": sent}).json()["name"] == title
+    for path in (f"/tasks/{ada.create()['id']}",):
+        for method in ("PUT", "PATCH"):
+            sent = f"\t{method}\n"
+            assert ada.client.request(method, path, json={"title": sent}).json()["title"] == method
 
 
 @pytest.mark.parametrize(

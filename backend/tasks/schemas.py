@@ -1,4 +1,4 @@
-"""What the task routes take and give, as the OpenAPI document shows it."""
+"""The requests and answers of the task routes, as the OpenAPI document shows them."""
 
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -29,7 +29,7 @@ class TaskCreate(BaseModel):
 
 
 class TaskUpdate(BaseModel):
-    """What to change of a task: at least one field; what is not sent stays; `description: null` clears it."""
+    """Changes to a task: at least one field. A field that is not sent stays; `description: null` clears it."""
 
     model_config = ConfigDict(
         strict=True,
@@ -68,7 +68,7 @@ def _digits(value: object) -> object:
 
 
 class TaskQuery(BaseModel):
-    """Which tasks to list, in which order, and how many at once."""
+    """A query for a list of tasks: a filter, an order and a page."""
 
     status: Status = Field(default="all", description="Only those that are still to do, or done")
     sort: Sort = Field(default="created", description="By creation, or by title without regard to case")

@@ -14,6 +14,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     func,
+    text,
 )
 from sqlmodel import Field, SQLModel
 
@@ -21,6 +22,12 @@ LOCAL = "local"
 """The issuer of the users who registered here."""
 EXTERNAL = "better-auth"
 """The issuer of all others, whichever kind of token they come with."""
+
+PASSWORD_COST = (
+    "((substring(password_hash, "
+    "'[$,=]([4-9]|0[4-9]|[12][0-9]|3[01])[$][./A-Za-z0-9]{22}[$]?[./A-Za-z0-9]{31}$'))::integer)"
+)
+"""The cost of a hash of either scheme, in SQL; null where there is none that could be checked."""
 
 
 def _created_at() -> Column[datetime]:
@@ -40,6 +47,7 @@ class User(SQLModel, table=True):
             "(email IS NOT NULL AND email_key IS NOT NULL AND password_hash IS NOT NULL)",
             name="users_local_complete",
         ),
+        Index("users_password_cost", text(PASSWORD_COST)),
     )
 
     id: str = Field(sa_column=Column(Text, primary_key=True))

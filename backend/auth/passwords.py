@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from runpy import run_path
 
+import bcrypt
 from passlib.context import CryptContext
 
 from backend.auth.errors import PasswordRefusedError
@@ -79,7 +80,8 @@ class PasswordHasher:
         threads = max(1, (os.cpu_count() or 1) // processes)
         self._executor = ThreadPoolExecutor(threads, "hash", initializer=_give_way)
         self._turns = Turns(self._executor, threads=threads, limit=max(MIN_QUEUE, threads * QUEUE_PER_THREAD))
-        self._nobody = self._context.hash("nobody")
+        self._rounds = rounds
+        self._context.hash("nobody")  # loads the backend, which else the first sign-in would wait for
 
     @property
     def waiting(self) -> int:
@@ -94,22 +96,41 @@ class PasswordHasher:
         """Return the hash to store."""
         return await self._turns.run(address, lambda: str(self._context.hash(normalise(password))))
 
-    async def verify(self, password: str, stored: str | None, address: str) -> bool:
-        """Tell whether `password` is that of `stored`; without one it costs the same, and is not."""
-        return await self._turns.run(address, lambda: self._matches(password, stored))
+    async def verify(
+        self, password: str, stored: str | None, address: str, *, highest_cost: int | None = None
+    ) -> bool:
+        """Tell whether `password` is that of `stored`, which is None for an unknown email.
+
+        A failure takes the time of one hash, at `BCRYPT_ROUNDS` or at `highest_cost` where that is more.
+        """
+        cost = max(self._rounds, highest_cost or 0)
+        return await self._turns.run(address, lambda: self._matches(password, stored, cost))
 
     def is_outdated(self, stored: str) -> bool:
         """Tell whether `stored` is of another scheme or cost than today's."""
         return bool(self._context.needs_update(stored))
 
-    def _matches(self, password: str, stored: str | None) -> bool:
-        if len(password) > MAX_SENT_CHARACTERS:
-            password, stored = "", None
-        try:
-            known = self._nobody if stored is None else stored
-            matches: bool = self._context.verify(normalise(password), known)
-        except ValueError:
-            # What plain bcrypt cannot check (over 72 bytes, NUL, a damaged hash) is wrong, and costs as much.
-            self._context.verify("", self._nobody)
+    def _matches(self, password: str, stored: str | None, cost: int) -> bool:
+        if stored is None or len(password) > MAX_SENT_CHARACTERS:
+            _fail_at(cost)
             return False
-        return matches and stored is not None
+        try:
+            matches = bool(self._context.verify(normalise(password), stored))
+        except ValueError:
+            # Plain bcrypt refuses over 72 bytes, NUL and a damaged hash before it computes anything.
+            _fail_at(cost)
+            return False
+        if not matches:
+            # At cost c a hash takes 2**c rounds: with these the sum is 2**cost.
+            for missing in range(self._cost_of(stored), cost):
+                _fail_at(missing)
+        return matches
+
+    def _cost_of(self, stored: str) -> int:
+        handler = self._context.identify(stored, resolve=True)
+        return int(handler.from_string(stored).rounds)
+
+
+def _fail_at(cost: int) -> None:
+    """Take the time of one hash of `cost`, for a sign-in that fails."""
+    bcrypt.hashpw(b"", bcrypt.gensalt(cost))

@@ -37,7 +37,8 @@ async def register(database: Database, sign_in: SignIn, client: Client, data: Re
     passwords.check_rules(data.password, email=data.email, min_length=sign_in.password_min_length)
     await sign_in.limits.registration(client.address)
     new, key = NewTokens(sign_in, client), email_key(data.email)
-    if await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address) is not None:
+    account = _own(await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address))
+    if account["id"] is not None:
         raise EmailTakenError
     user = await database.one(
         statements.REGISTER,
@@ -68,14 +69,14 @@ async def login(database: Database, sign_in: SignIn, client: Client, data: Crede
 
 async def _login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
     new, key = NewTokens(sign_in, client), email_key(data.email)
-    account = await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address)
-    stored = account["password_hash"] if account else None
-    is_known = account is not None and account["is_known"]
+    account = _own(await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address))
+    stored = account["password_hash"]
+    limited_email, highest_cost = None if account["is_known"] else key, account["highest_cost"]
     user = None
-    if await _is_right(sign_in, client, data.password, stored, None if is_known else key):
+    if await _is_right(sign_in, client, data.password, stored, limited_email, highest_cost):
         user = await database.one(statements.SIGN_IN, password_hash=stored, email_key=key, **new.values)
     if user is None or stored is None:
-        events.record(Event.LOGIN_FAILED, account_id=account["id"] if account else None)
+        events.record(Event.LOGIN_FAILED, account_id=account["id"])
         raise InvalidCredentialsError(reason="credentials")
     events.identify(user["id"])
     events.record(Event.LOGIN, session_id=new.session_id)
@@ -84,11 +85,16 @@ async def _login(database: Database, sign_in: SignIn, client: Client, data: Cred
 
 
 async def _is_right(
-    sign_in: SignIn, client: Client, password: str, stored: str | None, limited_email: str | None
+    sign_in: SignIn,
+    client: Client,
+    password: str,
+    stored: str | None,
+    limited_email: str | None,
+    highest_cost: int | None = None,
 ) -> bool:
     """Tell whether the password is right, within the limits on guessing; raises `RateLimitedError`."""
     async with sign_in.limits.guess(client.address, limited_email) as failed:
-        is_right = await sign_in.hasher.verify(password, stored, client.address)
+        is_right = await sign_in.hasher.verify(password, stored, client.address, highest_cost=highest_cost)
         if not is_right:
             await failed()
     return is_right

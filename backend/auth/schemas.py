@@ -70,12 +70,24 @@ class Credentials(_Input):
     password: Password
 
 
-class PasswordGrant(BaseModel):
-    """The password grant of OAuth 2.0 (RFC 6749 section 4.3.2); `username` is the email."""
+class TokenGrant(BaseModel):
+    """A grant of OAuth 2.0: an email and password, or a refresh token (RFC 6749 sections 4.3.2 and 6).
 
-    username: str = Field(examples=["ada@example.com"])
-    password: Password
-    grant_type: str = Field(default="password", examples=["password"])
+    `username` is the email. `client_id`, `client_secret` and `scope` are ignored.
+    """
+
+    grant_type: str = Field(
+        default="password", description="`password` or `refresh_token`", examples=["password"]
+    )
+    username: str | None = Field(
+        default=None, description="Required for `password`", examples=["ada@example.com"]
+    )
+    password: Password | None = Field(default=None, description="Required for `password`")
+    refresh_token: str | None = Field(
+        default=None,
+        description="Required for `refresh_token`",
+        examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"],
+    )
 
 
 class ProfileUpdate(_Input):

@@ -13,6 +13,7 @@ from backend.auth.errors import (
     EmailTakenError,
     InvalidCredentialsError,
     InvalidGrantError,
+    InvalidRefreshTokenError,
     RevokedTokenError,
     UnsupportedGrantTypeError,
     WrongPasswordError,
@@ -21,14 +22,15 @@ from backend.auth.schemas import (
     Credentials,
     PasswordChange,
     PasswordConfirmation,
-    PasswordGrant,
     ProfileUpdate,
+    Refresh,
     Registration,
+    TokenGrant,
     email_key,
 )
-from backend.auth.sessions import Client, NewTokens, SignIn
+from backend.auth.sessions import Client, NewTokens, SignIn, refresh
 from backend.database import Database, Row
-from backend.errors import AppError, ServiceUnavailableError
+from backend.errors import AppError, FieldError, InvalidRequestError, ServiceUnavailableError
 from backend.events import Event
 
 
@@ -111,10 +113,26 @@ async def _upgrade_hash(
         await database.one(statements.UPGRADE_HASH, user_id=user_id, old_hash=stored, new_hash=new_hash)
 
 
-async def token(database: Database, sign_in: SignIn, client: Client, data: PasswordGrant) -> dict[str, Any]:
-    """Sign in by the password grant; raises `InvalidGrantError`, `UnsupportedGrantTypeError`."""
-    if data.grant_type != "password":
-        raise UnsupportedGrantTypeError
+async def token(database: Database, sign_in: SignIn, client: Client, data: TokenGrant) -> dict[str, Any]:
+    """Answer a grant (RFC 6749 section 5); raises `InvalidGrantError`, `UnsupportedGrantTypeError`.
+
+    The grant is judged before the fields that it needs; raises `InvalidRequestError` where they are missing.
+    """
+    # A parameter without a value is one that was left out (RFC 6749 section 3.2).
+    match data.grant_type or "password":
+        case "password":
+            return await _password_grant(database, sign_in, client, data)
+        case "refresh_token":
+            return await _refresh_grant(database, sign_in, client, data)
+        case _:
+            raise UnsupportedGrantTypeError
+
+
+async def _password_grant(
+    database: Database, sign_in: SignIn, client: Client, data: TokenGrant
+) -> dict[str, Any]:
+    if data.username is None or data.password is None:
+        raise _missing(username=data.username, password=data.password)
     try:
         credentials = Credentials(email=data.username, password=data.password)
         return await login(database, sign_in, client, credentials)
@@ -124,6 +142,25 @@ async def token(database: Database, sign_in: SignIn, client: Client, data: Passw
         raise InvalidGrantError from error
     except InvalidCredentialsError as error:
         raise InvalidGrantError from error
+
+
+async def _refresh_grant(
+    database: Database, sign_in: SignIn, client: Client, data: TokenGrant
+) -> dict[str, Any]:
+    if not data.refresh_token:
+        raise _missing(refresh_token=None)
+    try:
+        return await refresh(database, sign_in, client, Refresh(refresh_token=data.refresh_token))
+    except InvalidRefreshTokenError as error:
+        raise InvalidGrantError from error
+
+
+def _missing(**fields: str | None) -> InvalidRequestError:
+    return InvalidRequestError(
+        FieldError(field=name, message="Field required", type="missing")
+        for name, value in fields.items()
+        if value is None
+    )
 
 
 async def read_profile(database: Database, caller: Caller) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from backend import errors
 from backend.arguments import arguments_of, read_body
 from backend.errors import AppError, Contract, ErrorBody, ServiceUnavailableError
 from backend.middleware import OF_UNKNOWN_LENGTH
+from backend.timestamps import with_fractions
 
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json")
@@ -64,7 +65,7 @@ class Route(APIRoute):
         if isinstance(answer.content, bytes):
             body = answer.content
         elif answer.content is not None:
-            body = _encode(answer.content)
+            body = _encode(with_fractions(answer.content))
             headers.append(_JSON)
         if answer.content is not None:
             headers.append((b"content-length", b"%d" % len(body)))

@@ -22,7 +22,7 @@ _PARAGRAPH = f"^[^{_CONTROL_BUT_LINE_CHARACTERS}]*$"
 
 
 def trim(value: object) -> object:
-    """Return a text without the white space at its ends, tabs and line ends included; anything else as it is."""
+    """Return a text without white space at its ends, tabs and line ends included; anything else as it is."""
     return value.strip() if isinstance(value, str) else value
 
 

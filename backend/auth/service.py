@@ -73,44 +73,45 @@ async def _login(database: Database, sign_in: SignIn, client: Client, data: Cred
     new, key = NewTokens(sign_in, client), email_key(data.email)
     account = _own(await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address))
     stored = account["password_hash"]
-    limited_email, highest_cost = None if account["is_known"] else key, account["highest_cost"]
+    limited_email = None if account["is_known"] else key
     user = None
-    if await _is_right(sign_in, client, data.password, stored, limited_email, highest_cost):
+    if await _is_right(sign_in, client, data.password, account, limited_email):
         user = await database.one(statements.SIGN_IN, password_hash=stored, email_key=key, **new.values)
     if user is None or stored is None:
         events.record(Event.LOGIN_FAILED, account_id=account["id"])
         raise InvalidCredentialsError(reason="credentials")
     events.identify(user["id"])
     events.record(Event.LOGIN, session_id=new.session_id)
-    await _upgrade_hash(database, sign_in, client, data.password, user["id"], stored)
+    await _upgrade_hash(database, sign_in, client, data.password, account)
     return new.issue(user)
 
 
 async def _is_right(
-    sign_in: SignIn,
-    client: Client,
-    password: str,
-    stored: str | None,
-    limited_email: str | None,
-    highest_cost: int | None = None,
+    sign_in: SignIn, client: Client, password: str, account: Row, limited_email: str | None
 ) -> bool:
     """Tell whether the password is right, within the limits on guessing; raises `RateLimitedError`."""
     async with sign_in.limits.guess(client.address, limited_email) as failed:
-        is_right = await sign_in.hasher.verify(password, stored, client.address, highest_cost=highest_cost)
+        is_right = await sign_in.hasher.verify(
+            password,
+            account["password_hash"],
+            client.address,
+            highest_cost=account.get("highest_cost"),
+        )
         if not is_right:
             await failed()
     return is_right
 
 
 async def _upgrade_hash(
-    database: Database, sign_in: SignIn, client: Client, password: str, user_id: str, stored: str
+    database: Database, sign_in: SignIn, client: Client, password: str, account: Row
 ) -> None:
     """Store the password by today's scheme and cost, unless it has been changed meanwhile."""
+    stored = account["password_hash"]
     if not sign_in.hasher.is_outdated(stored):
         return
     with suppress(ServiceUnavailableError):  # the next login will do
         new_hash = await sign_in.hasher.hash(password, client.address)
-        await database.one(statements.UPGRADE_HASH, user_id=user_id, old_hash=stored, new_hash=new_hash)
+        await database.one(statements.UPGRADE_HASH, user_id=account["id"], old_hash=stored, new_hash=new_hash)
 
 
 async def token(database: Database, sign_in: SignIn, client: Client, data: TokenGrant) -> dict[str, Any]:
@@ -223,7 +224,7 @@ async def _confirm_password(
     """Return the caller's account if `password` is theirs; a wrong one counts as a failed sign-in."""
     account = _own(await database.one(statements.READ_ACCOUNT, address=client.address, **caller.values))
     limited_email = None if account["is_known"] else account["email_key"]
-    if not await _is_right(sign_in, client, password, account["password_hash"], limited_email):
+    if not await _is_right(sign_in, client, password, account, limited_email):
         raise WrongPasswordError(reason="wrong_password")
     return account
 

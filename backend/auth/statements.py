@@ -17,7 +17,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import caller
-from backend.auth.models import LOCAL, PASSWORD_COST, known_addresses, refresh_tokens, sessions, users
+from backend.auth.models import HASH_COST, LOCAL, known_addresses, refresh_tokens, sessions, users
 from backend.auth.session_statements import (
     ADDRESS,
     ADDRESS_KNOWN_FOR,
@@ -57,7 +57,7 @@ def _is_known() -> ColumnElement[bool]:
 
 def _find_account() -> Statement:
     # Read from an index (see `users_password_cost`), so its words must be those of the index.
-    highest = select(func.max(literal_column(PASSWORD_COST, Integer)).label("highest_cost"))
+    highest = select(func.max(literal_column(HASH_COST, Integer)).label("highest_cost"))
     costs = highest.select_from(users).subquery("costs")
     found = costs.outerjoin(users, users.c.email_key == bindparam("email_key"))
     columns = users.c.id, users.c.password_hash, costs.c.highest_cost, _is_known()

@@ -29,7 +29,7 @@ class TaskCreate(BaseModel):
 
 
 class TaskUpdate(BaseModel):
-    """Changes to a task: at least one field. A field that is not sent stays; `description: null` clears it."""
+    """Changes to a task: at least one field. What is not sent stays; `description: null` clears it."""
 
     model_config = ConfigDict(
         strict=True,

@@ -32,7 +32,9 @@ def refresh(service: Service, refresh_token: str, **fields: str) -> httpx.Respon
 
 def test_a_refresh_token_is_spent_for_new_tokens(service: Service, ada: Account, database: Postgres) -> None:
     """As `/auth/refresh` does (RFC 6749 section 6), with the fields of a client that libraries send along."""
-    response = refresh(service, ada.tokens["refresh_token"], client_id="x", client_secret="y", scope="z")  # noqa: S106  # ignored
+    response = refresh(
+        service, ada.tokens["refresh_token"], client_id="x", client_secret="y", scope="z"
+    )  # ignored
     assert (response.status_code, response.headers["Cache-Control"]) == (200, "no-store")
     tokens = response.json()
     assert set(tokens) == set(ada.tokens)

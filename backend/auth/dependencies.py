@@ -101,7 +101,7 @@ async def get_client(request: Request) -> Client:
     )
 
 
-_scheme = {"tokenUrl": "auth/token", "refreshUrl": "auth/refresh", "scheme_name": "Bearer"}
+_scheme = {"tokenUrl": "auth/token", "refreshUrl": "auth/token", "scheme_name": "Bearer"}
 
 CallerDep = Annotated[Caller, Depends(AccessToken(**_scheme))]
 OwnAccountDep = Annotated[Caller, Depends(OwnAccount(**_scheme))]

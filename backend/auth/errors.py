@@ -67,20 +67,20 @@ class InvalidCredentialsError(UnauthorizedError):
 
 
 class InvalidGrantError(AppError):
-    """Wrong credentials in the words of RFC 6749 section 5.2."""
+    """Wrong credentials, or a refresh token that is no good, in the words of RFC 6749 section 5.2."""
 
     status = 400
     code = "invalid_grant"
-    detail = InvalidCredentialsError.detail
+    detail = "The email, the password or the refresh token is wrong"
     oauth_error = "invalid_grant"
 
 
 class UnsupportedGrantTypeError(AppError):
-    """The token endpoint knows the password grant alone."""
+    """The token endpoint knows the password grant and the refresh token grant."""
 
     status = 400
     code = "unsupported_grant_type"
-    detail = "Only the password grant is supported"
+    detail = "Only the grants password and refresh_token are supported"
     oauth_error = "unsupported_grant_type"
 
 

@@ -1,28 +1,26 @@
 """Rules, hashing and checking of passwords: off the event loop, on bounded threads with a bounded queue."""
 
-import asyncio
 import os
 import sys
 import threading
 import unicodedata
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from runpy import run_path
-from typing import TypeVar
 
+import bcrypt
 from passlib.context import CryptContext
 
 from backend.auth.errors import PasswordRefusedError
-from backend.errors import ServiceUnavailableError
+from backend.auth.turns import Turns
 
 MAX_CHARACTERS = 128
+MAX_SENT_CHARACTERS = 512
+"""Of a password as it is sent, because NFC of combining marks takes time by the square of their number."""
 MIN_QUEUE = 128
 QUEUE_PER_THREAD = 64
 """At cost 12 a hash takes about a quarter of a second: the last in a full queue waits some 16 seconds."""
-
-_Result = TypeVar("_Result")
 
 
 def _common_passwords() -> frozenset[str]:
@@ -43,8 +41,11 @@ def normalise(password: str) -> str:
 
 
 def check_rules(password: str, *, email: str, min_length: int, field: str = "password") -> None:
-    """Raise `PasswordRefusedError` unless `password` may be somebody's (NIST SP 800-63B section 3.1.1)."""
-    password = normalise(password)
+    """Raise `PasswordRefusedError` unless `password` keeps the rules (NIST SP 800-63B section 3.1.1).
+
+    It has `min_length` to 128 characters after NFC, is none of the common ones and not the email.
+    """
+    password = normalise(password) if len(password) <= MAX_SENT_CHARACTERS else password
     if len(password) < min_length:
         raise PasswordRefusedError(
             f"Passwords have at least {min_length} characters", "string_too_short", field
@@ -66,7 +67,11 @@ def _give_way() -> None:
 
 
 class PasswordHasher:
-    """`bcrypt_sha256` of libpass; plain bcrypt hashes verify too, and are due for an upgrade."""
+    """Hashes by `bcrypt_sha256` of libpass; hashes of plain bcrypt verify too, and are outdated.
+
+    Each method that hashes takes the client's address, because addresses take turns, and raises
+    `ServiceUnavailableError` when the queue is full.
+    """
 
     def __init__(self, *, rounds: int, processes: int = 1) -> None:
         self._context = CryptContext(
@@ -74,42 +79,58 @@ class PasswordHasher:
         )
         threads = max(1, (os.cpu_count() or 1) // processes)
         self._executor = ThreadPoolExecutor(threads, "hash", initializer=_give_way)
-        self._limit = max(MIN_QUEUE, threads * QUEUE_PER_THREAD)
-        self.waiting = 0
-        """Passwords being hashed or waiting for it."""
-        self._nobody = self._context.hash("nobody")
+        self._turns = Turns(self._executor, threads=threads, limit=max(MIN_QUEUE, threads * QUEUE_PER_THREAD))
+        self._rounds = rounds
+        self._context.hash("nobody")  # loads the backend, which else the first sign-in would wait for
+
+    @property
+    def waiting(self) -> int:
+        """The number of passwords that are being hashed or wait for it."""
+        return self._turns.count
 
     def close(self) -> None:
         """Let go of the threads; what still waits is dropped."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    async def hash(self, password: str) -> str:
-        """Return the hash to store; raises `ServiceUnavailableError` when the queue is full."""
-        return await self._in_thread(lambda: str(self._context.hash(normalise(password))))
+    async def hash(self, password: str, address: str) -> str:
+        """Return the hash to store."""
+        return await self._turns.run(address, lambda: str(self._context.hash(normalise(password))))
 
-    async def verify(self, password: str, stored: str | None) -> bool:
-        """Tell whether `password` is that of `stored`; without one it costs the same, and is not."""
-        return await self._in_thread(lambda: self._matches(password, stored))
+    async def verify(
+        self, password: str, stored: str | None, address: str, *, highest_cost: int | None = None
+    ) -> bool:
+        """Tell whether `password` is that of `stored`, which is None for an unknown email.
+
+        A failure takes the time of one hash, at `BCRYPT_ROUNDS` or at `highest_cost` where that is more.
+        """
+        cost = max(self._rounds, highest_cost or 0)
+        return await self._turns.run(address, lambda: self._matches(password, stored, cost))
 
     def is_outdated(self, stored: str) -> bool:
         """Tell whether `stored` is of another scheme or cost than today's."""
         return bool(self._context.needs_update(stored))
 
-    def _matches(self, password: str, stored: str | None) -> bool:
-        try:
-            known = self._nobody if stored is None else stored
-            matches: bool = self._context.verify(normalise(password), known)
-        except ValueError:
-            # What plain bcrypt cannot check (over 72 bytes, NUL, a damaged hash) is wrong, and costs as much.
-            self._context.verify("", self._nobody)
+    def _matches(self, password: str, stored: str | None, cost: int) -> bool:
+        if stored is None or len(password) > MAX_SENT_CHARACTERS:
+            _fail_at(cost)
             return False
-        return matches and stored is not None
-
-    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
-        if self.waiting >= self._limit:
-            raise ServiceUnavailableError(reason="hash_queue_full", retry_after=5)
-        self.waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._executor, work)
-        finally:
-            self.waiting -= 1
+            matches = bool(self._context.verify(normalise(password), stored))
+        except ValueError:
+            # Plain bcrypt refuses over 72 bytes, NUL and a damaged hash before it computes anything.
+            _fail_at(cost)
+            return False
+        if not matches:
+            # At cost c a hash takes 2**c rounds: with these the sum is 2**cost.
+            for missing in range(self._cost_of(stored), cost):
+                _fail_at(missing)
+        return matches
+
+    def _cost_of(self, stored: str) -> int:
+        handler = self._context.identify(stored, resolve=True)
+        return int(handler.from_string(stored).rounds)
+
+
+def _fail_at(cost: int) -> None:
+    """Take the time of one hash of `cost`, for a sign-in that fails."""
+    bcrypt.hashpw(b"", bcrypt.gensalt(cost))

@@ -24,11 +24,11 @@ from backend.auth.schemas import (
     Credentials,
     PasswordChange,
     PasswordConfirmation,
-    PasswordGrant,
     ProfileUpdate,
     Refresh,
     Registration,
     SessionRead,
+    TokenGrant,
     Tokens,
     UserRead,
 )
@@ -81,13 +81,14 @@ async def login(
     return Answer(await service.login(database, sign_in, client, data))
 
 
-@token_router.post("/token", response_model=Tokens, summary="Sign in by the OAuth 2.0 password grant")
+@token_router.post("/token", response_model=Tokens, summary="Sign in or refresh by an OAuth 2.0 grant")
 @raises(InvalidGrantError, UnsupportedGrantTypeError, RateLimitedError, ServiceUnavailableError)
 async def token(
-    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: Annotated[PasswordGrant, Form()]
+    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: Annotated[TokenGrant, Form()]
 ) -> Answer:
-    """Sign in with a form, as Swagger UI's Authorize does; `username` is the email (RFC 6749 section 4.3).
+    """Sign in with a form, as Swagger UI's Authorize does, or refresh, as OAuth libraries do.
 
+    `grant_type` is `password` (the default), where `username` is the email, or `refresh_token`.
     Errors carry `error` and `error_description` (RFC 6749 section 5.2) beside the fields of any other.
     """
     return Answer(await service.token(database, sign_in, client, data))

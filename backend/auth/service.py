@@ -13,6 +13,7 @@ from backend.auth.errors import (
     EmailTakenError,
     InvalidCredentialsError,
     InvalidGrantError,
+    InvalidRefreshTokenError,
     RevokedTokenError,
     UnsupportedGrantTypeError,
     WrongPasswordError,
@@ -21,14 +22,15 @@ from backend.auth.schemas import (
     Credentials,
     PasswordChange,
     PasswordConfirmation,
-    PasswordGrant,
     ProfileUpdate,
+    Refresh,
     Registration,
+    TokenGrant,
     email_key,
 )
-from backend.auth.sessions import Client, NewTokens, SignIn, end_oldest_sessions
+from backend.auth.sessions import Client, NewTokens, SignIn, end_oldest_sessions, refresh
 from backend.database import Database, Row
-from backend.errors import AppError, ServiceUnavailableError
+from backend.errors import AppError, FieldError, InvalidRequestError, ServiceUnavailableError
 from backend.events import Event
 
 
@@ -37,7 +39,8 @@ async def register(database: Database, sign_in: SignIn, client: Client, data: Re
     passwords.check_rules(data.password, email=data.email, min_length=sign_in.password_min_length)
     await sign_in.limits.registration(client.address)
     new, key = NewTokens(sign_in, client), email_key(data.email)
-    if await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address) is not None:
+    account = _own(await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address))
+    if account["id"] is not None:
         raise EmailTakenError
     user = await database.one(
         statements.REGISTER,
@@ -45,7 +48,7 @@ async def register(database: Database, sign_in: SignIn, client: Client, data: Re
         email=data.email,
         email_key=key,
         name=data.name,
-        password_hash=await sign_in.hasher.hash(data.password),
+        password_hash=await sign_in.hasher.hash(data.password, client.address),
         **new.values,
     )
     if user is None:
@@ -68,48 +71,70 @@ async def login(database: Database, sign_in: SignIn, client: Client, data: Crede
 
 async def _login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
     new, key = NewTokens(sign_in, client), email_key(data.email)
-    account = await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address)
-    stored = account["password_hash"] if account else None
-    is_known = account is not None and account["is_known"]
+    account = _own(await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address))
+    stored = account["password_hash"]
+    limited_email = None if account["is_known"] else key
     user = None
-    if await _is_right(sign_in, client, data.password, stored, None if is_known else key):
+    if await _is_right(sign_in, client, data.password, account, limited_email):
         user = await database.one(statements.SIGN_IN, password_hash=stored, email_key=key, **new.values)
     if user is None or stored is None:
-        events.record(Event.LOGIN_FAILED, account_id=account["id"] if account else None)
+        events.record(Event.LOGIN_FAILED, account_id=account["id"])
         raise InvalidCredentialsError(reason="credentials")
     events.identify(user["id"])
     events.record(Event.LOGIN, session_id=new.session_id)
     await end_oldest_sessions(database, user)
-    await _upgrade_hash(database, sign_in, data.password, user["id"], stored)
+    await _upgrade_hash(database, sign_in, client, data.password, account)
     return new.issue(user)
 
 
 async def _is_right(
-    sign_in: SignIn, client: Client, password: str, stored: str | None, limited_email: str | None
+    sign_in: SignIn, client: Client, password: str, account: Row, limited_email: str | None
 ) -> bool:
     """Tell whether the password is right, within the limits on guessing; raises `RateLimitedError`."""
     async with sign_in.limits.guess(client.address, limited_email) as failed:
-        is_right = await sign_in.hasher.verify(password, stored)
+        is_right = await sign_in.hasher.verify(
+            password,
+            account["password_hash"],
+            client.address,
+            highest_cost=account.get("highest_cost"),
+        )
         if not is_right:
             await failed()
     return is_right
 
 
 async def _upgrade_hash(
-    database: Database, sign_in: SignIn, password: str, user_id: str, stored: str
+    database: Database, sign_in: SignIn, client: Client, password: str, account: Row
 ) -> None:
     """Store the password by today's scheme and cost, unless it has been changed meanwhile."""
+    stored = account["password_hash"]
     if not sign_in.hasher.is_outdated(stored):
         return
     with suppress(ServiceUnavailableError):  # the next login will do
-        new_hash = await sign_in.hasher.hash(password)
-        await database.one(statements.UPGRADE_HASH, user_id=user_id, old_hash=stored, new_hash=new_hash)
+        new_hash = await sign_in.hasher.hash(password, client.address)
+        await database.one(statements.UPGRADE_HASH, user_id=account["id"], old_hash=stored, new_hash=new_hash)
 
 
-async def token(database: Database, sign_in: SignIn, client: Client, data: PasswordGrant) -> dict[str, Any]:
-    """Sign in by the password grant; raises `InvalidGrantError`, `UnsupportedGrantTypeError`."""
-    if data.grant_type != "password":
-        raise UnsupportedGrantTypeError
+async def token(database: Database, sign_in: SignIn, client: Client, data: TokenGrant) -> dict[str, Any]:
+    """Answer a grant (RFC 6749 section 5); raises `InvalidGrantError`, `UnsupportedGrantTypeError`.
+
+    The grant is judged before the fields that it needs; raises `InvalidRequestError` where they are missing.
+    """
+    # A parameter without a value is one that was left out (RFC 6749 section 3.2).
+    match data.grant_type or "password":
+        case "password":
+            return await _password_grant(database, sign_in, client, data)
+        case "refresh_token":
+            return await _refresh_grant(database, sign_in, client, data)
+        case _:
+            raise UnsupportedGrantTypeError
+
+
+async def _password_grant(
+    database: Database, sign_in: SignIn, client: Client, data: TokenGrant
+) -> dict[str, Any]:
+    if data.username is None or data.password is None:
+        raise _missing(username=data.username, password=data.password)
     try:
         credentials = Credentials(email=data.username, password=data.password)
         return await login(database, sign_in, client, credentials)
@@ -119,6 +144,25 @@ async def token(database: Database, sign_in: SignIn, client: Client, data: Passw
         raise InvalidGrantError from error
     except InvalidCredentialsError as error:
         raise InvalidGrantError from error
+
+
+async def _refresh_grant(
+    database: Database, sign_in: SignIn, client: Client, data: TokenGrant
+) -> dict[str, Any]:
+    if not data.refresh_token:
+        raise _missing(refresh_token=None)
+    try:
+        return await refresh(database, sign_in, client, Refresh(refresh_token=data.refresh_token))
+    except InvalidRefreshTokenError as error:
+        raise InvalidGrantError from error
+
+
+def _missing(**fields: str | None) -> InvalidRequestError:
+    return InvalidRequestError(
+        FieldError(field=name, message="Field required", type="missing")
+        for name, value in fields.items()
+        if value is None
+    )
 
 
 async def read_profile(database: Database, caller: Caller) -> dict[str, Any]:
@@ -142,7 +186,8 @@ async def change_password(
         min_length=sign_in.password_min_length,
         field="new_password",
     )
-    new, new_hash = NewTokens(sign_in, client), await sign_in.hasher.hash(data.new_password)
+    new = NewTokens(sign_in, client)
+    new_hash = await sign_in.hasher.hash(data.new_password, client.address)
     async with database.transaction() as transaction:
         user = await transaction.one(session_statements.LOCK_CALLER, **caller.values)
         if user is not None:
@@ -180,7 +225,7 @@ async def _confirm_password(
     """Return the caller's account if `password` is theirs; a wrong one counts as a failed sign-in."""
     account = _own(await database.one(statements.READ_ACCOUNT, address=client.address, **caller.values))
     limited_email = None if account["is_known"] else account["email_key"]
-    if not await _is_right(sign_in, client, password, account["password_hash"], limited_email):
+    if not await _is_right(sign_in, client, password, account, limited_email):
         raise WrongPasswordError(reason="wrong_password")
     return account
 

@@ -3,11 +3,23 @@
 `session_statements` says in which order they lock rows.
 """
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, func, literal, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    and_,
+    bindparam,
+    delete,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import caller
-from backend.auth.models import LOCAL, known_addresses, sessions, users
+from backend.auth.models import HASH_COST, LOCAL, known_addresses, sessions, users
 from backend.auth.session_statements import (
     ADDRESS,
     ADDRESS_KNOWN_FOR,
@@ -53,6 +65,15 @@ def _is_known() -> ColumnElement[bool]:
     )
     count = select(func.count()).select_from(accounts).scalar_subquery()
     return and_(is_own, count <= MAX_ACCOUNTS_AT_HOME).label("is_known")
+
+
+def _find_account() -> Statement:
+    # Read from an index (see `users_password_cost`), so its words must be those of the index.
+    highest = select(func.max(literal_column(HASH_COST, Integer)).label("highest_cost"))
+    costs = highest.select_from(users).subquery("costs")
+    found = costs.outerjoin(users, users.c.email_key == bindparam("email_key"))
+    columns = users.c.id, users.c.password_hash, costs.c.highest_cost, _is_known()
+    return Statement(select(*columns).select_from(found))
 
 
 def _register() -> Statement:
@@ -126,9 +147,8 @@ IMPORT_USER = Statement(
 )
 """A user with a hash from elsewhere, or no row when the email is taken."""
 
-FIND_ACCOUNT = Statement(
-    select(users.c.id, users.c.password_hash, _is_known()).where(users.c.email_key == bindparam("email_key"))
-)
+FIND_ACCOUNT = _find_account()
+"""Always a row, with the highest cost of all stored hashes; `id` is null where the email is unknown."""
 
 SIGN_IN = _sign_in()
 """A session for the user whose password was checked, or no row when it has changed meanwhile.

@@ -1,4 +1,4 @@
-"""The bodies, the query and the answers of the task routes."""
+"""The requests and answers of the task routes, as the OpenAPI document shows them."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal, Self
@@ -33,7 +33,7 @@ def _require_any(schema: dict[str, Any]) -> None:
 
 
 class TaskUpdate(BaseModel):
-    """What to change of a task: at least one field; what is not sent stays; `description: null` clears it."""
+    """Changes to a task: at least one field. What is not sent stays; `description: null` clears it."""
 
     model_config = ConfigDict(strict=True, json_schema_extra=_require_any)
 
@@ -69,7 +69,7 @@ def _digits(value: object) -> object:
 
 
 class TaskQuery(BaseModel):
-    """The tasks to list, their order, and how many at once."""
+    """A query for a list of tasks: a filter, an order and a page."""
 
     model_config = ConfigDict(frozen=True)
 

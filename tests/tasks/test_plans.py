@@ -21,7 +21,8 @@ HEAVY = "0"
 
 FILL = """
     INSERT INTO users (id, issuer, email, email_key, password_hash)
-    SELECT n, 'local', n || '@example.com', n || '@example.com', '' FROM generate_series(0, {users}) n;
+    SELECT n, 'local', n || '@example.com', n || '@example.com',
+        '$2b$12$' || repeat('a', 53) FROM generate_series(0, {users}) n;
     INSERT INTO sessions (id, user_id, expires_at)
     SELECT lpad(id, 32, '0')::uuid, id, now() + interval '1 day' FROM users;
     INSERT INTO known_addresses (user_id, address) SELECT id, '192.0.2.' || id FROM users;
@@ -156,8 +157,11 @@ def test_the_look_that_tells_403_from_404_is_by_key(large: Postgres, plans: str)
 
 @EITHER_PLAN
 def test_an_account_is_found_by_its_email(large: Postgres, plans: str) -> None:
-    (scan,) = scans_of(explain(large, plans, FIND_ACCOUNT, email_key="7@example.com", address=""), "users")
-    assert (scan["Index Name"], scan["Actual Rows"]) == ("users_email_key_key", 1)
+    scans = scans_of(explain(large, plans, FIND_ACCOUNT, email_key="7@example.com", address=""), "users")
+    assert {(scan["Index Name"], scan["Actual Rows"]) for scan in scans} == {
+        ("users_email_key_key", 1),
+        ("users_password_cost", 1),  # the highest of all, from the index's end
+    }
 
 
 @pytest.mark.parametrize("variant", statements.LIST_TASKS, ids=lambda variant: "-".join(map(str, variant)))

@@ -16,16 +16,17 @@ from typing import NoReturn
 
 from loguru import logger
 
-from backend import logs, server
 from backend.app import create_app
-from backend.auth.imports import import_users
-from backend.auth.user_files import COLUMNS, UserFileError
-from backend.database import Database, revision
+from backend.auth.accounts.imports import import_users
+from backend.auth.accounts.user_files import COLUMNS, UserFileError
+from backend.database import Database, DatabaseError, revision
 from backend.database.embedded import EmbeddedServerError, lasting_server
 from backend.database.embedded.files import make_file, open_file
 from backend.database.url import DatabaseURLError
-from backend.errors import AppError
 from backend.settings import MIN_SECRET_BYTES, Settings, SettingsError, load_settings
+from backend.telemetry import logs
+from backend.web import server
+from backend.web.errors import AppError
 
 _MAX_SECRET_BYTES = 4096
 
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"tasks-api: DATABASE_URL: {error}")
     except (SettingsError, EmbeddedServerError, revision.SchemaError, UserFileError) as error:
         sys.exit(f"tasks-api: {error}")
+    except DatabaseError as error:
+        sys.exit(f"tasks-api: DATABASE_URL: the database cannot be reached ({error.reason})")
     except AppError as error:
         sys.exit(f"tasks-api: {error.detail}")
     except KeyboardInterrupt:

@@ -19,20 +19,21 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
-from backend import health, logs, metrics
 from backend.auth import router as auth_router
-from backend.auth.authentication import Authenticator
-from backend.auth.sessions import SignIn
-from backend.database import Database
-from backend.docs import add_docs
-from backend.drain import Drain
-from backend.errors import SELF_CONTAINED, USER_SCOPED, AppError
-from backend.middleware import Boundary, CrossOrigin, Observer, handle_error
-from backend.proxies import Proxies
-from backend.routing import Route, literal_first
+from backend.auth.sessions.service import SignIn
+from backend.auth.tokens.authentication import Authenticator
+from backend.database import Database, DatabaseError
 from backend.settings import Settings, load_settings
 from backend.tasks.paging import Cursors
 from backend.tasks.router import task_router
+from backend.telemetry import logs, metrics
+from backend.web import health
+from backend.web.docs import add_docs
+from backend.web.drain import Drain
+from backend.web.errors import SELF_CONTAINED, USER_SCOPED, AppError
+from backend.web.middleware import Boundary, CrossOrigin, Observer, handle_error
+from backend.web.proxies import Proxies
+from backend.web.routing import Route, literal_first
 
 VERSION = "1.0.0"
 DESCRIPTION = """
@@ -126,7 +127,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     app.add_middleware(Observer, log=logs.configure(settings.log_format), drain=app.state.drain)
     app.add_middleware(Proxies, trusted=settings.forwarded_allow_ips)
-    for refusal in (AppError, HTTPException, RequestValidationError):
+    for refusal in (AppError, DatabaseError, HTTPException, RequestValidationError):
         app.add_exception_handler(refusal, handle_error)
     return app
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import httpx
+import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -137,21 +137,21 @@ def nothing_written(database: Postgres, task_id: int) -> Iterator[None]:
 
 refused_and_unwritten = pytest.mark.usefixtures("nothing_written")
 Route = tuple[str, str]
-Send = Callable[..., httpx.Response]
+Send = Callable[..., httpx2.Response]
 
 
 @pytest.fixture
 def send(grace: Account, task_id: int) -> Send:
     """Send these bytes to a route, for Grace and about her task."""
 
-    def request(route: Route, content: Any = b"", headers: dict[str, str] = JSON) -> httpx.Response:
+    def request(route: Route, content: Any = b"", headers: dict[str, str] = JSON) -> httpx2.Response:
         method, path = route
         return grace.client.request(method, path.format(task_id=task_id), content=content, headers=headers)
 
     return request
 
 
-def invalid(response: httpx.Response, *codes: str) -> list[dict[str, str]]:
+def invalid(response: httpx2.Response, *codes: str) -> list[dict[str, str]]:
     """Check that this is a 400 with one of these codes that echoes nothing; return what is wrong."""
     assert response.status_code == 400
     body = response.json()
@@ -161,7 +161,7 @@ def invalid(response: httpx.Response, *codes: str) -> list[dict[str, str]]:
     return problems
 
 
-def assert_no_echo(response: httpx.Response) -> None:
+def assert_no_echo(response: httpx2.Response) -> None:
     said = response.text + str(response.headers)
     assert WORD not in said
     assert str(NUMBER) not in said
@@ -383,7 +383,7 @@ def cpu_seconds(service: Service, send: Callable[[], object]) -> float:
     return min(found)
 
 
-def assert_cheap(service: Service, send: Callable[[str], httpx.Response]) -> None:
+def assert_cheap(service: Service, send: Callable[[str], httpx2.Response]) -> None:
     """Check that no text costs ten times what as many letters cost, and 50 ms more."""
     letters = cpu_seconds(service, lambda: send(LETTERS))
     for text in HOSTILE:
@@ -397,7 +397,7 @@ def assert_cheap(service: Service, send: Callable[[str], httpx.Response]) -> Non
 def test_what_a_long_text_costs_does_not_depend_on_its_characters(
     service: Service, send: Send, route: Route, field: str
 ) -> None:
-    def request(text: str) -> httpx.Response:
+    def request(text: str) -> httpx2.Response:
         return send(route, json.dumps({**BODIES[route], field: text}, ensure_ascii=False).encode())
 
     assert_cheap(service, request)
@@ -407,7 +407,7 @@ def test_what_a_long_text_costs_does_not_depend_on_its_characters(
 def test_what_a_long_field_of_a_form_costs_does_not_depend_on_its_characters(
     service: Service, field: str
 ) -> None:
-    def request(text: str) -> httpx.Response:
+    def request(text: str) -> httpx2.Response:
         # Not percent-encoded, which would make it three times as long.
         form = "&".join(f"{name}={value}" for name, value in {**TOKEN_FIELDS, field: text}.items())
         return client.post("/auth/token", content=form.encode(), headers=FORM)
@@ -494,7 +494,7 @@ def test_a_description_of_1000_code_points_is_kept_as_it_is(ada: Account, descri
 
 
 def test_of_duplicate_keys_the_last_counts(ada: Account) -> None:
-    def create(body: bytes) -> httpx.Response:
+    def create(body: bytes) -> httpx2.Response:
         return ada.client.post("/tasks", content=body, headers=JSON)
 
     assert create(b'{"title": "First", "title": "Last"}').json()["title"] == "Last"
@@ -558,7 +558,7 @@ def test_a_wrong_query_is_refused_by_its_name(grace: Account, name: str, values:
 
 def next_cursor(account: Account, **query: Any) -> str:
     link = account.client.get("/tasks", params={"limit": 1, **query}).links["next"]["url"]
-    return httpx.URL(link).params["cursor"]
+    return httpx2.URL(link).params["cursor"]
 
 
 def assert_no_cursor(account: Account, cursor: str | bytes, **query: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-import httpx
+import httpx2
 import pytest
 
 from backend.database.pool import WAITING_PER_CONNECTION
@@ -48,11 +48,11 @@ def toggle(account: Account, task_id: int) -> int:
     return account.client.patch(f"/tasks/{task_id}/complete").status_code
 
 
-def is_refused(client: httpx.Client, path: str) -> bool:
+def is_refused(client: httpx2.Client, path: str) -> bool:
     """Tell whether it is refused at once; else it has got a place, and waits though nobody waits for it."""
     try:
         refusal = client.get(path, timeout=0.3)
-    except httpx.ReadTimeout:
+    except httpx2.ReadTimeout:
         return False
     assert (refusal.status_code, refusal.json()["code"]) == (503, "overloaded")
     assert int(refusal.headers["Retry-After"]) >= 1

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.conftest import Postgres
 from tests.service import Account, Service
@@ -13,7 +13,7 @@ TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 LIKE_ONE = '2026-11-20T09:30:00Z", "created_at":"2026-11-20T09:30:00Z'
 
 
-def timestamps(response: httpx.Response) -> list[str]:
+def timestamps(response: httpx2.Response) -> list[str]:
     found: list[str] = []
 
     def collect(value: Any, name: str = "") -> None:

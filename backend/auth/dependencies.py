@@ -6,27 +6,24 @@ from fastapi import Depends
 from fastapi.security import OAuth2PasswordBearer
 from starlette.requests import Request
 
-from backend import events
-from backend.auth import statements
+from backend.auth.accounts import statements
 from backend.auth.caller import Caller, caller
 from backend.auth.errors import (
     ExpiredTokenError,
     ExternalAccountError,
-    InvalidTokenError,
     KeysUnavailableError,
-    NotBearerError,
     RevokedTokenError,
-    UnauthorizedError,
 )
 from backend.auth.models import LOCAL
-from backend.auth.sessions import Client, SignIn
+from backend.auth.sessions.service import Client, SignIn
 from backend.database import Database
-from backend.errors import AppError, WrongUserError
+from backend.telemetry import events
+from backend.web.bearer import InvalidTokenError, UnauthorizedError, bearer_token
+from backend.web.errors import AppError, WrongUserError
 
 __all__ = ["Caller", "CallerDep", "ClientDep", "RevokedTokenError", "SignInDep", "bearer_token", "caller"]
 
 MAX_USER_AGENT_CHARACTERS = 400
-_BEARER = b"bearer "
 
 
 class AccessToken(OAuth2PasswordBearer):
@@ -73,18 +70,6 @@ async def _authenticated(request: Request) -> Caller:
     state = request.app.state
     caller: Caller = await state.authenticator.authenticate(state.database, bearer_token(request))
     return caller
-
-
-def bearer_token(request: Request) -> str:
-    """Return the bearer token of the request (RFC 6750 section 2.1); raises `UnauthorizedError`."""
-    sent = [value for name, value in request.scope["headers"] if name == b"authorization"]
-    if not sent:
-        raise UnauthorizedError(reason="missing")
-    if len(sent) > 1:
-        raise InvalidTokenError(reason="two_headers")
-    if sent[0][:7].lower() != _BEARER or not (token := sent[0][7:].strip(b" ")):
-        raise NotBearerError(reason="malformed")
-    return str(token, "latin-1")
 
 
 async def get_sign_in(request: Request) -> SignIn:

@@ -7,9 +7,7 @@ from fastapi import APIRouter, Body, Form, Path
 from pydantic import BeforeValidator
 from starlette.responses import Response
 
-from backend import errors
-from backend.answer import Answer
-from backend.auth import service, sessions
+from backend.auth.accounts import service
 from backend.auth.dependencies import CallerDep, ClientDep, OwnAccountDep, SignInDep
 from backend.auth.errors import (
     EmailTakenError,
@@ -32,10 +30,13 @@ from backend.auth.schemas import (
     Tokens,
     UserRead,
 )
-from backend.database.dependencies import DatabaseDep
-from backend.error_answers import raises
-from backend.errors import RateLimitedError, ServiceUnavailableError
-from backend.routing import Route, route_class
+from backend.auth.sessions import service as sessions
+from backend.web import errors
+from backend.web.answer import Answer
+from backend.web.database import DatabaseDep
+from backend.web.error_answers import raises
+from backend.web.errors import RateLimitedError, ServiceUnavailableError
+from backend.web.routing import Route, route_class
 
 
 def _session_id(value: str) -> UUID:

@@ -9,7 +9,7 @@ from email_validator import EmailNotValidError, validate_email
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from backend.text import Line, UnicodeText, trim
+from backend.web.text import Line, UnicodeText, trim
 
 MAX_EMAIL_CHARACTERS = 254
 

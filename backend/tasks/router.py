@@ -7,16 +7,16 @@ from pydantic import BeforeValidator
 from starlette.requests import Request
 from starlette.responses import Response
 
-from backend.answer import Answer
 from backend.auth.dependencies import CallerDep
-from backend.database.dependencies import DatabaseDep
-from backend.error_answers import raises
-from backend.errors import Contract
-from backend.routing import route_class
 from backend.tasks import service
 from backend.tasks.errors import TaskNotFoundError
 from backend.tasks.paging import Cursors, next_link
 from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskUpdate
+from backend.web.answer import Answer
+from backend.web.database import DatabaseDep
+from backend.web.error_answers import raises
+from backend.web.errors import Contract
+from backend.web.routing import route_class
 
 MAX_ID = 2**63 - 1
 

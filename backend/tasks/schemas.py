@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import MISSING, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from backend.text import Line, Paragraph
+from backend.web.text import Line, Paragraph
 
 MAX_PAGE = 1000
 

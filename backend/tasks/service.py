@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from backend import events
 from backend.auth.dependencies import Caller, RevokedTokenError
 from backend.database import Database, Row, Statement
-from backend.errors import AppError, Contract
-from backend.events import Event
 from backend.tasks import statements
 from backend.tasks.errors import ConcealedTaskError, TaskForbiddenError, TaskNotFoundError
 from backend.tasks.paging import SORT_KEYS, Position
 from backend.tasks.schemas import TaskCreate, TaskQuery, TaskUpdate
+from backend.telemetry import events
+from backend.telemetry.events import Event
+from backend.web.errors import AppError, Contract
 
 FOREIGN_TASK: dict[int, type[AppError]] = {403: TaskForbiddenError, 404: ConcealedTaskError}
 """The error for a task that is another user's, by the status that its surface has for it."""

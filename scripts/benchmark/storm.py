@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
-from backend.auth.passwords import PasswordHasher
+from backend.auth.accounts.passwords import PasswordHasher
 from scripts.benchmark.bench import Bench, progress
 from scripts.benchmark.load import Load, Outcome
 from scripts.benchmark.report import table

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import bcrypt
-import httpx
+import httpx2
 import pytest
 from passlib.context import CryptContext
 
-from backend.auth.passwords import MIN_QUEUE, PasswordHasher
-from backend.errors import ServiceUnavailableError
+from backend.auth.accounts.passwords import MIN_QUEUE, PasswordHasher
+from backend.web.errors import ServiceUnavailableError
 from tests.conftest import Postgres
 from tests.service import (
     JWT_SECRET,
@@ -35,7 +35,7 @@ CURRENT = "$bcrypt-sha256$v=2,t=2b,r=4$"
 """How a hash begins that is of today's scheme, at the cost that the tests run with."""
 
 
-def post(service: Service, path: str, **data: Any) -> httpx.Response:
+def post(service: Service, path: str, **data: Any) -> httpx2.Response:
     """Send JSON in ASCII alone, since a lone surrogate has no UTF-8."""
     headers = {"Content-Type": "application/json"}
     return service.client().post(path, content=json.dumps(data), headers=headers)
@@ -297,9 +297,9 @@ def test_a_full_queue_answers_503_while_the_service_goes_on(slow: tuple[Service,
     login = {"email": account.email, "password": PASSWORD}
     signed_in = {"Authorization": account.client.headers["Authorization"]}
 
-    async def storm() -> tuple[list[httpx.Response], list[httpx.Response]]:
-        unlimited = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(
+    async def storm() -> tuple[list[httpx2.Response], list[httpx2.Response]]:
+        unlimited = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(
             base_url=service.url, limits=unlimited, timeout=300, trust_env=False
         ) as client:
             sign_ins = asyncio.gather(

@@ -7,7 +7,7 @@ what else runs on this machine.
 from collections.abc import Callable, Iterator
 
 import bcrypt
-import httpx
+import httpx2
 import pytest
 from passlib.context import CryptContext
 
@@ -29,24 +29,24 @@ def slow(new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPath
         yield service
 
 
-def try_login(client: httpx.Client, email: str) -> httpx.Response:
+def try_login(client: httpx2.Client, email: str) -> httpx2.Response:
     return client.post("/auth/login", json={"email": email, "password": "a wrong password"})
 
 
-def try_token(client: httpx.Client, email: str) -> httpx.Response:
+def try_token(client: httpx2.Client, email: str) -> httpx2.Response:
     return client.post("/auth/token", data={"username": email, "password": "a wrong password"})
 
 
 @pytest.mark.parametrize(("attempt", "status"), [(try_login, 401), (try_token, 400)])
 def test_an_unknown_email_and_a_wrong_password_take_the_same_time(
-    slow: Service, attempt: Callable[[httpx.Client, str], httpx.Response], status: int
+    slow: Service, attempt: Callable[[httpx2.Client, str], httpx2.Response], status: int
 ) -> None:
     """The least that each takes, turn by turn; more turns before it fails, for others share the processor."""
     compare(slow, slow.register().email, attempt, status)
 
 
 def compare(
-    service: Service, known: str, attempt: Callable[[httpx.Client, str], httpx.Response], status: int
+    service: Service, known: str, attempt: Callable[[httpx2.Client, str], httpx2.Response], status: int
 ) -> None:
     client, emails = service.client(), ("nobody@example.com", known)
     seconds: dict[str, list[float]] = {email: [] for email in emails}
@@ -105,7 +105,7 @@ def test_an_account_takes_the_time_of_an_unknown_email_whatever_its_hash(
     try:
         database.sql("UPDATE users SET password_hash = $2 WHERE id = $1", account.id, STORED[kept]())
 
-        def attempt(client: httpx.Client, email: str) -> httpx.Response:
+        def attempt(client: httpx2.Client, email: str) -> httpx2.Response:
             return client.post("/auth/login", json={"email": email, "password": password})
 
         compare(service, account.email, attempt, 401)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.conftest import Postgres
@@ -25,7 +25,7 @@ def test_the_grant_type_is_the_password_by_default(service: Service, ada: Accoun
     assert response.status_code == 200
 
 
-def refresh(service: Service, refresh_token: str, **fields: str) -> httpx.Response:
+def refresh(service: Service, refresh_token: str, **fields: str) -> httpx2.Response:
     form = {"grant_type": "refresh_token", "refresh_token": refresh_token, **fields}
     return service.client().post("/auth/token", data=form)
 

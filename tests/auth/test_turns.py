@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from backend.auth.turns import Turns
-from backend.errors import ServiceUnavailableError
+from backend.auth.accounts.turns import Turns
+from backend.web.errors import ServiceUnavailableError
 
 LIMIT = 60
 

@@ -13,7 +13,8 @@ import asyncpg
 import pytest
 from sqlmodel import SQLModel
 
-import backend.models  # noqa: F401  # fills SQLModel.metadata
+import backend.auth.models
+import backend.tasks.models  # noqa: F401  # both fill SQLModel.metadata
 from backend.database import revision, schema
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, ROOT, Service, environment

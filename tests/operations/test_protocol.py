@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from backend.middleware import MAX_UNSENT_BYTES
-from backend.protocol import Protocol
+from backend.web.middleware import MAX_UNSENT_BYTES
+from backend.web.protocol import Protocol
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, Service, running
 

@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -207,7 +207,7 @@ def python_for(account: pwd.struct_passwd) -> str:
 
 
 def as_user(account: pwd.struct_passwd) -> dict[str, Any]:
-    packages = str(Path(httpx.__file__).parents[1])
+    packages = str(Path(httpx2.__file__).parents[1])
     return {
         "user": account.pw_uid,
         "group": account.pw_gid,
@@ -328,7 +328,7 @@ def test_it_listens_at_the_same_addresses_with_any_number_of_workers_and_says_on
     service.url = f"http://{addresses[0]}:{port}"
     wait_until_healthy(service)
     for address in addresses:
-        response = httpx.get(f"http://{address}:{port}/tasks", trust_env=False)
+        response = httpx2.get(f"http://{address}:{port}/tasks", trust_env=False)
         (line,) = service.lines(request_id=response.headers["x-request-id"], event="http.request")
         assert line["ip"] == address.strip("[]")
     assert service.lines(event=f"ready: http://{opened}:{port}/docs")
@@ -357,7 +357,7 @@ def test_reload_serves_the_code_as_it_is_now(
     app.write_text(app.read_text() + "\nVERSION = '99.9'\n")
 
     def is_new() -> bool:
-        with suppress(httpx.TransportError):
+        with suppress(httpx2.TransportError):
             return bool(service.client().get("/openapi.json").json()["info"]["version"] == "99.9")
         return False
 

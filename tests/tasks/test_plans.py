@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from backend.auth.statements import CONFIRM_CALLER, FIND_ACCOUNT
+from backend.auth.accounts.statements import CONFIRM_CALLER, FIND_ACCOUNT
 from backend.database import Statement
 from backend.database.schema import migrate
 from backend.database.url import connect_arguments

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any
 
-import httpx
+import httpx2
 import pytest
 from fastapi import (
     APIRouter,
@@ -31,11 +31,11 @@ from fastapi.security import SecurityScopes
 from pydantic import BaseModel, ConfigDict
 
 from backend.app import create_app
-from backend.database.dependencies import get_database
-from backend.errors import AppError
-from backend.health import get_drain
-from backend.routing import Route, literal_first
 from backend.settings import load_settings
+from backend.web.database import get_database
+from backend.web.errors import AppError
+from backend.web.health import get_drain
+from backend.web.routing import Route, literal_first
 
 JSON = {"Content-Type": "application/json"}
 
@@ -73,8 +73,8 @@ class Site:
     async def send(self, method: str, path: str, **options: Any) -> tuple[Any, ...]:
         """Return the whole answer and what was done for it."""
         self.log.clear()
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+        transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://api") as client:
             answer = await client.request(method, path, **options)
         return answer.status_code, answer.content, sorted(answer.headers.multi_items()), list(self.log)
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from sqlalchemy import CTE, LargeBinary, Text, and_, bindparam, delete, func, or_, select, update
 
 from backend.auth.models import refresh_tokens, sessions, users
-from backend.auth.session_statements import IDLE_LIFE, LIFE, PROFILE, ago, new_refresh_token
+from backend.auth.sessions.statements import IDLE_LIFE, LIFE, PROFILE, ago, new_refresh_token
 from backend.database import Statement
 
 REFRESH_GRACE = timedelta(seconds=10)

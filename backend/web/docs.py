@@ -14,7 +14,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from backend.errors import NotFoundError
+from backend.web.errors import NotFoundError
 
 ASSETS: Final = "/docs/assets"
 POLICY: Final = (

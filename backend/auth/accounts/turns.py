@@ -10,7 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import TypeVar
 
-from backend.errors import ServiceUnavailableError
+from backend.web.errors import ServiceUnavailableError
 
 _Result = TypeVar("_Result")
 _Turn = asyncio.Future[None]

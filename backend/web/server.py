@@ -12,9 +12,9 @@ import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import ChangeReload, Multiprocess
 
-from backend import metrics
-from backend.protocol import Protocol
 from backend.settings import Settings, SettingsError
+from backend.telemetry import metrics
+from backend.web.protocol import Protocol
 
 KEEP_ALIVE_SECONDS: Final = 75
 """Longer than proxies keep theirs: who closes first is never in the middle of a request."""
@@ -51,7 +51,7 @@ def _config(settings: Settings, *, reload: bool) -> uvicorn.Config:
         factory=True,
         workers=None if reload else settings.workers,
         reload=reload,
-        reload_dirs=[str(Path(__file__).parent)] if reload else None,
+        reload_dirs=[str(Path(__file__).parents[1])] if reload else None,
         loop="uvloop",
         http=Protocol,
         ws="none",

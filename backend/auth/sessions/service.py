@@ -8,18 +8,19 @@ from uuid import UUID
 
 from uuid_utils import compat
 
-from backend import events
-from backend.auth import refresh_statements, session_statements, tokens
+from backend.auth.accounts.passwords import PasswordHasher
 from backend.auth.caller import Caller
 from backend.auth.errors import InvalidRefreshTokenError, RevokedTokenError, SessionNotFoundError
-from backend.auth.passwords import PasswordHasher
 from backend.auth.schemas import Refresh
-from backend.auth.tokens import AccessTokens
-from backend.database import Database, Row
-from backend.errors import ServiceUnavailableError
-from backend.events import Event
-from backend.rate_limits import RateLimits, address_of
+from backend.auth.sessions import refresh_statements
+from backend.auth.sessions import statements as session_statements
+from backend.auth.tokens import access as tokens
+from backend.auth.tokens.access import AccessTokens
+from backend.database import Database, DatabaseError, Row
 from backend.settings import Settings
+from backend.telemetry import events
+from backend.telemetry.events import Event
+from backend.web.rate_limits import RateLimits, address_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,7 @@ async def end_oldest_sessions(database: Database, signed_in: Row) -> None:
     # Sign-ins at the same moment do not see each other: near the limit each looks again.
     if signed_in["count"] < session_statements.MAX_SESSIONS // 2:
         return
-    with suppress(ServiceUnavailableError):  # the next sign-in will do
+    with suppress(DatabaseError):  # the next sign-in will do
         ended = await database.one(session_statements.END_OLDEST_SESSIONS, user_id=signed_in["id"])
         _record_ended(ended)
 

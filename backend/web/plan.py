@@ -29,8 +29,8 @@ from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import Response
 
-from backend.body import BoundedRequest, read_form, read_json
-from backend.middleware import OF_UNKNOWN_LENGTH
+from backend.web.body import BoundedRequest, read_form, read_json
+from backend.web.middleware import OF_UNKNOWN_LENGTH
 
 
 @runtime_checkable

@@ -12,8 +12,8 @@ from runpy import run_path
 import bcrypt
 from passlib.context import CryptContext
 
+from backend.auth.accounts.turns import Turns
 from backend.auth.errors import PasswordRefusedError
-from backend.auth.turns import Turns
 
 MAX_CHARACTERS = 128
 MAX_SENT_CHARACTERS = 512

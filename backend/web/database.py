@@ -1,12 +1,12 @@
-"""The database, for the routes."""
+"""The database as a dependency of the routes."""
 
 from typing import Annotated
 
 from fastapi import Depends
 from starlette.requests import Request
 
-from backend.database.connection import Database
-from backend.errors import DatabaseUnavailableError, OverloadedError
+from backend.database import Database
+from backend.web.errors import DatabaseUnavailableError, OverloadedError
 
 
 async def get_database(request: Request) -> Database:

@@ -22,10 +22,10 @@ from loguru import logger
 from slowapi import Limiter
 from slowapi.util import get_remote_address
 
-from backend import events
-from backend.errors import RateLimitedError, ServiceUnavailableError
-from backend.events import Event
 from backend.settings import Settings
+from backend.telemetry import events
+from backend.telemetry.events import Event
+from backend.web.errors import RateLimitedError, ServiceUnavailableError
 
 STORAGE_SECONDS = 1.0
 """The longest that a shared storage may take to answer before this process counts by itself."""

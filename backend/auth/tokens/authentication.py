@@ -5,16 +5,17 @@ from typing import Any, Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from backend.auth import statements
+from backend.auth.accounts import statements
 from backend.auth.caller import Caller
-from backend.auth.errors import ExpiredTokenError, InvalidTokenError
-from backend.auth.external import ExternalTokens, Verified
+from backend.auth.errors import ExpiredTokenError
 from backend.auth.models import EXTERNAL
 from backend.auth.schemas import MAX_EMAIL_CHARACTERS
-from backend.auth.tokens import AccessTokens, is_text, read_header
+from backend.auth.tokens.access import AccessTokens, is_text, read_header
+from backend.auth.tokens.external import ExternalTokens, Verified
 from backend.database import Database
 from backend.settings import Settings
-from backend.text import Line
+from backend.web.bearer import InvalidTokenError
+from backend.web.text import Line
 
 REMEMBERED_TOKENS: Final = 4096
 """Verified tokens kept per process, of at most `REMEMBERED_CHARACTERS` each."""

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from backend.auth.caller import Caller
-from backend.auth.errors import InvalidTokenError
 from backend.auth.models import EXTERNAL
-from backend.auth.tokens import decode, expiry, subject
+from backend.auth.tokens.access import decode, expiry, subject
 from backend.settings import Settings
+from backend.web.bearer import InvalidTokenError
 
 if TYPE_CHECKING:
-    from backend.auth.jwks import Key, KeySet
+    from backend.auth.tokens.jwks import Key, KeySet
 
 SHARED_ALGORITHM: Final = "HS256"
 
@@ -71,7 +71,7 @@ def _caller(claims: dict[str, Any]) -> Caller:
 
 
 def _key_set(url: str) -> "KeySet":
-    from backend.auth.jwks import KeySet  # noqa: PLC0415  # its HTTP client is for those who need it
+    from backend.auth.tokens.jwks import KeySet  # noqa: PLC0415  # its HTTP client is for those who need it
 
     return KeySet(f"{url}/api/auth/jwks")
 

@@ -8,13 +8,14 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-import httpx
+import httpx2
 import jwt
 import msgspec
 from loguru import logger
 
-from backend import metrics
-from backend.auth.errors import InvalidTokenError, KeysUnavailableError
+from backend.auth.errors import KeysUnavailableError
+from backend.telemetry import metrics
+from backend.web.bearer import InvalidTokenError
 
 FORCED_FETCH_SECONDS: Final = 30.0
 """The shortest time between two fetches that unknown key ids cause."""
@@ -113,7 +114,7 @@ class KeySet:
             self._keys = await asyncio.to_thread(_parse, await _download(self._url))
             self._fetched_at = time.monotonic()
             metrics.KEY_FETCHES.labels("succeeded").inc()
-        except (httpx.HTTPError, ValueError, TimeoutError, RecursionError) as error:
+        except (httpx2.HTTPError, ValueError, TimeoutError, RecursionError) as error:
             metrics.KEY_FETCHES.labels("failed").inc()
             logger.warning("the keys of the token server cannot be fetched", error=type(error).__name__)
         finally:
@@ -121,10 +122,10 @@ class KeySet:
 
 
 async def _download(url: str) -> bytes:
-    """Return the body that `url` answers; raises `httpx.HTTPError`, ValueError, TimeoutError."""
+    """Return the body that `url` answers; raises `httpx2.HTTPError`, ValueError, TimeoutError."""
     body = bytearray()
     # A client reads the system's certificates when it is made, which takes tens of milliseconds.
-    new_client = await asyncio.to_thread(httpx.AsyncClient, timeout=FETCH_TIMEOUT_SECONDS)
+    new_client = await asyncio.to_thread(httpx2.AsyncClient, timeout=FETCH_TIMEOUT_SECONDS)
     async with (
         asyncio.timeout(FETCH_TIMEOUT_SECONDS),
         new_client as client,

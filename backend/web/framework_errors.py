@@ -1,4 +1,4 @@
-"""The errors of FastAPI and Starlette, as errors of ours."""
+"""The errors of FastAPI, Starlette and the database, as errors of ours."""
 
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -7,8 +7,9 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from backend import errors
-from backend.errors import AppError, FieldError
+from backend.database import DatabaseError, UnreachableError
+from backend.web import errors
+from backend.web.errors import AppError, FieldError
 
 
 class FrameworkError(AppError):
@@ -31,12 +32,16 @@ _MESSAGES = {"model_type": _OBJECT, "model_attributes_type": _OBJECT}
 
 
 def of_framework(error: Exception) -> AppError:
-    """Return the error of ours for FastAPI's or Starlette's; an `InternalError` for any other."""
+    """Return the `AppError` that answers `error`; an `InternalError` for one that is not known."""
     if isinstance(error, RequestValidationError):
         return _of_problems(error.errors())
     if isinstance(error, HTTPException):
         known = _BY_STATUS.get(error.status_code)
         return known() if known else FrameworkError(error)
+    if isinstance(error, DatabaseError):
+        is_away = isinstance(error, UnreachableError)
+        kind = errors.DatabaseUnavailableError if is_away else errors.OverloadedError
+        return kind(reason=error.reason)
     return error if isinstance(error, AppError) else errors.InternalError()
 
 

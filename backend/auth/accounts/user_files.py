@@ -10,7 +10,7 @@ from typing import Annotated, Any, BinaryIO
 from pydantic import AfterValidator, BaseModel, ValidationError
 
 from backend.auth.schemas import Email, email_key
-from backend.text import Line
+from backend.web.text import Line
 
 COLUMNS = ("email", "name", "password_hash")
 

@@ -10,8 +10,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import FormData
 from starlette.requests import ClientDisconnect, Request
 
-from backend import errors
-from backend.middleware import CUT_SHORT, MAX_BODY_BYTES, header
+from backend.web import errors
+from backend.web.middleware import CUT_SHORT, MAX_BODY_BYTES, header
 
 FORM: Final = "application/x-www-form-urlencoded"
 _MAX_FORM_FIELDS = 20

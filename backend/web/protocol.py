@@ -14,9 +14,9 @@ from httptools import HttpParserError, HttpParserInvalidMethodError, HttpParserU
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from backend import errors
-from backend.errors import AppError
-from backend.middleware import CUT_SHORT, METHODS, REFUSAL, UNSENT
+from backend.web import errors
+from backend.web.errors import AppError
+from backend.web.middleware import CUT_SHORT, METHODS, REFUSAL, UNSENT
 
 _REQUEST_LINE: Final = re.compile(rb"^([\w!#$%&'*+.^`|~-]+) \S+ HTTP/1\.\d\r?$", re.MULTILINE)
 _WITHOUT_PATH: Final = re.compile(rb"^\w+://[^/?#]+(?=\?|$)")

@@ -10,16 +10,15 @@ from sqlalchemy import literal, select
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
-from backend import metrics
-from backend.answer import Answer
-from backend.auth.dependencies import bearer_token
-from backend.auth.errors import InvalidTokenError
 from backend.database import Statement
-from backend.database.dependencies import DatabaseDep
-from backend.drain import Drain
-from backend.error_answers import raises
-from backend.errors import ShuttingDownError
-from backend.routing import Route
+from backend.telemetry import metrics
+from backend.web.answer import Answer
+from backend.web.bearer import InvalidTokenError, bearer_token
+from backend.web.database import DatabaseDep
+from backend.web.drain import Drain
+from backend.web.error_answers import raises
+from backend.web.errors import ShuttingDownError
+from backend.web.routing import Route
 
 PING = Statement(select(literal(1)))
 

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 from starlette.responses import Response
 
-from backend.timestamps import with_fractions
+from backend.web.timestamps import with_fractions
 
 _encode: Final = msgspec.json.Encoder().encode
 

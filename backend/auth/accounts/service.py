@@ -6,8 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 from uuid_utils import compat
 
-from backend import events, metrics
-from backend.auth import passwords, session_statements, statements
+from backend.auth.accounts import passwords, statements
 from backend.auth.caller import Caller
 from backend.auth.errors import (
     EmailTakenError,
@@ -28,10 +27,12 @@ from backend.auth.schemas import (
     TokenGrant,
     email_key,
 )
-from backend.auth.sessions import Client, NewTokens, SignIn, end_oldest_sessions, refresh
-from backend.database import Database, Row
-from backend.errors import AppError, FieldError, InvalidRequestError, ServiceUnavailableError
-from backend.events import Event
+from backend.auth.sessions import statements as session_statements
+from backend.auth.sessions.service import Client, NewTokens, SignIn, end_oldest_sessions, refresh
+from backend.database import Database, DatabaseError, Row
+from backend.telemetry import events, metrics
+from backend.telemetry.events import Event
+from backend.web.errors import AppError, FieldError, InvalidRequestError, ServiceUnavailableError
 
 
 async def register(database: Database, sign_in: SignIn, client: Client, data: Registration) -> dict[str, Any]:
@@ -62,8 +63,8 @@ async def login(database: Database, sign_in: SignIn, client: Client, data: Crede
     """Sign in; raises `InvalidCredentialsError` after one hash, the email known or not."""
     try:
         answer = await _login(database, sign_in, client, data)
-    except AppError as error:
-        metrics.SIGN_INS.labels(error.code).inc()
+    except (AppError, DatabaseError) as error:
+        metrics.SIGN_INS.labels(getattr(error, "code", "database_unavailable")).inc()
         raise
     metrics.SIGN_INS.labels("succeeded").inc()
     return answer
@@ -110,7 +111,7 @@ async def _upgrade_hash(
     stored = account["password_hash"]
     if not sign_in.hasher.is_outdated(stored):
         return
-    with suppress(ServiceUnavailableError):  # the next login will do
+    with suppress(DatabaseError, ServiceUnavailableError):  # the next login will do
         new_hash = await sign_in.hasher.hash(password, client.address)
         await database.one(statements.UPGRADE_HASH, user_id=account["id"], old_hash=stored, new_hash=new_hash)
 

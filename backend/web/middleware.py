@@ -13,12 +13,13 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
-from backend import errors, events, logs, metrics
-from backend.answer import Answer
-from backend.drain import Drain
-from backend.errors import AppError, Contract
-from backend.events import Event, RequestRecord
-from backend.framework_errors import of_framework
+from backend.telemetry import events, logs, metrics
+from backend.telemetry.events import Event, RequestRecord
+from backend.web import errors
+from backend.web.answer import Answer
+from backend.web.drain import Drain
+from backend.web.errors import AppError, Contract
+from backend.web.framework_errors import of_framework
 
 MAX_BODY_BYTES = 64 * 1024
 OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"

@@ -9,8 +9,8 @@ from fastapi.dependencies.models import Dependant
 from fastapi.dependencies.utils import get_dependant
 from starlette.routing import compile_path
 
-from backend import errors
-from backend.errors import AppError, Contract, ErrorBody
+from backend.web import errors
+from backend.web.errors import AppError, Contract, ErrorBody
 
 _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from uuid_utils import compat
 
+from backend.auth.accounts.statements import IMPORT_USER
+from backend.auth.accounts.user_files import ImportedUser, read_users
 from backend.auth.schemas import email_key
-from backend.auth.statements import IMPORT_USER
-from backend.auth.user_files import ImportedUser, read_users
 from backend.database import Database
 
 _BATCH = 1000
@@ -35,7 +35,7 @@ async def import_users(
     """Import the users of `file` in one transaction; `show` is told how many of how many are done.
 
     An account that exists already stays as it is. `names` is for `read_users`. Raises `UserFileError`,
-    `DatabaseUnavailableError`.
+    `UnreachableError`.
     """
     users = read_users(file, names)
     imported = Imported()

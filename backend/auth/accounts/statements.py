@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import caller
 from backend.auth.models import HASH_COST, LOCAL, known_addresses, sessions, users
-from backend.auth.session_statements import (
+from backend.auth.sessions.statements import (
     ADDRESS,
     ADDRESS_KNOWN_FOR,
     CALLER_ID,

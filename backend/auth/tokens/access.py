@@ -16,9 +16,9 @@ import jwt
 from uuid_utils import uuid7
 
 from backend.auth.caller import Caller
-from backend.auth.errors import InvalidTokenError
 from backend.auth.models import LOCAL
 from backend.settings import Settings
+from backend.web.bearer import InvalidTokenError
 
 ALGORITHM: Final = "HS256"
 TYPE: Final = "at+jwt"

@@ -6,6 +6,7 @@ for all of them would cost each request 60 % more instructions.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from http import HTTPStatus
 from typing import Any, ClassVar, Self
 
 from fastapi import FastAPI
@@ -18,14 +19,15 @@ from starlette.routing import BaseRoute, get_name
 from starlette.routing import Route as StarletteRoute
 from starlette.types import Receive, Scope, Send
 
-from backend import errors
-from backend.body import BoundedRequest, read_json
-from backend.error_answers import error_answers
-from backend.errors import AppError, Contract, InvalidRequestError, ServiceUnavailableError
-from backend.middleware import OF_UNKNOWN_LENGTH
-from backend.plan import Guard, Plan, guard_of, oddities
+from backend.database import DatabaseError
+from backend.web import errors
+from backend.web.body import BoundedRequest, read_json
+from backend.web.error_answers import error_answers
+from backend.web.errors import AppError, Contract, InvalidRequestError, ServiceUnavailableError
+from backend.web.middleware import OF_UNKNOWN_LENGTH
+from backend.web.plan import Guard, Plan, guard_of, oddities
 
-_REFUSALS = (AppError, HTTPException, RequestValidationError)
+_REFUSALS = (AppError, DatabaseError, HTTPException, RequestValidationError)
 
 
 class Route(APIRoute):
@@ -103,8 +105,9 @@ class Route(APIRoute):
 async def _confirm(guard: Guard | None, request: Request, error: Exception) -> None:
     """Raise a 401 instead of `error` if the session is gone."""
     # A database that could not be asked would only be waited for once more.
-    is_decided = isinstance(error, ServiceUnavailableError) or getattr(error, "status", None) == 401  # noqa: PLR2004  # RFC 9110
-    if guard is not None and not is_decided:
+    is_away = isinstance(error, ServiceUnavailableError | DatabaseError)
+    is_refused = getattr(error, "status", None) == HTTPStatus.UNAUTHORIZED
+    if guard is not None and not is_away and not is_refused:
         await guard.confirm(request)
 
 

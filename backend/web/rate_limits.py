@@ -187,9 +187,11 @@ def _shared_limiter(uri: str) -> RateLimiter:
     from redis.asyncio.retry import Retry  # noqa: PLC0415
     from redis.backoff import NoBackoff  # noqa: PLC0415
 
-    # A failed command is not sent again: the pause after it, and memory, are quicker.
+    # A failed command is not sent again: the pause after it, and memory, are quicker. The client's own
+    # timeouts are the same as ours, because a command that is cancelled waits for them.
+    timeouts = {"socket_timeout": STORAGE_SECONDS, "socket_connect_timeout": STORAGE_SECONDS}
     pool = BlockingConnectionPool.from_url(
-        uri, max_connections=STORAGE_CONNECTIONS, retry=Retry(NoBackoff(), retries=0)
+        uri, max_connections=STORAGE_CONNECTIONS, retry=Retry(NoBackoff(), retries=0), **timeouts
     )
     options: dict[str, Any] = {"implementation": "redispy", "connection_pool": pool}
     return FixedWindowRateLimiter(RedisStorage(f"async+{uri}", **options))

@@ -77,7 +77,7 @@ def test_the_document_names_the_token_url_for_refreshing_too(service: Service) -
     ("form", "error", "code"),
     [
         ({"username": "{email}", "password": "wrong"}, "invalid_grant", "invalid_grant"),
-        ({"username": "{email}", "password": ""}, "invalid_grant", "invalid_grant"),
+        ({"username": "{email}", "password": ""}, "invalid_request", "validation_error"),
         ({"username": "{email}", "password": "x" * 60_000}, "invalid_grant", "invalid_grant"),
         ({"username": "{email}", "password": "\0" * 8}, "invalid_grant", "invalid_grant"),
         ({"username": "nobody@example.com", "password": PASSWORD}, "invalid_grant", "invalid_grant"),

@@ -121,6 +121,10 @@ async def token(database: Database, sign_in: SignIn, client: Client, data: Token
 
     The grant is judged before the fields that it needs; raises `InvalidRequestError` where they are missing.
     """
+    if not data.model_fields_set:
+        raise InvalidRequestError(
+            [FieldError(field="body", message="A request body is required", type="missing")]
+        )
     # A parameter without a value is one that was left out (RFC 6749 section 3.2).
     match data.grant_type or "password":
         case "password":

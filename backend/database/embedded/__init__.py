@@ -3,7 +3,7 @@
 Imports nothing else of ours, and itself by relative names, because its tests run it alone as other users.
 """
 
-from .place import EmbeddedServerError
-from .server import EmbeddedServer, embedded_server, lasting_server
+from .place import EmbeddedServer, EmbeddedServerError
+from .server import embedded_server, lasting_server
 
 __all__ = ["EmbeddedServer", "EmbeddedServerError", "embedded_server", "lasting_server"]

@@ -1,89 +1,74 @@
-"""Where the embedded PostgreSQL keeps its files, and which user it runs as: it refuses to run as root."""
+"""One embedded server: its directories, its user, who is never root, and the process that runs on them."""
 
 import hashlib
 import os
 import pwd
+import re
 import subprocess
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .files import private_directory
+from .files import open_file
 
-SOCKET_NAME = ".s.PGSQL.5432"
-
-_SOCKET_PATH_LIMIT = 103  # bytes; macOS has the shortest
-_FIRST_CLOSED = 'for path do [ -x "$path" ] || { printf %s "$path"; exit; }; done'
+with suppress(ImportError):  # it comes with the wheel of the server, and an installation may have neither
+    import psutil
 
 
 class EmbeddedServerError(RuntimeError):
     """The embedded server can't run. The message is one line, with PostgreSQL's own reason if it gave one."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """The directories of one server, and the user that it runs as."""
+class EmbeddedServer:
+    """A server of these directories and of this user, whether it runs or not."""
 
-    home: Path
-    binaries: Path
-    uid: int
-    gid: int
-
-    @property
-    def data(self) -> Path:
-        """PostgreSQL's own directory."""
-        return self.home / "data"
-
-    @property
-    def name(self) -> str:
-        """Names the server among all processes, in its command line."""
-        return f"tasks-{hashlib.sha256(os.fsencode(self.data)).hexdigest()[:24]}"
+    def __init__(self, home: Path, uid: int, gid: int) -> None:
+        self.home, self.data_dir, self.uid, self.gid = home, home / "data", uid, gid
+        # It stands in the command line of each process; a path may be longer than PostgreSQL lets it be.
+        self.name = f"tasks-{hashlib.sha256(os.fsencode(home)).hexdigest()[:24]}"
+        # macOS has the shortest limit for a socket, 103 bytes; a URL doesn't quote what is plain.
+        is_plain = re.fullmatch(r"[\w/.-]{1,89}", str(home), re.ASCII)
+        self.socket_dir = home if is_plain else Path("/tmp") / self.name  # noqa: S108 - made private, or refused
+        self.url = f"postgresql://postgres@/postgres?host={self.socket_dir}&sslmode=disable"
+        # Arguments of `subprocess` that leave root behind.
+        self.as_owner: dict[str, Any] = (
+            {} if os.geteuid() else {"user": uid, "group": gid, "extra_groups": []}
+        )
 
     @property
-    def socket_dir(self) -> Path:
-        """The directory of its socket: `home`, unless that path is too long or odd for a socket."""
-        path = str(self.home)
-        plain = path.isprintable() and not {",", '"'} & {*path}
-        if plain and len(os.fsencode(self.home / SOCKET_NAME)) <= _SOCKET_PATH_LIMIT:
-            return self.home
-        # Not the temporary directory of the environment: every instance must come to the same place.
-        return Path("/tmp") / self.name  # noqa: S108 - made private, or refused
+    def pid(self) -> int:
+        """Of the postmaster at this moment; 0 when there is none, whatever a killed one left behind."""
+        with suppress(OSError, ValueError, IndexError):
+            pid_file = open_file(str(self.data_dir / "postmaster.pid"), None, self.uid)
+            with os.fdopen(pid_file, "rb") as file:
+                pid = int(file.readline(32))
+            return pid if self.owns(pid) else 0
+        return 0
 
-    @property
-    def as_owner(self) -> dict[str, Any]:
-        """Arguments of `subprocess` that leave root behind."""
-        if os.geteuid() == self.uid:
-            return {}
-        return {"user": self.uid, "group": self.gid, "extra_groups": []}
-
-    def opened(self) -> AbstractContextManager[int]:
-        """Open `home`; raises OSError unless it is a directory of the server's user."""
-        return private_directory(self.home, self.uid, self.gid)
-
-    def first_closed(self, *paths: Path) -> str:
-        """Return the first of these that the server's user can't pass or run, or an empty text."""
-        command = ["/bin/sh", "-c", _FIRST_CLOSED, "sh", *map(str, paths)]
-        done = subprocess.run(command, cwd="/", check=True, stdout=subprocess.PIPE, **self.as_owner)  # noqa: S603 - a list
-        return os.fsdecode(done.stdout)
+    def owns(self, pid: int) -> bool:
+        """Know a process by user and command line: root in a container may see no more of another user's."""
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            is_owners = process.name() == "postgres" and process.uids().real == self.uid
+            return is_owners and self.name in " ".join(process.cmdline())
+        return False
 
 
-def prepare(data_dir: Path) -> Place:
-    """Make the directories, open to their owner alone; raises EmbeddedServerError, OSError."""
-    home = Path(os.path.realpath(data_dir)) / "postgres"
+def find_server(data_dir: Path) -> EmbeddedServer:
+    """Return the server of this directory, which is made; raises EmbeddedServerError, OSError."""
+    home, program = Path(os.path.realpath(data_dir)) / "postgres", binaries() / "postgres"
     with suppress(FileExistsError):
         home.parent.mkdir(parents=True)
-    place = Place(home, binaries(), *_owner(home))
-    if place.as_owner and (closed := place.first_closed(*reversed(home.parents))):
-        raise EmbeddedServerError(
-            f"started by root, the embedded PostgreSQL runs as user {place.uid}, who can't pass {closed}: "
-            "set DATA_DIR to a directory elsewhere, or don't start as root"
-        )
-    for directory in {home, place.socket_dir}:
-        with private_directory(directory, place.uid, place.gid):
-            pass
-    return place
+    server = EmbeddedServer(home, *_account(home))
+    for path in (*reversed(home.parents), *reversed(program.parents), program):
+        command = ["/bin/sh", "-c", '[ -x "$0" ]', path]
+        if server.as_owner and subprocess.run(command, check=False, cwd="/", **server.as_owner).returncode:  # noqa: S603 - a list
+            raise EmbeddedServerError(
+                f"started by root, the embedded PostgreSQL runs as user {server.uid}, who can't pass {path}: "
+                "set DATA_DIR to a directory elsewhere, or don't start as root"
+            )
+    return server
 
 
 def binaries() -> Path:
@@ -95,17 +80,12 @@ def binaries() -> Path:
     return Path(wheel.submodule_search_locations[0]).resolve() / "pginstall18" / "bin"
 
 
-def _owner(home: Path) -> tuple[int, int]:
-    """Return the server's user and group: for root those of the directory's owner, `postgres` or `nobody`."""
+def _account(home: Path) -> tuple[int, int]:
+    """Return the server's user and group: for root those of the directory's owner, or of `nobody`."""
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
-    for path in (home, home.parent):
-        with suppress(FileNotFoundError):
-            if uid := path.lstat().st_uid:
-                with suppress(KeyError):  # not the directory's group, which may be one that the user isn't in
-                    return uid, pwd.getpwuid(uid).pw_gid
-                return uid, uid
-    for name in ("postgres", "nobody"):
-        with suppress(KeyError):
-            return pwd.getpwnam(name)[2:4]
-    raise EmbeddedServerError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
+    owner = home.parent.stat().st_uid
+    with suppress(FileNotFoundError):
+        owner = home.stat().st_uid or owner
+    account = pwd.getpwuid(owner) if owner else pwd.getpwnam("nobody")
+    return account.pw_uid, account.pw_gid  # not the directory's group, which the user may not be in

@@ -5,45 +5,30 @@ The count is kernel locks alone, so a killed process leaves nothing behind that 
 
 import fcntl
 import os
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
-from urllib.parse import quote
 
-from . import postmaster
-from .files import make_file, open_file
-from .place import EmbeddedServerError, Place, prepare
+from .files import make_file, private_directory
+from .place import EmbeddedServer, EmbeddedServerError, binaries, find_server
 
-_WATCH_SECONDS = 0.5
+with suppress(ImportError):  # it comes with the wheel
+    import psutil
 
-
-@dataclass(frozen=True)
-class EmbeddedServer:
-    """A running server."""
-
-    place: Place
-
-    @property
-    def url(self) -> str:
-        """The URL of its superuser and the database `postgres`."""
-        host = quote(str(self.place.socket_dir), safe="")
-        return f"postgresql://postgres@/postgres?host={host}&sslmode=disable"
-
-    @property
-    def data_dir(self) -> Path:
-        """PostgreSQL's own directory."""
-        return self.place.data
-
-    @property
-    def pid(self) -> int:
-        """Of the postmaster at this moment. Raises EmbeddedServerError when there is none."""
-        running = postmaster.find(self.place)
-        if running is None:
-            raise EmbeddedServerError(f"no PostgreSQL runs on {self.data_dir}")
-        return int(running.pid)
+_INITDB = (
+    *("--username=postgres", "--auth-local=trust", "--auth-host=reject", "--data-checksums"),
+    *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
+)
+_SETTINGS = {"listen_addresses": "", "log_checkpoints": "off", "shared_buffers": "256MB"}
 
 
 @contextmanager
@@ -55,14 +40,11 @@ def embedded_server(data_dir: Path, options: Mapping[str, str] | None = None) ->
     The block must be left for the server to stop: let SIGTERM raise, which by default it doesn't.
     """
     with ExitStack() as stack:
-        with _our_errors(data_dir):
-            place = prepare(data_dir)
-            turn, users = (stack.enter_context(_lock(place, name)) for name in ("turn.lock", "users.lock"))
-            with _held(turn):
-                fcntl.flock(users, fcntl.LOCK_SH)
-                stack.callback(_leave, place, turn, users)
-                postmaster.ensure_running(place, options or {})
-        yield EmbeddedServer(place)
+        try:
+            server = _join(stack, data_dir, options or {})
+        except (OSError, KeyError) as error:  # an owner without an account
+            raise EmbeddedServerError(f"DATA_DIR {data_dir} can't be used: {error.args[-1]}") from error
+        yield server
 
 
 @contextmanager
@@ -70,14 +52,14 @@ def lasting_server(data_dir: Path) -> Iterator[EmbeddedServer]:
     """Run the server as `embedded_server` does, and start it again when it is killed or stopped meanwhile."""
     left = threading.Event()
 
-    def watch(server: EmbeddedServer) -> None:
-        while not left.wait(_WATCH_SECONDS):
-            if postmaster.find(server.place) is None:
+    def watch() -> None:
+        while not left.wait(0.5):
+            if not server.pid:
                 with suppress(EmbeddedServerError), embedded_server(data_dir):
                     continue  # it runs, and goes on for its other users
 
     with embedded_server(data_dir) as server:
-        watcher = threading.Thread(target=watch, args=[server], name="embedded-postgres", daemon=True)
+        watcher = threading.Thread(target=watch, name="embedded-postgres", daemon=True)
         watcher.start()
         try:
             yield server
@@ -86,37 +68,75 @@ def lasting_server(data_dir: Path) -> Iterator[EmbeddedServer]:
             watcher.join()
 
 
-def _leave(place: Place, turn: IO[bytes], users: IO[bytes]) -> None:
-    with _held(turn), suppress(BlockingIOError):
+def _join(stack: ExitStack, data_dir: Path, options: Mapping[str, str]) -> EmbeddedServer:
+    server = find_server(data_dir)
+    account = server.uid, server.gid
+    home = stack.enter_context(private_directory(server.home, *account))
+    fcntl.flock(home, fcntl.LOCK_EX)  # one at a time starts or stops it
+    if not (server.data_dir / "PG_VERSION").exists():
+        _initialise(server, home)
+    users = stack.enter_context(private_directory(server.data_dir, *account))
+    fcntl.flock(users, fcntl.LOCK_SH)
+    stack.callback(_leave, server, home, users)
+    if not server.pid:
+        _start(server, home, options)
+    fcntl.flock(home, fcntl.LOCK_UN)
+    return server
+
+
+def _leave(server: EmbeddedServer, home: int, users: int) -> None:
+    fcntl.flock(home, fcntl.LOCK_EX)
+    with suppress(BlockingIOError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        postmaster.stop(place)
-        with suppress(OSError):  # only one of our own in /tmp is empty now
-            place.socket_dir.rmdir()
+        _end(server, [server.pid], signal.SIGINT)  # whatever its clients are at: a fast shutdown
 
 
-@contextmanager
-def _held(lock: IO[bytes]) -> Iterator[None]:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        fcntl.flock(lock, fcntl.LOCK_UN)
+def _initialise(server: EmbeddedServer, home: int) -> None:
+    """Make the files under another name until they are whole, because it may be killed on the way."""
+    fresh = f"initdb-{secrets.token_hex(8)}"
+    for name in os.listdir(home):
+        if name.startswith("initdb-"):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=home)
+    _run(server, home, "initdb", "--pgdata", str(server.home / fresh), *_INITDB)
+    os.rename(fresh, "data", src_dir_fd=home, dst_dir_fd=home)
+    os.fsync(home)
 
 
-def _lock(place: Place, name: str) -> IO[bytes]:
-    with place.opened() as home:
-        try:
-            descriptor = make_file(name, home, place.uid)
-        except FileExistsError:
-            descriptor = open_file(name, home, place.uid, 0, how=os.O_RDWR)
-    return os.fdopen(descriptor, "r+b", buffering=0)
+def _start(server: EmbeddedServer, home: int, options: Mapping[str, str]) -> None:
+    _end(server, psutil.pids(), signal.SIGKILL)  # children that lost their postmaster keep a new one out
+    with private_directory(server.socket_dir, server.uid, server.gid) as sockets:
+        with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
+            client.connect(str(server.socket_dir / ".s.PGSQL.5432"))
+            raise EmbeddedServerError(f"a PostgreSQL outside of this machine or container uses {server.home}")
+        # Their pid may be another process's by now, or a zombie's, and PostgreSQL would not start.
+        for folder, name in ((home, "data/postmaster.pid"), (sockets, ".s.PGSQL.5432.lock")):
+            with suppress(OSError):
+                os.unlink(name, dir_fd=folder)
+    ours = {"unix_socket_directories": server.socket_dir, "cluster_name": server.name}
+    settings = {**_SETTINGS, **options, **ours}
+    flags = shlex.join(f"--{name}={value}" for name, value in settings.items())
+    _run(server, home, "pg_ctl", "start", "--wait", "--timeout=86400", "--options", flags)
 
 
-@contextmanager
-def _our_errors(data_dir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        reason = f"{error.strerror or error}{where}"
-        raise EmbeddedServerError(f"DATA_DIR {data_dir} can't be used: {reason}") from error
+def _run(server: EmbeddedServer, home: int, program: str, *arguments: str) -> None:
+    # PGPORT or LANG must not change the server.
+    environment = {"LC_ALL": "C", "PATH": os.defpath, "PGDATA": str(server.data_dir)}
+    command = [binaries() / program, *arguments]
+    with os.fdopen(make_file("postgres.log", home, server.uid), "w+b") as log:
+        done = subprocess.run(  # noqa: S603 - the wheel's program, with a list of arguments
+            command, check=False, stdout=log, stderr=log, cwd="/", env=environment, **server.as_owner
+        )
+        log.seek(0)
+        if done.returncode:
+            said = log.read().decode(errors="replace")
+            reasons = re.findall(r"(?:error|FATAL|PANIC|DETAIL|HINT): +(.*)", said) or said.splitlines()[-1:]
+            raise EmbeddedServerError(f"the embedded PostgreSQL can't run {program}: {'; '.join(reasons)}")
+
+
+def _end(server: EmbeddedServer, pids: Iterable[int], how: signal.Signals) -> None:
+    ours = [pid for pid in pids if server.owns(pid)]
+    for pid in ours:
+        with suppress(ProcessLookupError):
+            os.kill(pid, how)
+    while any(server.owns(pid) for pid in ours):
+        time.sleep(0.02)

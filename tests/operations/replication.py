@@ -10,9 +10,13 @@ from pathlib import Path
 
 import psutil
 
-from backend.database.embedded import EmbeddedServer, embedded_server
-from backend.database.embedded.files import private_directory
-from backend.database.embedded.place import binaries, find_server
+from backend.database.embedded import (
+    EmbeddedServer,
+    binaries,
+    embedded_server,
+    find_server,
+    private_directory,
+)
 from tests.conftest import Postgres
 from tests.programs import passable_directory
 from tests.service import free_port

@@ -28,10 +28,8 @@ from typing import Any
 with suppress(ImportError):  # it comes with the wheel of the server, and an installation may have neither
     import psutil
 
-_INITDB = (
-    *("--username=postgres", "--auth-local=trust", "--auth-host=reject", "--data-checksums"),
-    *("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
-)
+_ACCESS = ("--username=postgres", "--auth-local=trust", "--auth-host=reject", "--data-checksums")
+_TEXT = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 _SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK
 _SETTINGS = {"listen_addresses": "", "log_checkpoints": "off", "shared_buffers": "256MB"}
 
@@ -57,10 +55,9 @@ class EmbeddedServer:
     @property
     def pid(self) -> int:
         """Of the postmaster at this moment; 0 when there is none, whatever a killed one left behind."""
-        with suppress(OSError, ValueError):
-            name = str(self.data_dir / "postmaster.pid")
-            with os.fdopen(open_file(name, None, self.uid), "rb") as file:
-                pid = int(file.readline(32))
+        name = str(self.data_dir / "postmaster.pid")
+        with suppress(OSError, ValueError), os.fdopen(open_file(name, None, self.uid)) as file:
+            pid = int(file.readline(32))
             return pid if self.owns(pid) else 0
         return 0
 
@@ -137,10 +134,11 @@ def _join(stack: ExitStack, data_dir: Path, options: Mapping[str, str]) -> Embed
     if not (server.data_dir / "PG_VERSION").exists():
         _initialise(server, home)
     users = stack.enter_context(private_directory(server.data_dir, server.uid, server.gid))
+    sockets = stack.enter_context(private_directory(server.socket_dir, server.uid, server.gid))
     fcntl.flock(users, fcntl.LOCK_SH)
     stack.callback(_leave, server, home, users)
     if not server.pid:
-        _start(server, home, users, options)
+        _start(server, home, users, sockets, options)
     fcntl.flock(home, fcntl.LOCK_UN)
     return server
 
@@ -150,6 +148,8 @@ def _leave(server: EmbeddedServer, home: int, users: int) -> None:
     with suppress(BlockingIOError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _end(server, [server.pid], signal.SIGINT)  # whatever its clients are at: a fast shutdown
+        with suppress(OSError):  # only one in /tmp is empty now
+            server.socket_dir.rmdir()
 
 
 def _initialise(server: EmbeddedServer, home: int) -> None:
@@ -158,38 +158,31 @@ def _initialise(server: EmbeddedServer, home: int) -> None:
     for name in os.listdir(home):
         if name.startswith("initdb-"):
             shutil.rmtree(name, ignore_errors=True, dir_fd=home)
-    _run(server, home, "initdb", "--pgdata", str(server.home / fresh), *_INITDB)
+    _run(server, home, "initdb", "--pgdata", str(server.home / fresh), *_ACCESS, *_TEXT)
     os.rename(fresh, "data", src_dir_fd=home, dst_dir_fd=home)
     os.fsync(home)
 
 
-def _start(server: EmbeddedServer, home: int, users: int, options: Mapping[str, str]) -> None:
+def _start(server: EmbeddedServer, home: int, users: int, sockets: int, options: Mapping[str, str]) -> None:
     _end(server, psutil.pids(), signal.SIGKILL)  # children that lost their postmaster keep a new one out
-    with private_directory(server.socket_dir, server.uid, server.gid) as sockets:
-        with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
-            client.connect(str(server.socket_dir / ".s.PGSQL.5432"))
-            raise EmbeddedServerError(f"a PostgreSQL outside of this machine or container uses {server.home}")
-        # Their pid may be another process's by now, or a zombie's, and PostgreSQL would not start.
-        for folder, name in ((users, "postmaster.pid"), (sockets, ".s.PGSQL.5432.lock")):
-            with suppress(OSError):
-                os.unlink(name, dir_fd=folder)
+    with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
+        client.connect(str(server.socket_dir / ".s.PGSQL.5432"))
+        raise EmbeddedServerError(f"a PostgreSQL outside of this machine or container uses {server.home}")
+    # The pid in them may be another process's by now, or a zombie's, and PostgreSQL would not start.
+    for folder, name in ((users, "postmaster.pid"), (sockets, ".s.PGSQL.5432.lock")):
+        with suppress(OSError):
+            os.unlink(name, dir_fd=folder)
     ours = {"unix_socket_directories": str(server.socket_dir), "cluster_name": server.name}
     flags = shlex.join(f"--{name}={value}" for name, value in {**_SETTINGS, **options, **ours}.items())
     _run(server, home, "pg_ctl", "start", "--wait", "--timeout=86400", "--options", flags)
 
 
 def _run(server: EmbeddedServer, home: int, program: str, *arguments: str) -> None:
-    # PGPORT or LANG must not change the server.
-    environment = {"LC_ALL": "C", "PATH": os.defpath, "PGDATA": str(server.data_dir)}
+    environment = {"LC_ALL": "C", "PATH": os.defpath, "PGDATA": str(server.data_dir)}  # no PGPORT of ours
+    command = [str(binaries() / program), *arguments]
     with os.fdopen(make_file("postgres.log", home, server.uid), "w+b") as log:
         done = subprocess.run(  # noqa: S603 - the wheel's program, with a list of arguments
-            [str(binaries() / program), *arguments],
-            check=False,
-            stdout=log,
-            stderr=log,
-            cwd="/",
-            env=environment,
-            **server.as_owner,
+            command, check=False, stdout=log, stderr=log, cwd="/", env=environment, **server.as_owner
         )
         log.seek(0)
         if done.returncode:

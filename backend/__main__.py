@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import fcntl
 import json
 import os
 import secrets
@@ -10,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,16 +18,14 @@ from loguru import logger
 from backend.app import create_app
 from backend.auth.accounts.imports import import_users
 from backend.auth.accounts.user_files import COLUMNS, UserFileError
+from backend.auth.tokens.kept_secret import kept_secret
 from backend.database import Database, DatabaseError, revision
 from backend.database.embedded import EmbeddedServerError, lasting_server
-from backend.database.embedded.files import make_file, open_file
 from backend.database.url import DatabaseURLError
-from backend.settings import MIN_SECRET_BYTES, Settings, SettingsError, load_settings
+from backend.settings import Settings, SettingsError, load_settings
 from backend.telemetry import logs
 from backend.web import server
 from backend.web.errors import AppError
-
-_MAX_SECRET_BYTES = 4096
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -159,50 +156,8 @@ def _database() -> Iterator[tuple[Settings, str]]:
         # In the environment, for the worker processes.
         os.environ["DATABASE_URL"] = postgres.url
         if settings.jwt_secret is None:
-            os.environ["JWT_SECRET"] = _kept_secret(settings.data_dir)
+            os.environ["JWT_SECRET"] = kept_secret(settings.data_dir)
         yield load_settings(), postgres.url
-
-
-def _kept_secret(data_dir: Path) -> str:
-    """Return the secret that is kept under `DATA_DIR`, made at the first start; raises `SettingsError`.
-
-    It is whole or not there, whenever the power fails. Whoever owns the directory owns it.
-    """
-    path = data_dir / "jwt-secret"
-    try:
-        secret = _read_or_make(path)
-    except OSError as error:
-        raise SettingsError(f"{path}: {error.strerror}") from error
-    if len(secret) < MIN_SECRET_BYTES or not secret.isascii():
-        raise SettingsError(f"{path}: is cut short; delete it, and the next start makes a new secret")
-    return secret.decode()
-
-
-def _read_or_make(path: Path) -> bytes:
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # of several that start at once, one makes it
-        owner = os.fstat(folder).st_uid
-        try:
-            os.stat(path.name, dir_fd=folder, follow_symlinks=False)
-        except FileNotFoundError:
-            _make_secret(path.name, folder, owner)
-        with os.fdopen(open_file(path.name, folder, 0, os.geteuid(), owner), "rb") as kept:
-            return kept.read(_MAX_SECRET_BYTES).strip()
-    finally:
-        os.close(folder)
-
-
-def _make_secret(name: str, folder: int, owner: int) -> None:
-    fresh = f"{name}.new"
-    with suppress(FileNotFoundError):
-        os.unlink(fresh, dir_fd=folder)
-    with os.fdopen(make_file(fresh, folder, owner), "wb") as file:
-        file.write(secrets.token_urlsafe(48).encode())
-        file.flush()
-        os.fsync(file.fileno())
-    os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
-    os.fsync(folder)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ import psutil
 import pytest
 
 import backend.database
-from backend.database.embedded import EmbeddedServer, EmbeddedServerError, embedded_server
-from backend.database.embedded.place import binaries
+from backend.database.embedded import EmbeddedServer, EmbeddedServerError, binaries, embedded_server
 from backend.database.url import connect_arguments
 from tests.programs import needs_root, passable_directory
 
@@ -158,8 +157,7 @@ def test_it_starts_on_an_empty_directory_and_stops_at_the_end(empty: Path) -> No
         pid = server.pid
         assert query(server, "SELECT 1") == 1
     assert not is_running(pid)
-    with pytest.raises(EmbeddedServerError, match="no PostgreSQL runs"):
-        _ = server.pid
+    assert server.pid == 0
 
 
 @pytest.mark.parametrize(
@@ -488,27 +486,23 @@ def test_what_belongs_to_a_user_goes_on_belonging_to_them(directory: Path) -> No
 def test_root_opens_no_private_directory_but_names_it_and_the_way_out(empty: Path) -> None:
     empty.mkdir(mode=0o700)
     said = refusal(empty / "below")
-    assert f"can't pass {empty}: set DATA_DIR to a directory elsewhere, or don't start as root" in said
+    assert f"can't pass {empty}: set DATA_DIR to a directory elsewhere, " in said
+    assert "don't start as root" in said
     assert stat.S_IMODE(empty.stat().st_mode) == 0o700
 
 
 @needs_root
-def test_root_s_server_runs_from_an_installation_that_is_closed_to_it(
-    template: Path, empty: Path, service: Callable[..., Service]
+def test_root_s_server_is_refused_an_installation_that_is_closed_to_it(
+    empty: Path, service: Callable[..., Service]
 ) -> None:
     """As in a clone under /root, or one that was installed under a umask of 077."""
-    wheel = binaries().parents[1]
     closed = empty.with_name("closed")
-    closed.mkdir(mode=0o700)
-    for part in (wheel, *wheel.parent.glob(f"{wheel.name}.libs")):
-        subprocess.run(["/bin/cp", "-a", part, closed], check=True)
-    subprocess.run(["/bin/chmod", "-R", "go=", closed], check=True)
-    for directory in (empty, copy(template, empty.with_name("made before"))):
-        running = service(directory, cwd=closed)  # the first place where Python looks
-        executable = Path(f"/proc/{running.postmaster()}/exe").readlink()
-        assert executable.is_relative_to(directory / "postgres" / "programs")
-        running.end()
-    assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in (closed, *closed.rglob("*"))} == {0}
+    wheel = binaries().parents[1]
+    shutil.copytree(wheel, closed / wheel.name, symlinks=True)
+    closed.chmod(0o700)
+    said = service(empty, cwd=closed).line()  # the first place where Python looks
+    assert f"can't pass {closed}: " in said
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
 
 
 def plant(kind: str, path: Path, target: Path) -> None:
@@ -523,36 +517,17 @@ def plant(kind: str, path: Path, target: Path) -> None:
             os.mkfifo(path)
         case "directory":
             path.mkdir()
-        case "a third user's file":
-            path.touch()
-            os.chown(path, 12345, 12345)
-
-
-@needs_root
-@pytest.mark.parametrize("kind", ["symlink", "hard link", "fifo", "directory", "a third user's file"])
-@pytest.mark.parametrize("name", ["turn.lock", "users.lock"])
-def test_what_the_database_s_user_has_planted_for_a_lock_is_refused_and_given_to_nobody(
-    directory: Path, kind: str, name: str
-) -> None:
-    target = directory / "of root"
-    target.write_text("secret")
-    target.chmod(0o600)
-    plant(kind, directory / "postgres" / name, target)
-    assert name in refusal(directory)
-    assert (target.stat().st_uid, stat.S_IMODE(target.stat().st_mode)) == (0, 0o600)
-    assert target.read_text() == "secret"
 
 
 @needs_root
 @pytest.mark.parametrize("kind", ["symlink", "hard link"])
-@pytest.mark.parametrize("name", ["postgres.log", "postgres.previous.log"])
-def test_what_was_planted_for_the_log_is_moved_away_and_neither_written_nor_read(
-    directory: Path, kind: str, name: str
+def test_what_was_planted_for_the_log_is_removed_and_neither_written_nor_read(
+    directory: Path, kind: str
 ) -> None:
     target = directory / "of root"
     target.write_text("FATAL:  secret\n")
     target.chmod(0o600)
-    plant(kind, directory / "postgres" / name, target)
+    plant(kind, directory / "postgres" / "postgres.log", target)
     with pytest.raises(EmbeddedServerError) as refused, embedded_server(directory, {"nonsense": "1"}):
         pass
     assert "secret" not in str(refused.value)
@@ -582,8 +557,7 @@ def test_a_planted_pid_file_is_not_waited_for(directory: Path, kind: str) -> Non
     with embedded_server(directory) as server:
         pass
     plant(kind, server.data_dir / "postmaster.pid", Path("/dev/zero"))
-    with pytest.raises(EmbeddedServerError, match="no PostgreSQL runs"):
-        _ = server.pid
+    assert server.pid == 0
 
 
 @needs_root

@@ -10,8 +10,13 @@ from pathlib import Path
 
 import psutil
 
-from backend.database.embedded import EmbeddedServer, embedded_server
-from backend.database.embedded.place import prepare
+from backend.database.embedded import (
+    EmbeddedServer,
+    binaries,
+    embedded_server,
+    find_server,
+    private_directory,
+)
 from tests.conftest import Postgres
 from tests.programs import passable_directory
 from tests.service import free_port
@@ -102,16 +107,17 @@ def _node(directory: Path) -> Iterator[Node]:
 
 def _copy(primary: Node, directory: Path) -> None:
     """Make the files of a standby where `embedded_server` will find them."""
-    place = prepare(directory)
+    server = find_server(directory)
     source = f"host=127.0.0.1 port={primary.port} user=postgres application_name=standby"
     options = ("--write-recovery-conf", "--checkpoint=fast", "--no-sync", "--dbname", source)
-    subprocess.run(
-        [place.binaries / "pg_basebackup", "--pgdata", place.data, *options],
-        check=True,
-        capture_output=True,
-        cwd="/",
-        **place.as_owner,
-    )
+    with private_directory(server.home, server.uid, server.gid):
+        subprocess.run(
+            [binaries() / "pg_basebackup", "--pgdata", server.data_dir, *options],
+            check=True,
+            capture_output=True,
+            cwd="/",
+            **server.as_owner,
+        )
 
 
 def _synchronise(cluster: Cluster) -> None:

@@ -11,8 +11,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from backend.database.embedded import EmbeddedServer, embedded_server
-from backend.database.embedded.place import binaries
+from backend.database.embedded import EmbeddedServer, binaries, embedded_server
 from tests.programs import passable_directory
 from tests.service import JWT_SECRET, ROOT, Service, free_port, running
 

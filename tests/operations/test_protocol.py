@@ -21,7 +21,7 @@ from tests.service import JWT_SECRET, Service, running
 HASTY = (
     "-c",
     (
-        "from backend import protocol, server;"
+        "from backend.web import protocol, server;"
         "protocol.Protocol.arrival_time = 3;"
         "server.KEEP_ALIVE_SECONDS = 4;"
         "from backend.__main__ import main; main(['serve'])"
@@ -30,7 +30,7 @@ HASTY = (
 QUICK = (
     "-c",
     (
-        "from backend import protocol;"
+        "from backend.web import protocol;"
         "protocol.Protocol.answer_time, protocol.Protocol.answer_rate = 2, 2**22;"
         "from backend.__main__ import main; main(['serve'])"
     ),

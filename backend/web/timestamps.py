@@ -34,5 +34,5 @@ def _is_whole_somewhere(rows: list[dict[str, Any]], name: str) -> bool:
 
 def _written(value: Any) -> Any:
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%dT%H:%M:%S}.000000Z"
+        return value.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
     return with_fractions(value)

@@ -36,7 +36,7 @@ _TASKS = """
     INSERT INTO tasks (user_id, title, title_key, description, created_at, updated_at)
     SELECT md5(n::text)::uuid::text, title, lower(title), 'What is to be done, in a few words', at, at
     FROM generate_series($1::int, $2::int) t, generate_series($3::int, $4::int) n,
-        concat('Task ', t, ' of ', n) title, to_timestamp(1.7e9 + t) at
+        concat('Task ', t, ' of ', n) title, to_timestamp(1.7e9 + t + 0.123456) at
     ORDER BY n % 2, CASE n % 2 WHEN 0 THEN n ELSE t END, t, n
 """
 _SAMPLE = """

@@ -163,7 +163,7 @@ CommaSeparated = (NoDecode, BeforeValidator(_comma_separated))
 
 
 class Settings(BaseSettings):
-    """The settings of contract section 7; an empty variable counts as unset."""
+    """Every setting; an empty variable counts as unset."""
 
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True

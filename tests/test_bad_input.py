@@ -191,7 +191,6 @@ def test_the_tables_of_this_file_name_every_route_that_takes_a_body_or_an_id(ser
     ("route", "field"), [(route, field) for route, body in BODIES.items() for field in body]
 )
 def test_a_wrong_value_of_a_field_is_refused_by_the_fields_name(send: Send, route: Route, field: str) -> None:
-    """R0-FR-002, R1-FR-010."""
     for value in WRONG[field]:
         response = send(route, json.dumps({**BODIES[route], field: value}).encode())
         problems = invalid(response, "validation_error")
@@ -660,7 +659,6 @@ queries = st.dictionaries(
 def test_whatever_is_sent_is_answered_and_never_with_a_500(
     *, ada: Account, route: Route, task_id: bytes | None, query: str, sent: Any, headers: dict[str, str]
 ) -> None:
-    """R4-SC-008."""
     method, path = route
     path = path.format(task_id=quote(task_id, safe="") if task_id else ada.create()["id"])
     if isinstance(sent, dict):

@@ -1,4 +1,4 @@
-"""Contract sections 1, 2 and 6: which answer comes first, the one shape of errors, the headers of all."""
+"""Errors on every route: their order, their one shape, and the headers of every answer."""
 
 import http.client
 import re
@@ -134,7 +134,7 @@ def test_the_routes_of_this_file_are_the_routes_of_the_document(stranger: httpx2
     assert sorted(guarded) == sorted(GUARDED)
 
 
-# What each kind of request is refused with (contract section 1)
+# What each kind of request is refused with
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,6 @@ def test_the_routes_of_this_file_are_the_routes_of_the_document(stranger: httpx2
 def test_each_situation_has_its_status(
     grace: Account, method: str, path: str, options: dict[str, Any], error: tuple[int, str]
 ) -> None:
-    """R0-FR-011, R1-FR-009, R3-FR-006, R4-FR-014, R4-SC-005."""
     refused(grace.client.request(method, path, **options), *error)
 
 
@@ -168,7 +167,6 @@ def test_each_situation_has_its_status(
     ("method", "rest"), [("GET", ""), ("PUT", ""), ("PATCH", ""), ("DELETE", ""), ("PATCH", "/complete")]
 )
 def test_a_task_that_is_anothers_is_403(grace: Account, ada: Account, method: str, rest: str) -> None:
-    """R4-FR-011."""
     body = {"title": "Mine"} if method in {"PUT", "PATCH"} else None
     response = grace.client.request(method, f"/tasks/{ada.create()['id']}{rest}", json=body)
     refused(response, 403, "task_forbidden")
@@ -178,7 +176,6 @@ def test_a_task_that_is_anothers_is_403(grace: Account, ada: Account, method: st
 def test_every_route_that_is_somebodys_is_401_without_a_token(
     stranger: httpx2.Client, method: str, path: str
 ) -> None:
-    """R0-FR-009, R4-FR-013."""
     response = stranger.request(method, path)
     refused(response, 401, "not_authenticated")
     assert response.headers["WWW-Authenticate"] == "Bearer"
@@ -250,7 +247,7 @@ def test_the_token_endpoint_speaks_oauth(
     assert (body["error"], body["error_description"]) == (error, body["detail"])
 
 
-# Which answer comes first (contract section 1)
+# Which answer comes first
 
 
 @pytest.mark.parametrize(
@@ -388,7 +385,7 @@ def test_a_body_of_exactly_the_limit_is_read(ada: Account) -> None:
     assert ada.client.post("/tasks", content=iter([body]), headers=JSON).status_code == 201
 
 
-# The headers of every answer (contract section 6)
+# The headers of every answer
 
 
 @pytest.mark.parametrize("path", READABLE)
@@ -462,7 +459,6 @@ def test_any_other_request_id_is_replaced(stranger: httpx2.Client, sent: bytes) 
 
 @pytest.mark.parametrize("origin", [ORIGIN, "http://localhost"])
 def test_an_spa_may_read_the_answers_and_their_headers(service: Service, origin: str) -> None:
-    """R2-FR-001."""
     for path in ("/health", "/tasks", "/nowhere"):
         response = service.client(headers={"Origin": origin}).get(path)
         assert response.headers["Access-Control-Allow-Origin"] == origin
@@ -530,7 +526,7 @@ def test_nothing_of_the_address_is_echoed(grace: Account, path: str) -> None:
     assert "zebra" not in response.text + str(response.headers)
 
 
-# Without a database (contract section 1)
+# Without a database
 
 
 @pytest.fixture(scope="module")
@@ -565,7 +561,6 @@ def cut_off(
 def test_a_database_that_is_gone_is_503_and_when_to_try_again(
     cut_off: Account, method: str, path: str, options: dict[str, Any]
 ) -> None:
-    """R0-FR-012, R4-FR-018."""
     response = cut_off.client.request(method, path, **options)
     body = refused(response, 503, "database_unavailable")
     assert 1 <= int(response.headers["Retry-After"]) <= 60

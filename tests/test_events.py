@@ -120,7 +120,6 @@ WARNINGS = {Event.DENIED, Event.LOGIN_FAILED, Event.REFRESH_REUSED, Event.RATE_L
 def test_each_event_is_logged_once_with_every_field(
     service: Service, new_service: Callable[..., Service], database: Postgres, ada: Account, bob: Account
 ) -> None:
-    """R4-FR-016, R4-FR-017, R4-SC-010."""
     limited = new_service(RATE_LIMIT_ENABLED="true", RATE_LIMIT_REGISTER="2/hour")
     told = set()
     for teller, event, response, user_id in (
@@ -472,7 +471,6 @@ LINE = re.compile(r"\d\d:\d\d:\d\d\.\d{6} (?:INFO|WARNING|ERROR)\s+\S")
 
 @pytest.mark.parametrize("case", INJECTIONS)
 def test_no_input_breaks_a_line_of_json(service: Service, ada: Account, case: str) -> None:
-    """R4-FR-017."""
     before = len(shown(service))
     INJECTIONS[case](service, ada)
     text = shown(service)[before:]

@@ -118,7 +118,6 @@ class Users(RuleBasedStateMachine):
 
 
 def test_whatever_users_do_each_has_their_own_tasks_and_no_other(service: Service) -> None:
-    """R4-SC-007, R4-FR-011."""
     quick = settings(
         max_examples=12,
         stateful_step_count=30,
@@ -133,7 +132,6 @@ def test_whatever_users_do_each_has_their_own_tasks_and_no_other(service: Servic
 def test_a_foreign_task_is_403_and_stays_as_it_was(
     ada: Account, bob: Account, method: str, suffix: str, body: dict[str, Any] | None
 ) -> None:
-    """R4-FR-011, R0-FR-010."""
     task = ada.create("Buy milk", description="Two litres")
     response = bob.client.request(method, f"/tasks/{task['id']}{suffix}", json=body)
     assert (response.status_code, response.json()["code"]) == FOREIGN
@@ -146,7 +144,6 @@ def test_a_foreign_task_is_403_and_stays_as_it_was(
 def test_a_task_that_is_not_there_is_404(
     ada: Account, method: str, suffix: str, body: dict[str, Any] | None
 ) -> None:
-    """R4-FR-014."""
     deleted = ada.create()["id"]
     assert ada.client.delete(f"/tasks/{deleted}").status_code == 204
     for task_id in (deleted, 2**63 - 1):
@@ -164,7 +161,7 @@ def test_no_query_asks_for_another_s_list(ada: Account, bob: Account) -> None:
 def test_a_task_is_created_for_whoever_the_token_names(
     ada: Account, bob: Account, database: Postgres
 ) -> None:
-    """R4-FR-005: neither body, query nor headers name another owner."""
+    """Neither body, query nor headers name another owner."""
     response = bob.client.post(
         "/tasks",
         params={"user_id": ada.id},

@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, complete, and true to every answer that the suite saw (R4-FR-020, R0-SC-008).
+"""The OpenAPI document: valid, complete, and true to every answer that the suite saw.
 
 Every test takes its cases from the document, so that a new route is covered as it is.
 """
@@ -179,7 +179,7 @@ def documenting(operations: list[Operation], code: str) -> list[Operation]:
 
 
 def test_every_code_is_in_the_document(document: dict[str, Any], operations: list[Operation]) -> None:
-    """Contract section 2: those of an operation beside it, those that any request may meet in words."""
+    """An operation lists its own; `ErrorBody` names those that any request may meet."""
     words = document["components"]["schemas"]["ErrorBody"]["properties"]["code"]["description"]
     anywhere = set(re.findall(r"`(\w+)`", words))
     documented = {code for operation in operations for code in operation.codes}
@@ -194,7 +194,7 @@ def _kinds(kind: type[AppError]) -> Iterator[type[AppError]]:
 
 
 def test_the_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
-    """R0-SC-008: whatever reads OpenAPI can import it."""
+    """Whatever reads OpenAPI can import it."""
     assert document["openapi"].startswith("3.1.")
     assert [str(error) for error in Draft202012Validator(OPENAPI_31).iter_errors(document)] == []
 
@@ -305,7 +305,6 @@ def test_the_examples_of_the_document_work(
 def test_every_operation_with_a_token_refuses_any_that_is_not_good(
     service: Service, ada: Account, bob: Account, operations: list[Operation], code: str
 ) -> None:
-    """R0-FR-009, R4-FR-013."""
     assert bob.client.post("/auth/logout").status_code == 204
     tokens = {
         "not_authenticated": None,
@@ -349,7 +348,6 @@ def broken(operation: Operation, code: str) -> dict[str, Any]:
 def test_every_operation_refuses_a_request_that_cannot_be_right(
     ada: Account, operations: list[Operation], code: str
 ) -> None:
-    """R0-FR-010, R4-FR-010, R4-SC-008."""
     for operation in documenting(operations, code):
         operation.check(operation.send(ada.client, own_values(ada.tokens), **broken(operation, code)), code)
 
@@ -357,7 +355,7 @@ def test_every_operation_refuses_a_request_that_cannot_be_right(
 def test_every_operation_on_a_task_refuses_one_that_is_not_the_callers(
     ada: Account, bob: Account, operations: list[Operation]
 ) -> None:
-    """R4-FR-011, R4-FR-014; R2-FR-007 where the path names the user."""
+    """Where the path names the user, the answer is 404."""
     nobodys, bobs = own_values(ada.tokens), own_values(ada.tokens, bob.create()["id"])
     on_a_task = [operation for operation in operations if "{task_id}" in operation.path]
     for operation in on_a_task:
@@ -370,7 +368,6 @@ def test_every_operation_on_a_task_refuses_one_that_is_not_the_callers(
 def test_every_operation_of_a_user_in_the_path_refuses_another_one(
     ada: Account, bob: Account, operations: list[Operation]
 ) -> None:
-    """R1-FR-008, R2-FR-006."""
     bobs = own_values(bob.tokens, bob.create()["id"])
     on_a_user = [operation for operation in operations if "{user_id}" in operation.path]
     for operation in on_a_user:
@@ -381,7 +378,7 @@ def test_every_operation_of_a_user_in_the_path_refuses_another_one(
 def test_every_operation_knows_whose_account_is_kept_elsewhere_and_that_keys_may_be_out_of_reach(
     new_service: Callable[..., Service], ada: Account, operations: list[Operation]
 ) -> None:
-    """Contract section 5: a token server that was never reached is a database that is not."""
+    """A token server that was never reached is answered like an unreachable database."""
     nowhere = f"http://127.0.0.1:{free_port()}"
     service = new_service(BETTER_AUTH_SECRET=SHARED_SECRET, BETTER_AUTH_URL=nowhere)
     external = service.client(shared_token("somebody"))
@@ -438,7 +435,7 @@ def may_break(operation: Operation) -> bool:
 def test_every_operation_answers_500_when_it_breaks_and_503_when_its_database_is_gone(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres], operations: list[Operation]
 ) -> None:
-    """R0-FR-012, R4-FR-014, R4-FR-018; what breaks it here is a schema that is not ours."""
+    """What breaks it here is a schema that is not ours."""
     database = new_database()
     account = new_service(DATABASE_URL=database.url).register()
 

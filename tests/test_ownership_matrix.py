@@ -31,7 +31,7 @@ PUBLIC = {
 UNDOCUMENTED = {"/openapi.json", "/docs", "/redoc", "/", "/docs/assets/{name}"}
 """The pages of the documentation: static, the same for all."""
 EXTERNAL_ACCOUNT = {"GET /auth/me"}
-"""What a user of another issuer has of `/auth` (contract section 5)."""
+"""What a user of another issuer has of `/auth`."""
 
 
 class Operation(NamedTuple):
@@ -186,7 +186,7 @@ def with_another_secret(_: Service, victim: Victim) -> str:
 def test_without_a_valid_token_every_guarded_operation_is_401(
     federated: Service, guarded: list[Operation], victim: Victim, make: Any, code: str
 ) -> None:
-    """R0-FR-008, R1-FR-001, R2-FR-003, R4-FR-013; whatever the ids, and with a body or without."""
+    """Whatever the ids, and with a body or without."""
     ids, before = victim.ids, victim.everything()
     nothing = {"user_id": "nobody", "task_id": "0", "session_id": "none"}
     client = federated.client(make(federated, victim))
@@ -198,7 +198,7 @@ def test_without_a_valid_token_every_guarded_operation_is_401(
 
 
 def expected_of_another_user(operation: Operation) -> tuple[int, str] | None:
-    """Return the answer of contract sections 1 and 3 where a path names what is somebody else's."""
+    """Return the status where a path names what is somebody else's."""
     if operation.is_user_scoped:
         return 403, "wrong_user"
     if "{task_id}" in operation.path:
@@ -211,7 +211,7 @@ def expected_of_another_user(operation: Operation) -> tuple[int, str] | None:
 def test_another_user_reaches_nothing_of_the_victims(
     federated: Service, guarded: list[Operation], victim: Victim
 ) -> None:
-    """R0-FR-010, R1-FR-008, R2-FR-006, R4-FR-011: neither reads nor changes it, nor hears of it."""
+    """Neither reads nor changes it, nor hears of it."""
     ids, before = victim.ids, victim.everything()
     told = {victim.account.id, victim.account.email, ids["session_id"], "Ada the victim", "The victim's task"}
     for operation in guarded:
@@ -240,7 +240,7 @@ def test_another_users_task_at_ones_own_address_is_as_none(
 def test_a_user_of_another_issuer_has_their_tasks_and_a_profile_and_nothing_else(
     federated: Service, guarded: list[Operation], victim: Victim, better_auth: BetterAuth
 ) -> None:
-    """Contract section 5: 403 `external_account`; elsewhere they are a user like any other."""
+    """403 `external_account` on `/auth`; elsewhere they are a user like any other."""
     before = victim.everything()
     eve: ExternalUser = better_auth.sign_up()
     client = federated.client(eve.token())

@@ -240,7 +240,7 @@ def test_a_right_password_waits_for_wrong_ones_that_may_still_be_right(limited: 
 
 
 def test_the_password_grant_counts_alike_and_refuses_in_the_words_of_oauth(limited: Service) -> None:
-    """RFC 6749 section 5.2; R4-FR-020."""
+    """RFC 6749 section 5.2."""
     home = new_address()
     email, _ = registered(limited, home)
 

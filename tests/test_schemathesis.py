@@ -1,4 +1,4 @@
-"""The service against its own OpenAPI document, with requests that schemathesis makes from it (R0-SC-008)."""
+"""The service against its own OpenAPI document, with requests that schemathesis makes from it."""
 
 import os
 import subprocess
@@ -50,7 +50,7 @@ ENDS_THE_SESSION = ("/auth/logout", "/auth/sessions/{session_id}")
 def test_every_answer_to_generated_requests_is_as_documented(
     service: Service, ada: Account, tmp_path: Path, surface: str, route: str
 ) -> None:
-    """R0-FR-002, R4-SC-008: no 5xx, what is valid is accepted, what is not refused, answers fit schemas.
+    """No 5xx, what is valid is accepted, what is not refused, answers fit schemas.
 
     Each surface alone: that a task of one can be deleted by the other is more than schemathesis knows.
     """

@@ -158,7 +158,7 @@ def test_every_kind_of_answer_was_seen(watched: Watched) -> None:
 
 
 def test_no_secret_is_in_the_log(watched: Watched) -> None:
-    """Nor a whole email: contract section 6."""
+    """Nor a whole email."""
     text = watched.service.log.read_bytes().decode()
     assert len(text.splitlines()) > len(watched.answers)
     assert_in_none(watched, text)
@@ -184,7 +184,6 @@ def test_no_secret_is_in_the_metrics(watched: Watched) -> None:
 
 
 def test_the_database_has_hashes_alone_and_the_columns_of_the_email(watched: Watched) -> None:
-    """R4-FR-012, R4-SC-006."""
     sql = watched.database.sql
     tables = [
         row["name"] for row in sql("SELECT tablename AS name FROM pg_tables WHERE schemaname = 'public'")

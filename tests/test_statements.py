@@ -225,7 +225,7 @@ def test_a_token_that_is_none_is_refused_without_the_database(
 def test_every_statement_on_tasks_names_the_caller_and_a_miss_costs_a_second(
     watched: Service, proxy: Proxy, route: tuple[str, str]
 ) -> None:
-    """R4-FR-011: ownership is part of the statement, whoever asks for whatever."""
+    """Ownership is part of the statement, whoever asks for whatever."""
     ada, bob, gone = (watched.register() for _ in range(3))
     task, deleted = ada.create(), ada.create()
     ada.client.delete(f"/tasks/{deleted['id']}")

@@ -95,7 +95,7 @@ class EmailTakenError(AppError):
 
 
 class PasswordRefusedError(InvalidRequestError):
-    """The password does not meet the rules of contract section 3."""
+    """The new password is too short, too long, too common, or the email."""
 
     def __init__(self, message: str = "", kind: str = "", field: str = "password") -> None:
         super().__init__([FieldError(field=field, message=message, type=kind)])

@@ -10,7 +10,7 @@ from hashlib import sha256
 
 
 class Event(StrEnum):
-    """The events of contract section 6."""
+    """The events that the log tells of."""
 
     REGISTERED = "auth.registered"
     LOGIN = "auth.login"

@@ -328,7 +328,7 @@ def test_a_token_over_8_kib_is_refused_unread(trusting: Service, tokens: TokenSe
 
 
 def test_a_sub_that_is_an_email_is_hashed_in_the_log(trusting: Service) -> None:
-    """Contract section 6: whoever names users by email, the log has none."""
+    """Where an issuer names users by email, the log has a hash of it."""
     response = ask(trusting, shared_token("named.by@example.com"))
     assert response.status_code == 200
     (line,) = trusting.lines(request_id=response.headers["X-Request-ID"])

@@ -1,4 +1,4 @@
-"""`POST /auth/login`: the right password signs in, and nothing tells what was wrong (R4-FR-004)."""
+"""`POST /auth/login`: the right password signs in, and nothing tells what was wrong."""
 
 from typing import Any
 
@@ -35,7 +35,6 @@ def test_each_sign_in_is_a_session_of_its_own(service: Service, ada: Account, da
 
 
 def test_an_unknown_email_and_a_wrong_password_get_the_same_answer(service: Service, ada: Account) -> None:
-    """R4 story 1."""
     answers = [
         login(service, "nobody@example.com", "a wrong password"),
         login(service, ada.email, "a wrong password"),

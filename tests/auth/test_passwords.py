@@ -328,7 +328,6 @@ def test_a_full_queue_answers_503_while_the_service_goes_on(slow: tuple[Service,
 
 
 def test_the_queue_is_bounded_and_the_event_loop_free() -> None:
-    """R4-FR-019."""
 
     async def fill() -> None:
         hasher = PasswordHasher(rounds=8, processes=os.cpu_count() or 1)

@@ -48,7 +48,6 @@ def test_the_profile_is_ones_own(ada: Account, bob: Account) -> None:
 
 @pytest.mark.parametrize(("name", "stored"), NAMES)
 def test_a_name_is_kept_as_it_is_sent(service: Service, ada: Account, name: Any, stored: Any) -> None:
-    """R4-FR-015."""
     response = ada.client.patch("/auth/me", json={"name": name})
     assert (response.status_code, response.json()) == (200, {**ada.tokens["user"], "name": stored})
     assert ada.client.get("/auth/me").json() == response.json()

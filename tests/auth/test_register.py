@@ -28,7 +28,6 @@ def test_registering_signs_in_at_once(service: Service) -> None:
 
 
 def test_the_database_holds_a_bcrypt_hash_and_a_digest_only(service: Service, database: Postgres) -> None:
-    """R4-FR-012, R4-SC-006."""
     account = service.register()
     (user,) = database.sql("SELECT * FROM users WHERE id = $1", account.id)
     assert user["password_hash"].startswith("$bcrypt-sha256$v=2,t=2b,r=4$")

@@ -97,7 +97,6 @@ def user(run: Run) -> dict[str, Any]:
 
 
 def test_the_page_registers_signs_out_and_signs_in(run: Run, user: dict[str, Any]) -> None:
-    """R4 stories 1 and 2."""
     assert run("return (await api('/auth/me')).json()") == user
     run("await signOut()")
     assert run("return api('/tasks')")["status_code"] == 401
@@ -106,7 +105,7 @@ def test_the_page_registers_signs_out_and_signs_in(run: Run, user: dict[str, Any
 
 @pytest.mark.usefixtures("user")
 def test_the_page_creates_changes_and_deletes_tasks(run: Run) -> None:
-    """R4 story 3; every method gets through the preflight, and `Location` can be read."""
+    """Every method gets through the preflight, and `Location` can be read."""
     created, location = run("""
         const body = { title: 'Buy milk', description: 'ü' };
         const response = await api('/tasks', { method: 'POST', body });
@@ -123,7 +122,7 @@ def test_the_page_creates_changes_and_deletes_tasks(run: Run) -> None:
 
 @pytest.mark.usefixtures("user")
 def test_the_page_follows_links_through_all_pages(run: Run) -> None:
-    """R4 story 5; `Link` can be read, and is relative to the service and not to the page."""
+    """`Link` can be read across origins, and is relative to the service and not to the page."""
     titles = run("""
         for (const title of 'abcde') await api('/tasks', { method: 'POST', body: { title } });
         const found = [];
@@ -165,7 +164,7 @@ def test_a_session_that_ended_elsewhere_signs_the_page_out(
 
 @pytest.mark.usefixtures("user")
 def test_the_page_reads_every_error_across_origins(run: Run, service: Service) -> None:
-    """R2-FR-001, R4-FR-014: 400, 401, 403, 404 and what never reaches a route, each with its body."""
+    """400, 401, 403, 404 and what never reaches a route, each with its body."""
     foreign = service.register().create()["id"]
     calls = {
         "api('/tasks', { method: 'POST', body: { title: '' } })": (400, "validation_error"),

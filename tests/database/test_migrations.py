@@ -102,7 +102,7 @@ def migrated(new_empty_database: Callable[[], Postgres]) -> Postgres:
 
 
 def test_a_start_on_an_empty_database_makes_the_schema(service: Service, database: Postgres) -> None:
-    assert service.client().get("/health/ready").status_code == 200  # R2-FR-002, R2-SC-007
+    assert service.client().get("/health/ready").status_code == 200
     assert tables(database) == TABLES | {"alembic_version"}
 
 
@@ -249,7 +249,7 @@ def test_the_database_takes_what_is_just_within_the_limits(
 def test_the_database_itself_refuses_what_the_contract_does(
     with_ada: Postgres, table: str, row: dict[str, Any], constraint: str
 ) -> None:
-    """Proved past the service: R0-FR-002, R4-FR-010."""
+    """Shown by SQL, past the service."""
     with pytest.raises(asyncpg.IntegrityConstraintViolationError) as refused:
         insert(with_ada, table, row)
     assert refused.value.constraint_name == constraint

@@ -96,7 +96,7 @@ def data_dir() -> Iterator[Path]:
 def test_each_acknowledged_write_is_there_once_however_the_service_ends(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    """R2-FR-018/019, R3-FR-004/005/008: ended in the middle of writes; the sessions go on as well."""
+    """Ended in the middle of writes; the sessions go on as well."""
     writers: list[Writer] = []
     for number, end in enumerate((kill, terminate, kill_with_its_database, None)):
         with running(tmp_path / f"log{number}", DATA_DIR=str(data_dir)) as service:
@@ -119,7 +119,7 @@ def test_each_acknowledged_write_is_there_once_however_the_service_ends(
 def test_a_hundred_users_at_once_are_served_without_an_error_or_a_leak(
     new_database: Callable[[], Postgres], new_service: Callable[..., Service]
 ) -> None:
-    """R4-SC-002, R4-SC-007: they register, create, list and update, all at the same moment."""
+    """They register, create, list and update, all at the same moment."""
     database = new_database()
     service = new_service(DATABASE_URL=database.url, DATABASE_POOL_SIZE="20")
     ready = Barrier(USERS)

@@ -288,7 +288,7 @@ def assert_alive_but_not_ready(scene: Scene, account: Account) -> None:
 def test_each_acknowledged_write_is_there_once_however_the_database_ends(
     scene: Scene, how: signal.Signals
 ) -> None:
-    """R0-FR-012, R4-FR-018: stopped, stopped at once, killed; the service goes on by itself."""
+    """Stopped, stopped at once, killed; the service goes on by itself."""
     with scene.clerks() as clerks:
         each_writes(clerks, times=3)
         scene.cluster.end(how)

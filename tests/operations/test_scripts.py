@@ -278,7 +278,7 @@ def command_of(process: psutil.Process) -> list[str]:
 
 
 def test_a_password_is_asked_for_without_showing_it(person: Person, ada: Account) -> None:
-    """R4-FR-012: nobody reads it over a shoulder."""
+    """Nobody reads it over a shoulder."""
     terminal, line = pty.openpty()
     with os.fdopen(terminal, "r+b", buffering=0) as keyboard, os.fdopen(line, "r+b", buffering=0) as screen:
         script = subprocess.Popen(

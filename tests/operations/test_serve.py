@@ -140,7 +140,7 @@ def test_a_first_start_needs_no_settings_and_leaves_a_secret_for_its_owner_alone
     ("how", "code", "stops_postgres"),
     [(signal.SIGTERM, 0, True), (signal.SIGINT, 0, True), (signal.SIGKILL, -signal.SIGKILL, False)],
 )
-def test_the_next_start_has_every_task_and_takes_every_token(  # R3-FR-004
+def test_the_next_start_has_every_task_and_takes_every_token(
     used_data_dir: Path, serve: Callable[..., Service], how: signal.Signals, code: int, stops_postgres: bool
 ) -> None:
     first = serve(DATA_DIR=str(used_data_dir))
@@ -244,7 +244,7 @@ def test_an_ordinary_user_can_start_it_too(tmp_path: Path, data_dir: Path) -> No
 def test_within_five_seconds_it_is_connected(
     serve: Callable[..., Service], new_database: Callable[[], Postgres]
 ) -> None:
-    """R4-SC-001, with an empty database to make the schema in; one start of three, as others may be busy."""
+    """With an empty database to make the schema in; one start of three, as others may be busy."""
 
     def seconds() -> float:
         begun = time.monotonic()
@@ -348,7 +348,6 @@ def test_a_port_in_use_is_one_line_and_harms_nobody(
 def test_reload_serves_the_code_as_it_is_now(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_service: Callable[..., Service]
 ) -> None:
-    """R2-FR-017."""
     shutil.copytree(ROOT / "backend", tmp_path / "backend")
     monkeypatch.setattr(tests.service, "ROOT", tmp_path)
     service = new_service("--reload")

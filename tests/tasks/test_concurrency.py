@@ -58,7 +58,7 @@ def test_updates_of_different_fields_undo_nothing(ada: Account) -> None:
 
 
 def test_every_toggle_counts(ada: Account) -> None:
-    """R4-FR-008: each of an odd number of toggles flips, so half of them, and one, see it completed."""
+    """Each of an odd number of toggles flips, so half of them, and one, see it completed."""
     task = ada.create()
     answers = at_once(*[toggling(ada, task)] * 25)
     assert [answer.status_code for answer in answers] == [200] * 25
@@ -77,7 +77,7 @@ def test_the_last_write_wins(ada: Account) -> None:
 
 
 def test_updated_at_only_moves_forward(ada: Account, database: Postgres) -> None:
-    """Even when the last change was made by a clock that is ahead of this one (R2-FR-015)."""
+    """Even when the last change was made by a clock that is ahead of this one."""
     task = ada.create()
     ahead = datetime.now(UTC) + timedelta(hours=1)
     database.sql("UPDATE tasks SET updated_at = $2 WHERE id = $1", task["id"], ahead)

@@ -84,7 +84,6 @@ def test_a_list_of_nothing_is_an_empty_array(ada: Account, status: str, sort: st
 
 
 def test_by_default_all_tasks_come_in_the_order_of_their_creation(ada: Account) -> None:
-    """R4-FR-006."""
     created = [ada.create(title, completed=title == "a") for title in "cab"]
     assert listed(ada) == created
     assert listed(ada, status="all", sort="created", order="asc", limit=1000) == created
@@ -249,7 +248,6 @@ def test_a_cursor_that_was_touched_is_refused(ada: Account, sort: str) -> None:
 def test_a_query_outside_the_contract_is_a_validation_error(
     ada: Account, field: str, values: list[str]
 ) -> None:
-    """R4-FR-010."""
     for value in values:
         refuses(ada, field, **{field: value})
 

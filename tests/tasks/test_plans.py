@@ -119,7 +119,7 @@ def scans_of(nodes: list[dict[str, Any]], table: str) -> list[dict[str, Any]]:
 def test_a_list_reads_only_what_it_answers_in_the_order_of_an_index(
     large: Postgres, plans: str, limit: int, variant: tuple[Any, ...]
 ) -> None:
-    """R2-FR-016, R4-SC-009: whoever has 20,000 tasks waits no longer for a page of them."""
+    """Whoever has 20,000 tasks waits no longer for a page of them."""
     _, sort, _, goes_on = variant
     values = caller(HEAVY) | {"row_limit": limit + 1}
     if goes_on:

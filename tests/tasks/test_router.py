@@ -65,7 +65,6 @@ def change(account: Account, method: str, task: dict[str, Any], **fields: Any) -
 
 
 def test_a_created_task_is_where_location_says(ada: Account) -> None:
-    """R4-FR-005."""
     response = ada.client.post("/tasks", json={"title": "  Buy milk ", "description": "Two litres"})
     assert response.status_code == 201
     task = response.json()
@@ -100,7 +99,6 @@ def test_what_is_not_sent_has_a_default(ada: Account) -> None:
 
 
 def test_every_route_answers_with_the_same_task(ada: Account) -> None:
-    """R4-FR-005 to R4-FR-009."""
     task = ada.create("Buy milk")
     assert read(ada, task) == task
     assert ada.client.get("/tasks").json() == [task]
@@ -117,7 +115,7 @@ def test_every_route_answers_with_the_same_task(ada: Account) -> None:
 def test_only_what_is_sent_changes(
     ada: Account, task: dict[str, Any], method: str, fields: dict[str, Any]
 ) -> None:
-    """R4-FR-007, R2-FR-015: `created_at` never changes, `updated_at` moves on every real change."""
+    """`created_at` never changes, `updated_at` moves on every real change."""
     changed = change(ada, method, task, **fields)
     assert changed == task | fields | {"updated_at": changed["updated_at"]}
     assert datetime.fromisoformat(changed["updated_at"]) > datetime.now(UTC) - timedelta(minutes=1)
@@ -129,7 +127,7 @@ def test_only_what_is_sent_changes(
 def test_a_change_to_what_is_there_already_is_none(
     ada: Account, task: dict[str, Any], method: str, fields: dict[str, Any]
 ) -> None:
-    """R2-FR-015: the same PUT again leaves `updated_at`."""
+    """The same PUT again leaves `updated_at`."""
     assert change(ada, method, task, **fields) == task
     assert read(ada, task) == task
 
@@ -143,7 +141,6 @@ def test_clearing_a_description_that_is_not_there_is_no_change(
 
 
 def test_toggling_flips_and_flips_back(ada: Account, task: dict[str, Any]) -> None:
-    """R4-FR-008."""
     moments = [LONG_AGO]
     for completed in (True, False, True):
         response = ada.client.patch(f"/tasks/{task['id']}/complete")
@@ -162,7 +159,6 @@ def test_a_toggle_takes_no_notice_of_a_body(ada: Account, task: dict[str, Any]) 
 
 
 def test_a_deleted_task_is_gone(ada: Account, task: dict[str, Any]) -> None:
-    """R4-FR-009."""
     other = ada.create("Buy bread")
     response = ada.client.delete(f"/tasks/{task['id']}")
     assert (response.status_code, response.content) == (204, b"")
@@ -185,7 +181,7 @@ def test_an_id_is_never_given_twice(ada: Account) -> None:
 @pytest.mark.parametrize("text", PAYLOADS)
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
 def test_text_comes_back_exactly_as_it_was_sent(ada: Account, method: str, text: str) -> None:
-    """R4-FR-015: SQL and HTML are text like any other, in JSON that no browser runs."""
+    """SQL and HTML are text like any other, in JSON that no browser runs."""
     fields = {"title": text, "description": f" \t{text}\r\n"}
     if method == "POST":
         response = ada.client.post("/tasks", json=fields)
@@ -209,7 +205,6 @@ def test_a_title_is_trimmed_at_its_ends_alone(ada: Account, method: str) -> None
 
 @pytest.mark.parametrize(("field", "length"), [("title", 200), ("description", 1000)])
 def test_lengths_count_code_points(ada: Account, field: str, length: int) -> None:
-    """R4-FR-010."""
     text = "👩\u200de\u0301" * (length // 4)
     task = ada.create(**{"title": "Buy milk", field: text})
     assert (len(task[field]), task[field]) == (length, text)

@@ -1,4 +1,4 @@
-"""The routes of `/api/{user_id}/tasks`: as those of `/tasks`, but for four answers (contract section 1)."""
+"""The routes of `/api/{user_id}/tasks`: as those of `/tasks`, but for four answers."""
 
 import re
 import time
@@ -54,7 +54,7 @@ def every_request(tasks: str, task_id: int) -> list[tuple[str, str, dict[str, An
 
 
 def test_an_external_user_does_everything_with_their_tasks(federated: Service, eve: ExternalUser) -> None:
-    """R2 stories 1 to 4, R1 stories 1 to 4, with the token of a real Better Auth."""
+    """With the token of a real Better Auth."""
     client, tasks = federated.client(eve.token()), f"/api/{eve.id}/tasks"
     created = client.post(tasks, json={"title": " Buy milk ", "description": "Two litres"})
     task = created.json()
@@ -143,7 +143,7 @@ def test_the_surfaces_differ_for_invalid_data_and_foreign_tasks(
 
 
 def test_a_foreign_task_cannot_be_told_from_none(ada: Account, bob: Account) -> None:
-    """R2-FR-007: not by the body either; the log alone knows."""
+    """Not by the body either; the log alone knows."""
     foreign, none = bob.create()["id"], 2**62
     answers = [ada.client.get(f"/api/{ada.id}/tasks/{task_id}") for task_id in (foreign, none)]
     bodies = [answer.json() | {"request_id": ""} for answer in answers]
@@ -154,7 +154,7 @@ def test_a_foreign_task_cannot_be_told_from_none(ada: Account, bob: Account) -> 
 def test_another_users_address_is_403_before_anything_is_looked_at(
     service: Service, ada: Account, bob: Account
 ) -> None:
-    """R1-FR-008: whatever the task, the body or the query; and logged as `wrong_user`."""
+    """Whatever the task, the body or the query; and logged as `wrong_user`."""
     theirs, task_id = f"/api/{bob.id}/tasks", bob.create()["id"]
     bad = {"content": b"{", "headers": {"Content-Type": "text/plain"}}
     requests = [
@@ -189,7 +189,7 @@ def test_a_dead_token_at_another_users_address_is_401(service: Service, ada: Acc
 def test_an_unreachable_database_is_500_where_the_user_is_in_the_path(
     server: EmbeddedServer, new_database: Callable[[], Postgres], new_service: Callable[..., Service]
 ) -> None:
-    """R2 reliability, R4-FR-018: 503 elsewhere, `Retry-After` on both; a bad token is 401 all the same."""
+    """503 elsewhere, `Retry-After` on both; a bad token is 401 all the same."""
     database = new_database()
     service = new_service(DATABASE_URL=database.url)
     ada = service.register()
@@ -263,7 +263,7 @@ def comparable(response: httpx2.Response, tasks: str, ids: dict[str, str]) -> tu
 
 
 def expected(of_self_contained: tuple[int, str, str]) -> tuple[int, str, str]:
-    """Return the answer that the user-scoped surface has in place of this one (contract section 1)."""
+    """Return the answer that the user-scoped surface has in place of this one."""
     _, headers, body = of_self_contained
     if '"code":"validation_error"' in body:
         return 422, headers, body.replace('"status_code":400', '"status_code":422')

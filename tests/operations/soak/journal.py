@@ -31,7 +31,7 @@ REFUSALS = {
     "503 service_unavailable": Failure.OVERLOADED,
     "503 overloaded": Failure.OVERLOADED,
 }
-"""Contract section 1; which of the first two it is, the surface decides."""
+"""The surface decides which of the first two it is."""
 
 
 class UnansweredError(Exception):

@@ -85,7 +85,11 @@ class Outbox:
         """Return the user's id and the link, or None where nobody waits for this mail."""
         kind, key = Kind(mail["kind"]), mail["email_key"]
         if mail["attempts"] == 1 and await database.one(
-            statements.IS_REPEATED, kind=kind.value, email_key=key, id=mail["id"], created_at=mail["created_at"]
+            statements.IS_REPEATED,
+            kind=kind.value,
+            email_key=key,
+            id=mail["id"],
+            created_at=mail["created_at"],
         ):
             return None
         if kind is Kind.EMAIL_TAKEN:

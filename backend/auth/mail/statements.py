@@ -119,9 +119,7 @@ def _ask_for_change() -> Statement:
     )
     notice = enqueue(Kind.CHANGE_REQUESTED, pending.c.email, pending.c.email_key, pending)
     return Statement(
-        select(pending.c.id)
-        .select_from(caller.outerjoin(pending, true()))
-        .add_cte(voided, link, notice)
+        select(pending.c.id).select_from(caller.outerjoin(pending, true())).add_cte(voided, link, notice)
     )
 
 

@@ -1,0 +1,1 @@
+"""HTTP: the server, the middleware, the routes' machinery and the pages."""

@@ -1,7 +1,7 @@
 """The outbox: sends each mail until the server accepts it, by any number of processes at once.
 
-A process looks once at its start for mails that a dead one left. Then it waits to be woken by a request of its
-own or by the next retry: an idle service sends no query.
+A process looks once at its start for mails that a dead one left. Then it waits for a request of its own or for
+the next retry: an idle service sends no query.
 """
 
 import asyncio
@@ -122,6 +122,11 @@ class Outbox:
 
 
 PAGES: Final = {Kind.RESET: "/reset-password", Kind.VERIFY: "/verify-email", Kind.CHANGE: "/confirm-email"}
+
+
+async def _is_repeated(database: Database, mail: Row) -> bool:
+    names = ("id", "kind", "email_key", "created_at")
+    return await database.one(statements.IS_REPEATED, **{name: mail[name] for name in names}) is not None
 
 
 def _needed(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:

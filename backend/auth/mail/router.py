@@ -2,14 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Body, Depends
-from starlette.requests import Request
+from fastapi import APIRouter, Body
 
 from backend.auth.dependencies import ClientDep, OwnAccountDep, SignInDep
 from backend.auth.errors import WrongPasswordError
 from backend.auth.mail import service
 from backend.auth.mail.errors import MailTokenError, MailUnavailableError
-from backend.auth.mail.outbox import Outbox
 from backend.auth.mail.schemas import EmailChange, MailRequest, MailToken, PasswordReset
 from backend.database.dependencies import DatabaseDep
 from backend.errors import RateLimitedError, ServiceUnavailableError
@@ -20,20 +18,11 @@ sends_mail = raises(MailUnavailableError, RateLimitedError)
 takes_token = raises(MailTokenError)
 
 
-def get_outbox(request: Request) -> Outbox:
-    """Return the outbox; one per process."""
-    return request.app.state.outbox  # type: ignore[no-any-return]  # Starlette's state is untyped
-
-
-OutboxDep = Annotated[Outbox, Depends(get_outbox)]
-
-
 @router.post("/password/forgot", status_code=202, summary="Ask for a link to reset a password")
 @sends_mail
 async def request_reset(
     database: DatabaseDep,
     sign_in: SignInDep,
-    outbox: OutboxDep,
     client: ClientDep,
     data: Annotated[MailRequest, Body()],
 ) -> None:
@@ -42,7 +31,7 @@ async def request_reset(
     The link leads to `{APP_URL}/reset-password#token=…` and is valid for 30 minutes, once.
     An address gets one such mail a minute.
     """
-    await service.request_reset(database, sign_in, outbox, client, data)
+    await service.request_reset(database, sign_in, client, data)
 
 
 @router.post("/password/reset", status_code=204, summary="Reset a password")
@@ -50,15 +39,13 @@ async def request_reset(
 async def reset_password(
     database: DatabaseDep,
     sign_in: SignInDep,
-    outbox: OutboxDep,
-    client: ClientDep,
     data: Annotated[PasswordReset, Body()],
 ) -> None:
     """Set a new password by the token of a mailed link. All sessions of the user end; nobody is signed in.
 
     A password that is refused does not spend the token. The address counts as verified from here on.
     """
-    await service.reset_password(database, sign_in, outbox, client, data)
+    await service.reset_password(database, sign_in, data)
 
 
 @router.post("/email/verification", status_code=202, summary="Ask for a link to verify an email")
@@ -66,7 +53,6 @@ async def reset_password(
 async def request_verification(
     database: DatabaseDep,
     sign_in: SignInDep,
-    outbox: OutboxDep,
     client: ClientDep,
     data: Annotated[MailRequest, Body()],
 ) -> None:
@@ -74,7 +60,7 @@ async def request_verification(
 
     The link leads to `{APP_URL}/verify-email#token=…` and is valid for 24 hours.
     """
-    await service.request_verification(database, sign_in, outbox, client, data)
+    await service.request_verification(database, sign_in, client, data)
 
 
 @router.post("/email/verify", status_code=204, summary="Verify an email")
@@ -92,7 +78,6 @@ async def verify_email(database: DatabaseDep, data: Annotated[MailToken, Body()]
 async def request_email_change(
     database: DatabaseDep,
     sign_in: SignInDep,
-    outbox: OutboxDep,
     client: ClientDep,
     caller: OwnAccountDep,
     data: Annotated[EmailChange, Body()],
@@ -102,19 +87,19 @@ async def request_email_change(
     The link leads to `{APP_URL}/confirm-email#token=…` and is valid for 24 hours, once.
     Until then `pending_email` tells the new address.
     """
-    await service.request_email_change(database, sign_in, outbox, client, caller, data)
+    await service.request_email_change(database, sign_in, client, caller, data)
 
 
 @router.post("/email/confirm", status_code=204, summary="Confirm a change of email")
 @takes_token
 async def confirm_email_change(
-    database: DatabaseDep, outbox: OutboxDep, data: Annotated[MailToken, Body()]
+    database: DatabaseDep, sign_in: SignInDep, data: Annotated[MailToken, Body()]
 ) -> None:
     """Take the new address as the user's email, verified, by the token of a mailed link.
 
     The session that asked for the change goes on; all others of the user end. All refresh tokens are void.
     """
-    await service.confirm_email_change(database, outbox, data)
+    await service.confirm_email_change(database, sign_in, data)
 
 
 @router.delete("/email", status_code=204, summary="Drop a change of your email")

@@ -9,7 +9,6 @@ from backend.auth.caller import Caller
 from backend.auth.errors import RevokedTokenError, WrongPasswordError
 from backend.auth.mail import statements
 from backend.auth.mail.errors import MailTokenError
-from backend.auth.mail.outbox import Outbox
 from backend.auth.mail.schemas import EmailChange, MailRequest, MailToken, PasswordReset
 from backend.auth.mail.statements import Kind
 from backend.auth.schemas import email_key
@@ -19,33 +18,27 @@ from backend.database import Database, NotUniqueError, Row, Statement
 from backend.events import Event
 
 
-async def request_reset(
-    database: Database, sign_in: SignIn, outbox: Outbox, client: Client, data: MailRequest
-) -> None:
+async def request_reset(database: Database, sign_in: SignIn, client: Client, data: MailRequest) -> None:
     """Have a link mailed to reset a password; raises `MailUnavailableError`, `RateLimitedError`."""
-    await _ask(database, sign_in, outbox, client, statements.ASK_FOR_RESET, data.email)
+    await _ask(database, sign_in, client, statements.ASK_FOR_RESET, data.email)
 
 
 async def request_verification(
-    database: Database, sign_in: SignIn, outbox: Outbox, client: Client, data: MailRequest
+    database: Database, sign_in: SignIn, client: Client, data: MailRequest
 ) -> None:
     """Have a link mailed to verify an email; raises `MailUnavailableError`, `RateLimitedError`."""
-    await _ask(database, sign_in, outbox, client, statements.ASK_FOR_VERIFICATION, data.email)
+    await _ask(database, sign_in, client, statements.ASK_FOR_VERIFICATION, data.email)
 
 
-async def _ask(
-    database: Database, sign_in: SignIn, outbox: Outbox, client: Client, statement: Statement, email: str
-) -> None:
+async def _ask(database: Database, sign_in: SignIn, client: Client, statement: Statement, email: str) -> None:
     """Write one row, whatever the email; `Outbox` finds the account afterwards."""
-    outbox.check_available()
+    sign_in.outbox.check_available()
     await sign_in.limits.mail(client.address)
     await database.one(statement, email=email, email_key=email_key(email))
-    outbox.wake()
+    sign_in.outbox.wake()
 
 
-async def reset_password(
-    database: Database, sign_in: SignIn, outbox: Outbox, client: Client, data: PasswordReset
-) -> None:
+async def reset_password(database: Database, sign_in: SignIn, data: PasswordReset) -> None:
     """Set a new password by a mailed token, and end all sessions of the user.
 
     Raises `MailTokenError`, or `PasswordRefusedError`, which does not spend the token.
@@ -58,7 +51,7 @@ async def reset_password(
     new_hash = await sign_in.hasher.hash(data.new_password)
     await _spend(database, digest, Kind.RESET, token, statements.RESET_PASSWORD, new_hash=new_hash)
     events.record(Event.PASSWORD_RESET)
-    outbox.wake()
+    sign_in.outbox.wake()
 
 
 async def verify_email(database: Database, data: MailToken) -> None:
@@ -72,10 +65,10 @@ async def verify_email(database: Database, data: MailToken) -> None:
 
 
 async def request_email_change(
-    database: Database, sign_in: SignIn, outbox: Outbox, client: Client, caller: Caller, data: EmailChange
+    database: Database, sign_in: SignIn, client: Client, caller: Caller, data: EmailChange
 ) -> None:
     """Have a link mailed to the new address; raises `WrongPasswordError` and as `request_reset` does."""
-    outbox.check_available()
+    sign_in.outbox.check_available()
     await sign_in.limits.mail(client.address)
     account = await confirm_password(database, sign_in, client, caller, data.password)
     asked = await database.one(
@@ -89,10 +82,10 @@ async def request_email_change(
         raise RevokedTokenError
     if asked["id"] is None:
         raise WrongPasswordError(reason="wrong_password")
-    outbox.wake()
+    sign_in.outbox.wake()
 
 
-async def confirm_email_change(database: Database, outbox: Outbox, data: MailToken) -> None:
+async def confirm_email_change(database: Database, sign_in: SignIn, data: MailToken) -> None:
     """Take the address of a mailed token as the user's email; raises `MailTokenError`.
 
     The session that asked for the change goes on; all others of the user end.
@@ -105,7 +98,7 @@ async def confirm_email_change(database: Database, outbox: Outbox, data: MailTok
     except NotUniqueError:  # somebody registered with it meanwhile
         raise MailTokenError from None
     events.record(Event.EMAIL_CHANGED)
-    outbox.wake()
+    sign_in.outbox.wake()
 
 
 async def drop_email_change(database: Database, caller: Caller) -> None:

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp
 
 from backend import health, logs, metrics
 from backend.auth import router as auth_router
+from backend.auth.mail import router as mail_router
 from backend.auth.authentication import Authenticator
 from backend.auth.sessions import SignIn
 from backend.database import Database
@@ -30,6 +31,7 @@ from backend.middleware import Boundary, CrossOrigin, Observer, handle_error
 from backend.settings import Settings, load_settings
 from backend.tasks.paging import Cursors
 from backend.tasks.router import task_router
+from backend.web.pages import add_pages
 
 VERSION = "1.0.0"
 DESCRIPTION = """
@@ -113,11 +115,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         task_router("/api/{user_id}/tasks", USER_SCOPED, openapi_extra={"parameters": [USER_ID]}),
         auth_router.router,
         auth_router.token_router,
+        mail_router.router,
         health.router,
     ):
         # Routes of the application itself: an included router is matched twice for each request.
         app.router.routes.extend(router.routes)
     add_docs(app)
+    add_pages(app)
     app.add_middleware(Boundary)
     app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     app.add_middleware(Observer, log=logs.configure(settings.log_format), drain=app.state.drain)
@@ -157,6 +161,14 @@ def _gauge(app: FastAPI) -> None:
 
 
 @contextmanager
+def _sending_mail(app: FastAPI) -> Iterator[None]:
+    """Send mails while the process serves; one that is under way at the end is sent after the next start."""
+    task = asyncio.create_task(app.state.sign_in.outbox.run(app.state.database))
+    yield
+    task.cancel()
+
+
+@contextmanager
 def _sampling(app: FastAPI) -> Iterator[None]:
     """Keep the gauges fresh for whichever worker is asked for the sum of all."""
 
@@ -177,7 +189,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         # What is loaded by now stays: looking at it again costs the collector tens of milliseconds.
         gc.collect()
         gc.freeze()
-        with app.state.drain.on_sigterm(), _sampling(app), _ending_with_its_parent():
+        with app.state.drain.on_sigterm(), _sampling(app), _sending_mail(app), _ending_with_its_parent():
             logger.info("ready: http://{}:{}/docs", app.state.settings.host, app.state.settings.port)
             yield
     app.state.sign_in.hasher.close()

@@ -11,6 +11,7 @@ from backend import events
 from backend.auth import session_statements, tokens
 from backend.auth.caller import Caller
 from backend.auth.errors import InvalidRefreshTokenError, RevokedTokenError, SessionNotFoundError
+from backend.auth.mail.outbox import Outbox
 from backend.auth.passwords import PasswordHasher
 from backend.auth.schemas import Refresh
 from backend.auth.tokens import AccessTokens
@@ -40,6 +41,8 @@ class SignIn:
         self.access_tokens = AccessTokens(settings)
         self.hasher = PasswordHasher(rounds=settings.bcrypt_rounds, processes=settings.workers)
         self.limits = RateLimits(settings)
+        self.outbox = Outbox(settings)
+        self.requires_verification = settings.email_verification == "required"
         self.password_min_length = settings.password_min_length
         self.lifetimes = {
             "session_life": timedelta(days=settings.session_days),
@@ -75,7 +78,7 @@ class NewTokens:
             "token_type": "bearer",
             "expires_in": self.sign_in.access_tokens.lifetime,
             "refresh_token": self.refresh_token,
-            "user": {name: user[name] for name in ("id", "email", "name", "created_at")},
+            "user": {name: user[name] for name in session_statements.USER_FIELDS},
         }
 
 

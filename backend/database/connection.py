@@ -57,6 +57,10 @@ _PAUSES_SECONDS: Final = (0.0, 0.05, 0.2, 0.8, math.inf)
 """Between attempts; the first comes at once, for a connection that died while it was idle."""
 
 
+class NotUniqueError(Exception):
+    """A transaction would have made two of what there may be one of; nothing was written."""
+
+
 class Database:
     """Runs statements, each on its own, on at most `DATABASE_POOL_SIZE` connections."""
 
@@ -156,6 +160,8 @@ class Database:
                 self._discard(connection, error)  # without COMMIT PostgreSQL takes back what was done
                 raise
             self.pool.give(connection)
+        except asyncpg.UniqueViolationError as error:
+            raise NotUniqueError from error
         except FAILURES as error:
             raise DatabaseUnavailableError(reason=type(error).__name__) from error
 

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import fcntl
 import json
 import os
 import secrets
@@ -17,12 +18,16 @@ from loguru import logger
 
 from backend import logs, server
 from backend.app import create_app
-from backend.auth.imports import UserFileError, import_users
+from backend.auth.imports import import_users
+from backend.auth.user_files import COLUMNS, UserFileError
 from backend.database import Database, revision
 from backend.database.embedded import EmbeddedServerError, lasting_server
+from backend.database.embedded.files import make_file, open_file
 from backend.database.url import DatabaseURLError
 from backend.errors import AppError
-from backend.settings import Settings, SettingsError, load_settings
+from backend.settings import MIN_SECRET_BYTES, Settings, SettingsError, load_settings
+
+_MAX_SECRET_BYTES = 4096
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,11 +64,27 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--check", action="store_true", help="tell whether the models need a new migration")
     migrate.set_defaults(run=_migrate)
     users = commands.add_parser("import-users", help="bring in users with their bcrypt hashes, all or none")
-    users.add_argument("file", type=Path, help="CSV or JSON Lines of email, name and password_hash")
+    users.add_argument("file", type=Path, help="CSV (*.csv) or JSON Lines of email, name and password_hash")
+    users.add_argument(
+        "--column",
+        action="append",
+        default=[],
+        type=_renamed_column,
+        metavar="COLUMN=NAME",
+        help="what the file calls a column, such as password_hash=encrypted_password; may be repeated",
+    )
     users.set_defaults(run=_import_users)
     commands.add_parser("openapi", help="print the OpenAPI document").set_defaults(run=_openapi)
     commands.add_parser("secret", help="print a new secret").set_defaults(run=_secret)
     return parser
+
+
+def _renamed_column(text: str) -> tuple[str, str]:
+    column, _, name = text.partition("=")
+    if column not in COLUMNS or not name.strip():
+        message = f"must be like password_hash=encrypted_password, for one of {', '.join(COLUMNS)}"
+        raise argparse.ArgumentTypeError(message)
+    return column, name.strip()
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -94,16 +115,18 @@ def _import_users(options: argparse.Namespace) -> None:
     with _database() as (settings, url):
         logs.configure(settings.log_format)
         _upgrade(url)
-        asyncio.run(_import(settings, options.file))
+        asyncio.run(_import(settings, options.file, dict(options.column)))
 
 
-async def _import(settings: Settings, file: Path) -> None:
+async def _import(settings: Settings, file: Path, names: dict[str, str]) -> None:
     def show(done: int, of: int) -> None:
         print(f"\r{done:,} of {of:,} users", end="", file=sys.stderr, flush=True)
 
     async with Database(settings) as database:
-        created = await import_users(database, file, show)
-    print(f"\n{created:,} new; who was here already stays as they are", file=sys.stderr)
+        imported = await import_users(database, file, show, names)
+    skipped = [f"{file}, line {number}: skipped: the email has an account" for number in imported.skipped]
+    summary = f"{imported.new:,} new, {len(skipped):,} skipped, whose accounts stay as they are"
+    print("", *skipped, summary, sep="\n", file=sys.stderr)
 
 
 def _openapi(_: argparse.Namespace) -> None:
@@ -131,21 +154,50 @@ def _database() -> Iterator[tuple[Settings, str]]:
         if settings.mail_url is None:
             os.environ["MAIL_URL"] = (settings.data_dir.resolve() / "mail").as_uri()
         if settings.jwt_secret is None:
-            os.environ["JWT_SECRET"] = _kept_secret(settings.data_dir / "jwt-secret")
+            os.environ["JWT_SECRET"] = _kept_secret(settings.data_dir)
         yield load_settings(), postgres.url
 
 
-def _kept_secret(path: Path) -> str:
-    """Return the secret of this data directory, made at the first start; it is whole or not there."""
-    if not path.exists():
-        fresh = path.with_suffix(f".{os.getpid()}")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_urlsafe(48))
-        with suppress(FileExistsError):
-            path.hardlink_to(fresh)
-        fresh.unlink()
-    return path.read_text()
+def _kept_secret(data_dir: Path) -> str:
+    """Return the secret that is kept under `DATA_DIR`, made at the first start; raises `SettingsError`.
+
+    It is whole or not there, whenever the power fails. Whoever owns the directory owns it.
+    """
+    path = data_dir / "jwt-secret"
+    try:
+        secret = _read_or_make(path)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+    if len(secret) < MIN_SECRET_BYTES or not secret.isascii():
+        raise SettingsError(f"{path}: is cut short; delete it, and the next start makes a new secret")
+    return secret.decode()
+
+
+def _read_or_make(path: Path) -> bytes:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)  # of several that start at once, one makes it
+        owner = os.fstat(folder).st_uid
+        try:
+            os.stat(path.name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            _make_secret(path.name, folder, owner)
+        with os.fdopen(open_file(path.name, folder, 0, os.geteuid(), owner), "rb") as kept:
+            return kept.read(_MAX_SECRET_BYTES).strip()
+    finally:
+        os.close(folder)
+
+
+def _make_secret(name: str, folder: int, owner: int) -> None:
+    fresh = f"{name}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(fresh, dir_fd=folder)
+    with os.fdopen(make_file(fresh, folder, owner), "wb") as file:
+        file.write(secrets.token_urlsafe(48).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from backend.docs import add_docs
 from backend.drain import Drain
 from backend.errors import SELF_CONTAINED, USER_SCOPED, AppError
 from backend.middleware import Boundary, CrossOrigin, Observer, handle_error
+from backend.proxies import Proxies
 from backend.settings import Settings, load_settings
 from backend.tasks.paging import Cursors
 from backend.tasks.router import task_router
@@ -125,6 +126,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Boundary)
     app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     app.add_middleware(Observer, log=logs.configure(settings.log_format), drain=app.state.drain)
+    app.add_middleware(Proxies, trusted=settings.forwarded_allow_ips)
     app.add_exception_handler(AppError, handle_error)
     app.add_exception_handler(HTTPException, handle_error)
     return app

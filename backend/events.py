@@ -57,7 +57,10 @@ def begin(request_id: str) -> RequestRecord:
 
 
 def record(event: Event, **fields: object) -> None:
-    """Note that `event` happened; it is logged once the final status is known."""
+    """Note that `event` happened; it is logged once the final status is known.
+
+    A field `level` stands instead of the level that such an event has by itself.
+    """
     _current.get().events.append((event, fields))
 
 

@@ -1,5 +1,6 @@
-"""Whether the process serves, whether it can work, and what it has done: for probes and scrapers."""
+"""Routes for probes and scrapers: liveness, readiness and metrics."""
 
+import hmac
 from collections.abc import Callable
 from typing import Annotated, Literal
 
@@ -10,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from backend import metrics
+from backend.auth.dependencies import bearer_token
+from backend.auth.errors import InvalidTokenError
 from backend.database import Statement
 from backend.database.dependencies import DatabaseDep
 from backend.drain import Drain
@@ -29,28 +32,39 @@ class Health(BaseModel):
 
 @router.get("/health", response_model=Health, summary="Is the process alive?")
 async def health() -> dict[str, str]:
-    """Answer while the process serves; never asks the database, so that a serverless one can sleep."""
+    """Answer 200 while the process serves. The database is not asked, so that a serverless one can sleep."""
     return {"status": "ok"}
 
 
 def get_drain(request: Request) -> Drain:
-    """Return what tells whether this process is about to end."""
+    """Return the process's one `Drain`, which knows whether the process is about to end."""
     return request.app.state.drain  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
 def get_gauge(request: Request) -> Callable[[], None]:
-    """Return what sets the gauges of this process."""
+    """Return the function that sets the gauges of this process."""
     return request.app.state.gauge  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
+def admit_scraper(request: Request) -> None:
+    """Check the bearer token where `METRICS_TOKEN` is set; raises `UnauthorizedError`."""
+    wanted = request.app.state.settings.metrics_token
+    if wanted is None:
+        return
+    sent = bearer_token(request).encode("latin-1")
+    if not hmac.compare_digest(sent, wanted.get_secret_value().encode()):
+        raise InvalidTokenError(reason="metrics_token")
+
+
 GaugeDep = Annotated[Callable[[], None], Depends(get_gauge)]
+ScraperDep = Annotated[None, Depends(admit_scraper)]
 DrainDep = Annotated[Drain, Depends(get_drain)]
 
 
 @router.get("/health/ready", response_model=Health, summary="Can the service work?")
 @raises(ShuttingDownError)
 async def ready(database: DatabaseDep, drain: DrainDep) -> dict[str, str]:
-    """Answer 200 when the database answers, else 503; from SIGTERM on 503, so that a proxy sends nobody."""
+    """Answer 200 if the database answers, else 503. From SIGTERM on 503, so that proxies send no more."""
     if drain.is_draining:
         raise ShuttingDownError
     await database.one(PING)
@@ -60,8 +74,11 @@ async def ready(database: DatabaseDep, drain: DrainDep) -> dict[str, str]:
 @router.get(
     "/metrics", summary="What has the service done?", response_model=None, response_class=PlainTextResponse
 )
-async def read_metrics(gauge: GaugeDep) -> Answer:
-    """Return what all workers have done and are doing, in Prometheus' text format."""
+async def read_metrics(_: ScraperDep, gauge: GaugeDep) -> Answer:
+    """Return the metrics of all workers in Prometheus' text format.
+
+    Where the service has a `METRICS_TOKEN`, that is needed as a bearer token; else the answer is 401.
+    """
     gauge()
-    text, content_type = metrics.exposition()
+    text, content_type = await metrics.exposition()
     return Answer(text, [(b"content-type", content_type.encode())])

@@ -1,10 +1,12 @@
-"""Counters for Prometheus, by route template: no user, id or address is ever in a label.
+"""Metrics for Prometheus, by route template: no label holds a user, an id or an address.
 
-Several workers keep theirs in files of one directory, and whichever is asked tells the sum.
+Several workers write theirs to files of one directory; each of them can answer with the sum.
 """
 
+import asyncio
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,13 +20,18 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    disable_created_metrics,
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+# One more series for each of a counter and a histogram: the time when it was first counted.
+disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no types for it
+
 REQUESTS = Counter("http_requests_total", "Requests served", ("method", "route", "status"))
+# Without the status, which the counter has: a histogram has fifteen series for each set of labels.
 DURATION = Histogram(
-    "http_request_duration_seconds", "Time to the last byte of an answer", ("method", "route", "status")
+    "http_request_duration_seconds", "Time to the last byte of an answer", ("method", "route")
 )
 REQUESTS_UNDER_WAY = Gauge(
     "http_requests_under_way", "Requests not answered yet", multiprocess_mode="livesum"
@@ -43,9 +50,11 @@ SIGN_INS = Counter("sign_ins_total", "Sign-ins by password: succeeded, or the er
 KEY_FETCHES = Counter("jwks_fetches_total", "Fetches of another issuer's keys", ("outcome",))
 
 SAMPLE_SECONDS: Final = 1.0
-"""How old a gauge of another worker may be."""
+"""The greatest age of another worker's gauges."""
 
 _DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
+# One at a time, so that many scrapers at once do not keep requests from the interpreter.
+_WRITER = ThreadPoolExecutor(1, thread_name_prefix="metrics")
 _KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
@@ -58,7 +67,7 @@ def observe(method: str, route: str | None, status: int, seconds: float) -> None
 
 @cache
 def _of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
-    return REQUESTS.labels(method, route, status), DURATION.labels(method, route, status)
+    return REQUESTS.labels(method, route, status), DURATION.labels(method, route)
 
 
 def gauge(now: Mapping[Gauge, float]) -> None:
@@ -69,7 +78,7 @@ def gauge(now: Mapping[Gauge, float]) -> None:
 
 @contextmanager
 def shared_by_workers() -> Iterator[None]:
-    """Let the processes that are started within the block count together."""
+    """Make the processes that start within the block add up their metrics."""
     with TemporaryDirectory(prefix="tasks-api-metrics-") as directory:
         os.environ[_DIRECTORY] = directory
         try:
@@ -78,8 +87,15 @@ def shared_by_workers() -> Iterator[None]:
             del os.environ[_DIRECTORY]
 
 
-def exposition() -> tuple[bytes, str]:
-    """Return the metrics in Prometheus' text format, and its content type."""
+async def exposition() -> tuple[bytes, str]:
+    """Return the metrics in Prometheus' text format, and its content type.
+
+    A thread writes the text, because a hundred routes and more would stop the event loop for too long.
+    """
+    return await asyncio.get_running_loop().run_in_executor(_WRITER, _exposition)
+
+
+def _exposition() -> tuple[bytes, str]:
     directory = os.environ.get(_DIRECTORY)
     if directory is None:
         return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
@@ -90,7 +106,7 @@ def exposition() -> tuple[bytes, str]:
 
 
 def _forget_the_dead(directory: Path) -> None:
-    """Take away the gauges of workers that are gone; what they have counted stays counted."""
+    """Drop the gauges of workers that have ended; their counters stay in the sum."""
     for file in directory.glob("gauge_live*_*.db"):
         worker = int(file.stem.rpartition("_")[2])
         try:

@@ -1,6 +1,8 @@
-"""Limits on guessing: failed sign-ins per account and per address, registrations per address.
+"""Limits failed sign-ins per account and per address, and registrations per address.
 
-A right password is never counted, and a storage that is down or hangs never takes sign-in with it.
+Successful sign-ins are never counted. A storage that is down or hangs never fails or stalls a sign-in.
+
+slowapi counts in memory. Its storages block, so those that processes share are asked through `limits.aio`.
 """
 
 import asyncio
@@ -10,13 +12,12 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
 from limits import RateLimitItem, parse
-from limits.errors import StorageError
-from limits.strategies import RateLimiter
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter
 from loguru import logger
 from slowapi import Limiter
 from slowapi.util import get_remote_address
@@ -26,21 +27,21 @@ from backend.errors import RateLimitedError, ServiceUnavailableError
 from backend.events import Event
 from backend.settings import Settings
 
-STORAGE_SECONDS = 0.25
+STORAGE_SECONDS = 1.0
 """The longest that a shared storage may take to answer before this process counts by itself."""
-QUEUED_STORAGE_SECONDS = 1.0
-"""The same for a question that has to wait for a thread first."""
+STORAGE_CONNECTIONS = 8
+"""Connections to it for each process; further questions wait for one of them."""
 MAX_WAITING = 128
-"""Sign-ins that may wait for others of their account or address to end; one more is refused at once."""
+"""Sign-ins that may wait for others of their account or address to end; one more gets 503 at once."""
 STORAGE_PAUSE_SECONDS = 5.0
-"""How long a storage that did not answer is left alone."""
+"""The pause before a storage that did not answer is asked again."""
 IN_MEMORY = "memory://"
 
 _Answer = TypeVar("_Answer")
 
 
 def address_of(ip: str | None) -> str:
-    """Return what counts as one address: an IPv4 address, or the /64 that one IPv6 site has (RFC 6177)."""
+    """Return the IPv4 address, or the /64 of an IPv6 address, the least that a site has (RFC 6177)."""
     try:
         address = ipaddress.ip_address(ip or "")
     except ValueError:
@@ -51,7 +52,7 @@ def address_of(ip: str | None) -> str:
 
 
 class RateLimits:
-    """The three limits of contract section 6, or none of them with `RATE_LIMIT_ENABLED=false`."""
+    """The three limits, or none of them with `RATE_LIMIT_ENABLED=false`."""
 
     def __init__(self, settings: Settings) -> None:
         storage = _Storage(settings.rate_limit_storage_uri.get_secret_value())
@@ -75,13 +76,14 @@ class RateLimits:
 
     @asynccontextmanager
     async def guess(self, address: str, account: str | None) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Let one password be tried, and yield what to call if it is wrong; raises `RateLimitedError`.
+        """Allow one attempt at a password and yield a function that counts it as failed.
 
-        `account` is None where the account's own limit does not count: at an address that it is known to use.
+        `account` is None at an address that is known to the account: its own limit does not count there.
+        Raises `RateLimitedError`, or `ServiceUnavailableError` when too many attempts wait.
         """
         keys = [(self._address, address)]
         if account is not None:
-            # Neither the email nor what could be guessed from it: it is no business of a shared storage.
+            # A digest with a key, because a shared storage must not learn emails.
             keys.append((self._account, hmac.digest(self._secret, account.encode(), "sha256").hex()))
         async with AsyncExitStack() as stack:
             entered = keys if self._is_enabled else []
@@ -96,7 +98,7 @@ class RateLimits:
 
 
 class _Limit:
-    """So many in a while, by key; no more are let in at once than could still happen."""
+    """Allows N events per window and key. Concurrent attempts count as failures until they end."""
 
     def __init__(self, name: str, limit: str, storage: "_Storage") -> None:
         self._name = name
@@ -131,10 +133,10 @@ class _Limit:
             one_left = self._one_left
             happened = await self._check(key)
             if one_left.is_set():
-                continue  # that count may be older than how the one ended
+                continue  # an attempt ended meanwhile, and the count may be older than its failure
             if happened + self._under_way[key] < self._item.amount:
                 return
-            # As many are under way as may fail: how they end decides about this one.
+            # If all attempts under way fail, the limit is reached: wait for one to end.
             if self._waiting >= MAX_WAITING:
                 raise ServiceUnavailableError(reason="limits_queue_full", retry_after=5)
             self._waiting += 1
@@ -144,7 +146,7 @@ class _Limit:
                 self._waiting -= 1
 
     async def _check(self, key: str) -> int:
-        """Return how often it has happened; raises `RateLimitedError` when that is as often as it may."""
+        """Return how many events were counted; raises `RateLimitedError` at the limit."""
         happened, seconds = await self._storage.happened(self._item, self._name, key)
         if happened >= self._item.amount:
             events.record(Event.RATE_LIMITED, limit=self._name)
@@ -153,49 +155,47 @@ class _Limit:
 
 
 class _Storage:
-    """Counts in a storage that processes share, or in memory: also while the other does not answer."""
+    """Counts in a storage that processes share, or in memory while that one fails or where there is none."""
 
     def __init__(self, uri: str) -> None:
-        self._memory = _rate_limiter(IN_MEMORY)
-        self._shared = None if uri == IN_MEMORY else _rate_limiter(uri)
-        # slowapi's storages block: they are asked off the event loop.
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="limits")
+        self._memory = Limiter(get_remote_address, storage_uri=IN_MEMORY).limiter
+        self._shared = None if uri == IN_MEMORY else _shared_limiter(uri)
         self._left_alone_until = 0.0
 
     async def happened(self, item: RateLimitItem, *key: str) -> tuple[int, float]:
-        """Return how often it has happened, and in how many seconds that is forgotten."""
-        window = await self._ask(lambda limiter: limiter.get_window_stats(item, *key))
+        """Return how many events were counted, and the seconds until they are forgotten."""
+        window = await self._ask_shared(lambda limiter: limiter.get_window_stats(item, *key))
+        window = window or self._memory.get_window_stats(item, *key)
         return item.amount - window.remaining, window.reset_time - time.time()
 
     async def add(self, item: RateLimitItem, *key: str) -> bool:
-        """Count once more; returns whether that was within the limit."""
-        return await self._ask(lambda limiter: limiter.hit(item, *key))
+        """Count one event; returns whether it was within the limit."""
+        is_within = await self._ask_shared(lambda limiter: limiter.hit(item, *key))
+        return self._memory.hit(item, *key) if is_within is None else is_within
 
-    async def _ask(self, question: Callable[[RateLimiter], _Answer]) -> _Answer:
+    async def _ask_shared(self, question: Callable[[RateLimiter], Awaitable[_Answer]]) -> _Answer | None:
+        """Return the answer of the shared storage, or None where there is none or it fails."""
         if self._shared is None or time.monotonic() < self._left_alone_until:
-            return question(self._memory)
+            return None
         try:
-            async with asyncio.timeout(QUEUED_STORAGE_SECONDS):
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._threads, question, self._shared)
-        except (StorageError, OSError) as error:
-            logger.warning("the rate limit storage does not answer", error=type(error).__name__)
+            async with asyncio.timeout(STORAGE_SECONDS):
+                return await question(self._shared)
+        except Exception as error:  # noqa: BLE001  # an option of the URL may fail at any step, in any way
+            if time.monotonic() >= self._left_alone_until:  # one line for all that waited
+                logger.warning("the rate limit storage does not answer", error=type(error).__name__)
             self._left_alone_until = time.monotonic() + STORAGE_PAUSE_SECONDS
-            return question(self._memory)
+            return None
 
 
-def _rate_limiter(uri: str) -> RateLimiter:
-    options: dict[str, Any] = {"wrap_exceptions": True}
-    if uri != IN_MEMORY:
-        options |= {"socket_timeout": STORAGE_SECONDS, "socket_connect_timeout": STORAGE_SECONDS}
-        options["retry"] = _no_retry()
-    return Limiter(get_remote_address, storage_uri=uri, storage_options=options).limiter
-
-
-def _no_retry() -> object:
-    """Return Redis' word for asking once; its own three times take seconds."""
-    # Here, since it costs a process 6 MB, and few use it.
+def _shared_limiter(uri: str) -> RateLimiter:
+    # Here, since Redis' client costs a process 6 MB, and few use it.
+    from redis.asyncio import BlockingConnectionPool  # noqa: PLC0415
+    from redis.asyncio.retry import Retry  # noqa: PLC0415
     from redis.backoff import NoBackoff  # noqa: PLC0415
-    from redis.retry import Retry  # noqa: PLC0415
 
-    return Retry(NoBackoff(), retries=0)
+    # A failed command is not sent again: the pause after it, and memory, are quicker.
+    pool = BlockingConnectionPool.from_url(
+        uri, max_connections=STORAGE_CONNECTIONS, retry=Retry(NoBackoff(), retries=0)
+    )
+    options: dict[str, Any] = {"implementation": "redispy", "connection_pool": pool}
+    return FixedWindowRateLimiter(RedisStorage(f"async+{uri}", **options))

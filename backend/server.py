@@ -48,8 +48,7 @@ def _run_uvicorn(settings: Settings, *, reload: bool) -> None:
         timeout_graceful_shutdown=max(
             1, round(settings.shutdown_grace_seconds - settings.shutdown_drain_seconds)
         ),
-        proxy_headers=settings.forwarded_allow_ips is not None,
-        forwarded_allow_ips=settings.forwarded_allow_ips,
+        proxy_headers=False,  # the application reads them itself (see `proxies.py`)
         server_header=False,
     )
 

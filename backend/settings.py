@@ -15,6 +15,7 @@ import limits
 from pydantic import (
     AfterValidator,
     AliasChoices,
+    AnyHttpUrl,
     BeforeValidator,
     Field,
     SecretStr,
@@ -34,7 +35,11 @@ MIN_SECRET_BYTES = 32
 """RFC 7518 section 3.2: an HS256 key is at least as long as its hash."""
 
 
+_BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _HTTP_URL = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?(/[^?#\s]*)?", re.IGNORECASE)
+
+
+_ORIGIN = re.compile(r"https?://[^\s/\\?#@]+", re.IGNORECASE)
 
 
 SECRETS = (
@@ -42,6 +47,7 @@ SECRETS = (
     "jwt_secret",
     "jwt_previous_secrets",
     "better_auth_secret",
+    "metrics_token",
     "rate_limit_storage_uri",
     "mail_url",
 )
@@ -57,6 +63,19 @@ def _long_enough(secret: SecretStr) -> SecretStr:
         message = f"must be at least {MIN_SECRET_BYTES} bytes long (`python -m backend secret` makes one)"
         raise ValueError(message)
     return secret
+
+
+def _bearer_token(secret: SecretStr) -> SecretStr:
+    if not _BEARER_TOKEN.fullmatch(secret.get_secret_value()):
+        raise ValueError("must be letters, digits and any of -._~+/ as in RFC 6750 section 2.1")
+    return secret
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("names the home directory of a user who has none") from None
 
 
 def _comma_separated(value: object) -> object:
@@ -77,15 +96,25 @@ def _rate_limit(value: str) -> str:
 
 def _storage(uri: SecretStr) -> SecretStr:
     value = uri.get_secret_value()
-    try:
-        is_usable = value == "memory://" or (
-            urlsplit(value).scheme in {"redis", "rediss"} and urlsplit(value).port != 0
-        )
-    except ValueError:
-        is_usable = False
-    if not is_usable:
-        raise ValueError("must be memory:// or like redis://host:6379")
+    if value != "memory://" and not _is_redis_url(value):
+        message = "must be memory:// or like redis://host:6379 (rediss:// for TLS), with redis-py's options"
+        raise ValueError(message)
     return uri
+
+
+def _is_redis_url(value: str) -> bool:
+    """Return whether Redis' client takes this URL and its options; nothing is connected."""
+    if not value.startswith(("redis://", "rediss://")):
+        return False
+    # Here, since it costs a process 6 MB, and few use it.
+    from redis import RedisError  # noqa: PLC0415
+    from redis.asyncio import BlockingConnectionPool  # noqa: PLC0415
+
+    try:
+        BlockingConnectionPool.from_url(value).make_connection()  # type: ignore[no-untyped-call]  # redis-py's
+        return urlsplit(value).port != 0
+    except (RedisError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _base_url(value: str) -> str:
@@ -98,16 +127,36 @@ def _base_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _proxies(value: str) -> str:
+    try:
+        for part in value.split(","):
+            if value != "*" and part.strip():
+                ipaddress.ip_network(part.strip())
+    except ValueError:
+        message = "must be addresses or networks by commas, like 10.0.0.1,10.1.0.0/16 (no names), or *"
+        raise ValueError(message) from None
+    return value
+
+
 def _origins(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        parts = urlsplit(value)
-        is_origin = (
-            parts.scheme in {"http", "https"} and value == f"{parts.scheme}://{parts.netloc}" and parts.netloc
+    return tuple(value if value == "*" else _origin(value) for value in values)
+
+
+def _origin(value: str) -> str:
+    """Return an origin as browsers send it (Fetch standard, section 3.2): host in ASCII, no default port."""
+    if "*" in value:
+        raise ValueError(
+            "must be * alone or each origin by itself, like https://app.example.com: no patterns"
         )
-        if value != "*" and not is_origin:
-            message = "must be origins like https://app.example.com with no / at the end, by commas, or *"
-            raise ValueError(message)
-    return values
+    try:
+        # pydantic's URLs are those of the URL standard, which browsers follow.
+        return str(AnyHttpUrl(value if _ORIGIN.fullmatch(value) else "")).rstrip("/")
+    except ValidationError:
+        message = (
+            "must be origins like https://app.example.com or http://localhost:3000 (ports to 65535), "
+            "with no / at the end, by commas, or *"
+        )
+        raise ValueError(message) from None
 
 
 def _mail_url(secret: SecretStr) -> SecretStr:
@@ -156,7 +205,7 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = Field(
         default=None, validation_alias=AliasChoices("database_url", "neon_db_url")
     )
-    data_dir: Path = Path(".data")
+    data_dir: Annotated[Path, AfterValidator(_expanded)] = Path(".data")
     database_prepared_statements: Literal["auto", "on", "off"] = "auto"
     database_pool_size: int = Field(default=10, ge=1, le=1000)
     database_timeout_seconds: float = Field(default=5, gt=0, le=300)
@@ -197,13 +246,14 @@ class Settings(BaseSettings):
     max_connections: int = Field(default=4096, ge=1, le=1_000_000)
     shutdown_grace_seconds: int = Field(default=20, ge=1, le=3600)
     shutdown_drain_seconds: float = Field(default=5, ge=0, le=3600)
-    forwarded_allow_ips: str | None = None
-    """Uvicorn's own setting: the proxies whose X-Forwarded-For counts; `*` for any."""
+    forwarded_allow_ips: Annotated[str, AfterValidator(_proxies)] | None = None
+    """The proxies whose X-Forwarded-For counts; `*` for any."""
     cors_origins: Annotated[tuple[str, ...], *CommaSeparated, AfterValidator(_origins)] = (
         "http://localhost:3000",
         "http://localhost",
     )
     conceal_foreign_tasks: bool = False
+    metrics_token: Annotated[SecretStr, AfterValidator(_bearer_token)] | None = None
     log_format: Literal["json", "pretty"] | None = None
     otel_exporter_otlp_endpoint: Annotated[str, AfterValidator(_base_url)] | None = None
     """OpenTelemetry's own setting; with it, each request is a span."""

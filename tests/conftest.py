@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import asyncpg
@@ -15,6 +14,7 @@ import pytest
 from backend.database import schema
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
+from tests.programs import passable_directory
 from tests.service import JWT_SECRET, PROGRAM, Account, Service, running
 
 pytest_plugins = ["tests.better_auth.fixtures"]
@@ -37,8 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def server() -> Iterator[EmbeddedServer]:
     """A PostgreSQL server of this run's own; what is written to it need not survive."""
     settings = {"fsync": "off", "synchronous_commit": "off", "max_connections": "300"}
-    # Not one of pytest's own: those it closes to the user that a server of root's runs as.
-    with TemporaryDirectory() as directory, embedded_server(Path(directory), settings) as running_server:
+    with passable_directory() as directory, embedded_server(directory, settings) as running_server:
         yield running_server
 
 

@@ -5,8 +5,10 @@ import pwd
 import shutil
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -45,6 +47,18 @@ def find(*names: str, hint: str) -> str:
     if os.environ.get("CI"):
         pytest.fail(message)
     pytest.skip(message)
+
+
+@contextmanager
+def passable_directory(**kwargs: Any) -> Iterator[Path]:
+    """Make a temporary directory that others may pass, since root's PostgreSQL runs as another user.
+
+    Those of `tempfile` and pytest are closed to it.
+    """
+    with TemporaryDirectory(**kwargs) as name:
+        directory = Path(name)
+        directory.chmod(0o711)
+        yield directory
 
 
 def unprivileged(directory: Path, account: str = "nobody") -> dict[str, Any]:

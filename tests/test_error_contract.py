@@ -36,7 +36,7 @@ ROUTES = {
     "/health/ready": {"GET"},
     "/metrics": {"GET"},
 }
-PAGES = {path: {"GET"} for path in ("/docs", "/redoc", "/openapi.json", "/docs/assets/swagger-ui-bundle.js")}
+PAGES = {path: {"GET"} for path in ("/docs", "/redoc", "/openapi.json")}
 GUARDED = [
     (method, path)
     for path, methods in ROUTES.items()
@@ -55,7 +55,7 @@ def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
     expected |= {"error", "error_description"} if response.request.url.path == "/auth/token" else set()
     assert set(body) == expected
     assert (body["status_code"], body["code"]) == (status, code)
-    assert re.fullmatch(r"[A-Z][\w ,:./-]+", body["detail"])
+    assert re.fullmatch(r"[A-Z][\w ,:./<>-]+", body["detail"])
     assert response.headers.get_list("X-Request-ID") == [body["request_id"]]
     assert response.headers.get_list("X-Content-Type-Options") == ["nosniff"]
     assert response.headers.get_list("Cache-Control") == ["no-store"]
@@ -279,7 +279,7 @@ def test_a_trailing_slash_is_404_before_a_token_is_asked_for(stranger: httpx.Cli
         refused(stranger.request(method, f"{path}/"), 404, "not_found")
 
 
-@pytest.mark.parametrize("path", ["/", "/nowhere", "/Tasks", "//tasks", "/tasks/1/2", "/api/tasks", "/auth"])
+@pytest.mark.parametrize("path", ["/nowhere", "/Tasks", "//tasks", "/tasks/1/2", "/api/tasks", "/auth"])
 def test_an_unknown_route_is_404_before_a_token_is_asked_for(stranger: httpx.Client, path: str) -> None:
     for method in METHODS:
         refused(stranger.request(method, f"{stranger.base_url}{path}"), 404, "not_found")

@@ -1,9 +1,10 @@
-"""The probes and the metrics: `/health` leaves the database alone, and no label tells of a person."""
+"""Probes and metrics: `/health` asks no database, `/metrics` can be closed, no label holds personal data."""
 
+import asyncio
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from backend import metrics
+from backend.settings import SettingsError, load_settings
 from tests.better_auth.jwks import new_key, token_server
 from tests.conftest import Postgres, locked
-from tests.service import PASSWORD, Account, Service, free_port
+from tests.service import JWT_SECRET, PASSWORD, Account, Service, free_port, running
 
 Series = tuple[str, ...]
 
@@ -66,7 +69,7 @@ def test_health_sends_nothing_to_the_database_and_ready_does(
 def test_without_its_database_the_process_is_alive_but_not_ready_until_it_is_back(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres]
 ) -> None:
-    """R0-FR-012, R4-FR-018: it recovers without a restart."""
+    """It recovers without a restart."""
     server, database = new_database(), new_database()
     name = database.sql("SELECT current_database()::text")[0]["current_database"]
     client = new_service(DATABASE_URL=database.url).client()
@@ -92,6 +95,68 @@ def test_metrics_are_prometheus_text(service: Service) -> None:
     }
 
 
+SCRAPER = "dGhlIHNjcmFwZXI="
+NOT_THE_SCRAPER = {
+    "no token": (None, "not_authenticated", "missing"),
+    "the token without its scheme": (SCRAPER, "not_authenticated", "malformed"),
+    "Basic": (f"Basic {SCRAPER}", "not_authenticated", "malformed"),
+    "another token": ("Bearer another", "invalid_token", "metrics_token"),
+    "the beginning": (f"Bearer {SCRAPER[:-1]}", "invalid_token", "metrics_token"),
+    "more": (f"Bearer {SCRAPER}=", "invalid_token", "metrics_token"),
+    "another letter case": (f"Bearer {SCRAPER.swapcase()}", "invalid_token", "metrics_token"),
+}
+
+
+@pytest.fixture(scope="module")
+def closed(
+    new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service whose metrics need a token, which stands in a file."""
+    place = tmp_path_factory.mktemp("closed")
+    (place / "token").write_text(f"{SCRAPER}\n")
+    settings = {"DATABASE_URL": new_database().url, "JWT_SECRET": JWT_SECRET}
+    with running(place / "log", METRICS_TOKEN_FILE=str(place / "token"), **settings) as service:
+        yield service
+
+
+def scrape(service: Service, authorization: str | None) -> httpx.Response:
+    """Ask for metrics by no client of the service: its answers would have to be in the OpenAPI document."""
+    headers = {"Authorization": authorization} if authorization else {}
+    return httpx.get(f"{service.url}/metrics", headers=headers, trust_env=False)
+
+
+@pytest.mark.parametrize("case", NOT_THE_SCRAPER)
+def test_metrics_with_a_token_are_for_those_who_send_it(closed: Service, case: str) -> None:
+    authorization, code, reason = NOT_THE_SCRAPER[case]
+    answer = scrape(closed, authorization)
+    assert (answer.status_code, answer.json()["code"]) == (401, code)
+    assert set(answer.json()) == {"status_code", "detail", "code", "request_id"}
+    assert answer.headers["WWW-Authenticate"].startswith("Bearer")
+    assert "http_requests" not in answer.text
+    (line,) = closed.lines(event="auth.denied", request_id=answer.headers["X-Request-ID"])
+    assert line["reason"] == reason
+
+
+def test_a_user_is_no_scraper_and_the_scraper_no_user(closed: Service) -> None:
+    account = closed.register()
+    assert scrape(closed, account.client.headers["Authorization"]).status_code == 401
+    assert closed.client(SCRAPER).get("/tasks").status_code == 401
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_the_metrics_token_opens_them_and_probes_need_none(closed: Service, scheme: str) -> None:
+    answer = scrape(closed, f"{scheme} {SCRAPER}")
+    assert (answer.status_code, "http_requests_total" in answer.text) == (200, True)
+    assert closed.client().get("/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("token", ["with a space", "ümlaut", "=", "a\tb"])
+def test_a_metrics_token_that_no_header_can_hold_stops_the_start(token: str) -> None:
+    """RFC 6750 section 2.1."""
+    with pytest.raises(SettingsError, match=r"^METRICS_TOKEN: [^\n]+$"):
+        load_settings(metrics_token=token)
+
+
 def test_requests_are_counted_by_route_template(ada: Account, counted: Callable[[], Counter[Series]]) -> None:
     for number in (1, 2):
         task = ada.create(f"Task {number}")
@@ -110,13 +175,50 @@ def test_requests_are_counted_by_route_template(ada: Account, counted: Callable[
 
 def test_the_duration_of_each_request_is_observed(service: Service, ada: Account) -> None:
     def observed() -> float:
-        wanted = 'http_request_duration_seconds_count{method="GET",route="/auth/me",status="200"}'
+        wanted = 'http_request_duration_seconds_count{method="GET",route="/auth/me"}'
         lines = service.client().get("/metrics").text.splitlines()
         return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(wanted))
 
     before = observed()
     ada.client.get("/auth/me")
     assert observed() == before + 1
+
+
+def test_each_route_has_one_histogram_and_nothing_tells_when_counting_began(
+    service: Service, ada: Account
+) -> None:
+    """A status in its labels would make fifteen series more of each; the counter has it."""
+    ada.create()
+    ada.client.post("/tasks", json={})
+    families = {
+        family.name: family
+        for family in text_string_to_metric_families(service.client().get("/metrics").text)
+    }
+    durations = families["http_request_duration_seconds"].samples
+    labels = [sample.labels for sample in durations if sample.name.endswith("_count")]
+    assert all(set(each) == {"method", "route"} for each in labels)
+    assert labels.count({"method": "POST", "route": "/tasks"}) == 1
+    assert [name for name in families if name.endswith("_created")] == []
+
+
+def test_the_text_is_not_written_on_the_event_loop() -> None:
+    """While it is being written, with a thousand sets of labels, other coroutines get their turns."""
+    for number in range(1000):
+        metrics.observe("GET", f"/of-this-test/{number}", 200, 0.1)
+
+    async def turns_during(work: Awaitable[object]) -> int:
+        task, turns = asyncio.ensure_future(work), 0
+        while not task.done():
+            await asyncio.sleep(0)
+            turns += 1
+        return turns
+
+    try:
+        assert asyncio.run(turns_during(metrics.exposition())) > 10
+    finally:
+        metrics.REQUESTS.clear()
+        metrics.DURATION.clear()
+        metrics._of.cache_clear()
 
 
 def test_what_matches_no_route_makes_no_labels_of_its_own(

@@ -28,7 +28,7 @@ PUBLIC = {
     "GET /metrics",
 }
 """The operations that ask nobody who they are; any other must."""
-UNDOCUMENTED = {"/openapi.json", "/docs", "/redoc", "/docs/assets/redoc.standalone.js", "/docs/assets/{name}"}
+UNDOCUMENTED = {"/openapi.json", "/docs", "/redoc", "/", "/docs/assets/{name}"}
 """The pages of the documentation: static, the same for all."""
 EXTERNAL_ACCOUNT = {"GET /auth/me"}
 """What a user of another issuer has of `/auth` (contract section 5)."""

@@ -181,6 +181,38 @@ def test_an_address_is_known_for_thirty_days(
     assert sign_in(limited, home, email).status_code == status
 
 
+@pytest.mark.parametrize(("neighbours", "status"), [(4, 200), (5, 429)])
+def test_an_address_that_many_accounts_share_is_known_to_none(
+    limited: Service, limited_database: Postgres, neighbours: int, status: int
+) -> None:
+    """All clients of a proxy that nobody has named would be at home there, and their guesses unlimited."""
+    shared = new_address()
+    emails = [registered(limited, shared)[0]]
+    for _ in range(neighbours):
+        emails.append(registered(limited, new_address())[0])
+        assert sign_in(limited, shared, emails[-1]).status_code == 200
+    attack(limited, emails[0])
+    assert sign_in(limited, shared, emails[0]).status_code == status
+    limited_database.sql(
+        "UPDATE known_addresses SET last_used_at = now() - make_interval(days => 31) "
+        "FROM users WHERE users.id = user_id AND address = $1 AND email = $2",
+        shared,
+        emails[-1],
+    )
+    assert sign_in(limited, shared, emails[0]).status_code == 200
+
+
+def test_a_token_makes_a_shared_address_no_home_either(limited: Service) -> None:
+    shared = new_address()
+    email, token = registered(limited, shared)
+    for _ in range(5):
+        assert sign_in(limited, shared, registered(limited, new_address())[0]).status_code == 200
+    attack(limited, email)
+    headers = {"Authorization": f"Bearer {token}"}
+    refused = send(limited, shared, "DELETE", "/auth/me", json={"password": WRONG}, headers=headers)
+    assert_limited(limited, refused, "account")
+
+
 def test_thirty_wrong_guesses_at_once_are_ten(limited: Service) -> None:
     email, _ = registered(limited, new_address())
     responses = together(limited, *(login(new_address(), email, WRONG) for _ in range(30)))
@@ -405,6 +437,16 @@ def test_the_limits_are_by_default_those_of_the_contract() -> None:
         ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost:65536"),
         ("RATE_LIMIT_STORAGE_URI", "async+redis://:canary@localhost"),
         ("RATE_LIMIT_STORAGE_URI", "memcached://localhost:11211"),
+        ("RATE_LIMIT_STORAGE_URI", "REDIS://:canary@localhost"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?ssl_cert_reqs=none"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?socket_timeout=abc"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?db=first"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?protocol=5"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?retry=5"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost?max_connections=-1"),
+        ("RATE_LIMIT_STORAGE_URI", "redis://:canary@localhost:0"),
+        ("RATE_LIMIT_STORAGE_URI", "rediss://:canary@localhost?sslmode=require"),
+        ("RATE_LIMIT_STORAGE_URI", "rediss://:canary@localhost?ssl_cert_reqs=maybe"),
     ],
 )
 def test_a_wrong_limit_is_named_and_its_secret_not_shown(
@@ -414,6 +456,20 @@ def test_a_wrong_limit_is_named_and_its_secret_not_shown(
     with pytest.raises(SettingsError, match=f"^{name}: ") as raised:
         load_settings()
     assert "canary" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("_own_environment")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://localhost",
+        "redis://:canary@[::1]:6379/3?socket_timeout=0.5&health_check_interval=30",
+        "rediss://ada:canary@redis.example.com:6380/0?ssl_cert_reqs=none",
+    ],
+)
+def test_a_redis_url_has_the_options_of_its_client(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("RATE_LIMIT_STORAGE_URI", url)
+    assert load_settings().rate_limit_storage_uri.get_secret_value() == url
 
 
 def test_all_of_it_can_be_turned_off(service: Service, ada: Account) -> None:
@@ -432,14 +488,14 @@ class Redis:
     def __init__(self, directory: Path) -> None:
         self._program = programs.find("redis-server", hint="apt install redis-server, or brew install redis")
         self._directory = directory
-        self._port = free_port()
-        self.url = f"redis://127.0.0.1:{self._port}"
-        self.client = redis.Redis(port=self._port, socket_timeout=30)
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.client = redis.Redis(port=self.port, socket_timeout=30)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         self._process = subprocess.Popen(
-            [self._program, "--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--dir", "."],
+            [self._program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", "."],
             cwd=self._directory,
             stdout=subprocess.DEVNULL,
         )
@@ -595,3 +651,28 @@ def test_without_redis_from_the_start_each_process_counts_by_itself(
     assert sign_in(service, home, email).status_code == 200
     assert storage_warnings(service) > 0
     assert WRONG.replace(" ", "") not in service.log.read_text()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:canary@127.0.0.1:{port}?encoding=nonsense",
+        "redis://:canary@127.0.0.1:{port}?redis_connect_func=nonsense",
+        "rediss://:canary@127.0.0.1:{port}",
+        "rediss://:canary@127.0.0.1:{port}?ssl_ca_certs=/nowhere",
+    ],
+)
+def test_an_option_that_fails_later_fails_no_sign_in(
+    new_service: Callable[..., Service], redis_server: Redis, url: str
+) -> None:
+    service = new_service(
+        RATE_LIMIT_ENABLED="true",
+        RATE_LIMIT_STORAGE_URI=url.format(port=redis_server.port),
+        FORWARDED_ALLOW_IPS="*",
+    )
+    email, _ = registered(service, new_address())
+    attack(service, email)
+    assert_limited(service, sign_in(service, new_address(), email), "account")
+    assert storage_warnings(service) > 0
+    assert service.lines(level="ERROR") == []
+    assert "canary" not in service.log.read_text()

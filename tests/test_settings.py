@@ -57,6 +57,34 @@ WRONG = [
     ("CORS_ORIGINS", "example.com"),
     ("CORS_ORIGINS", "https://example.com/path"),
     ("CORS_ORIGINS", "https://example.com, nonsense"),
+    ("CORS_ORIGINS", "https://*.vercel.app"),
+    ("CORS_ORIGINS", "https://*"),
+    ("CORS_ORIGINS", "https://exa mple.com"),
+    ("CORS_ORIGINS", "https://exa\tmple.com"),
+    ("CORS_ORIGINS", "https://example.com:99999"),
+    ("CORS_ORIGINS", "https://example.com:port"),
+    ("CORS_ORIGINS", "https://example.com/"),
+    ("CORS_ORIGINS", "https://example.com\\"),
+    ("CORS_ORIGINS", "https://ada@example.com"),
+    ("CORS_ORIGINS", "https://example.com?"),
+    ("CORS_ORIGINS", "https://exam<ple.com"),
+    ("CORS_ORIGINS", "https://xn--\u00fc.example"),
+    ("CORS_ORIGINS", "https://[::1"),
+    ("CORS_ORIGINS", "https://"),
+    ("CORS_ORIGINS", "https:///"),
+    ("CORS_ORIGINS", "ftp://example.com"),
+    ("CORS_ORIGINS", "null"),
+    ("FORWARDED_ALLOW_IPS", "traefik"),
+    ("FORWARDED_ALLOW_IPS", "localhost"),
+    ("FORWARDED_ALLOW_IPS", "127.0.0.1/33"),
+    ("FORWARDED_ALLOW_IPS", "10.0.0.5/8"),
+    ("FORWARDED_ALLOW_IPS", "10.0.0.0/8;127.0.0.1"),
+    ("FORWARDED_ALLOW_IPS", "10.0.0.0/8 127.0.0.1"),
+    ("FORWARDED_ALLOW_IPS", "127.0.0.1,*"),
+    ("FORWARDED_ALLOW_IPS", "127.0.0.1:8000"),
+    ("FORWARDED_ALLOW_IPS", "[::1]"),
+    ("FORWARDED_ALLOW_IPS", "::ffff:10.0.0.0/8"),
+    ("FORWARDED_ALLOW_IPS", "10.0.0.*"),
     ("JWT_SECRET", SHORT),
     ("JWT_SECRET", "x" * 31),
     ("JWT_SECRET", "é" * 15),
@@ -112,6 +140,36 @@ def test_without_any_setting_there_are_the_defaults_of_the_contract() -> None:
 def test_secrets_are_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     for secret in ("x" * 32, "é" * 16):
         assert load(monkeypatch, **{**GOOD, "JWT_SECRET": secret}).jwt_secret is not None
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("https://app.example.com:443", "https://app.example.com"),
+        ("http://app.example.com:80", "http://app.example.com"),
+        ("http://app.example.com:443", "http://app.example.com:443"),
+        ("https://App.Example.COM", "https://app.example.com"),
+        ("HTTPS://app.example.com:08443", "https://app.example.com:8443"),
+        ("https://b\u00fccher.example", "https://xn--bcher-kva.example"),
+        ("https://B\u00dcCHER.example:443", "https://xn--bcher-kva.example"),
+        ("https://stra\u00dfe.example", "https://xn--strae-oqa.example"),
+        ("http://[0:0:0:0:0:0:0:1]:3000", "http://[::1]:3000"),
+        ("http://my_app.internal:3000", "http://my_app.internal:3000"),
+        ("http://localhost", "http://localhost"),
+        ("*", "*"),
+    ],
+)
+def test_origins_are_kept_as_browsers_send_them(
+    monkeypatch: pytest.MonkeyPatch, written: str, sent: str
+) -> None:
+    assert load(monkeypatch, **GOOD, CORS_ORIGINS=written).cors_origins == (sent,)
+
+
+@pytest.mark.parametrize(
+    "proxies", ["*", "127.0.0.1", "127.0.0.1, ::1,", "10.0.0.0/8,fd00::/8", "::ffff:10.0.0.1", "0.0.0.0/0"]
+)
+def test_proxies_are_addresses_and_networks(monkeypatch: pytest.MonkeyPatch, proxies: str) -> None:
+    assert load(monkeypatch, **GOOD, FORWARDED_ALLOW_IPS=proxies).forwarded_allow_ips == proxies
 
 
 def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,6 +237,13 @@ UNREACHABLE = f"postgresql://ada:{SHORT}@127.0.0.1:1/tasks?sslmode=disable"
         ("serve", "DATABASE_URL", {**GOOD, "DATABASE_URL": f"mysql://ada:{SHORT}@db.example.com/tasks"}),
         ("serve", "DATABASE_URL", {**GOOD, "DATABASE_URL": f"postgresql://ada:{SHORT}@h:port/tasks"}),
         ("serve", "database", {**GOOD, "DATABASE_URL": UNREACHABLE}),
+        (
+            "serve",
+            "RATE_LIMIT_STORAGE_URI",
+            {**GOOD, "RATE_LIMIT_STORAGE_URI": f"redis://:{SHORT}@h?ssl_cert_reqs=none"},
+        ),
+        ("serve", "FORWARDED_ALLOW_IPS", {**GOOD, "FORWARDED_ALLOW_IPS": "traefik"}),
+        ("serve", "CORS_ORIGINS", {**GOOD, "CORS_ORIGINS": "https://*.vercel.app"}),
         ("migrate", "database", {**GOOD, "DATABASE_URL": UNREACHABLE}),
         ("migrate", "BCRYPT_ROUNDS", {**GOOD, "BCRYPT_ROUNDS": "99"}),
         ("openapi", "PORT", {"PORT": "eight thousand"}),

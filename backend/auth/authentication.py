@@ -1,4 +1,4 @@
-"""From a token to its caller: ours or another issuer's, remembered once verified, introduced if new to us."""
+"""Turns an access token into its caller, whichever issuer signed it, and caches verified tokens."""
 
 from time import time
 from typing import Any, Final, TypeVar
@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from backend.auth import statements
 from backend.auth.caller import Caller
 from backend.auth.errors import ExpiredTokenError, InvalidTokenError
-from backend.auth.external import ExternalTokens
+from backend.auth.external import ExternalTokens, Verified
 from backend.auth.models import EXTERNAL
 from backend.auth.schemas import MAX_EMAIL_CHARACTERS
 from backend.auth.tokens import AccessTokens, is_text, read_header
@@ -20,51 +20,56 @@ REMEMBERED_TOKENS: Final = 4096
 """Verified tokens kept per process, of at most `REMEMBERED_CHARACTERS` each."""
 REMEMBERED_CHARACTERS: Final = 1024
 REMEMBERED_USERS: Final = 16_384
-"""External users of whom this process knows that they have their row."""
+"""External users kept per process, whose row in `users` is known to exist."""
 
 _Value = TypeVar("_Value")
 _NAME: TypeAdapter[str] = TypeAdapter(Line)
 
 
 class Authenticator:
-    """Tells who sent a token; what it remembers is the signature's check and nothing else.
+    """Authenticates callers by their access tokens; the cache saves the check of the signature alone.
 
-    Whether the session and the user still live is part of the statement that does the work, each time.
+    The statement that does the work checks each time whether the session and the user still exist.
     """
 
     def __init__(self, settings: Settings, own: AccessTokens) -> None:
         self._own = own
         self._external = ExternalTokens(settings)
-        self._callers: dict[str, Caller] = {}
+        self._verified: dict[str, Verified] = {}
         self._introduced: dict[str, None] = {}
 
     async def authenticate(self, database: Database, token: str) -> Caller:
         """Return the caller; raises `InvalidTokenError`, `ExpiredTokenError`, `KeysUnavailableError`."""
-        caller = self._callers.get(token)
-        if caller is None:
-            caller = await self._verify(database, token)
-            if len(token) <= REMEMBERED_CHARACTERS:
-                _remember(self._callers, token, caller, REMEMBERED_TOKENS)
-        elif caller.expires_at <= time():
-            del self._callers[token]
+        verified = self._verified.get(token)
+        if verified is None:
+            return await self._verify(database, token)
+        if verified.caller.expires_at <= time():
+            self._verified.pop(token)
             raise ExpiredTokenError(reason="expired")
-        return caller
+        if not self._external.still_trusts(verified.key):
+            # The renewed set may have dropped the key, or have another one under its id.
+            self._verified.pop(token)
+            return await self._verify(database, token)
+        return verified.caller
 
     async def _verify(self, database: Database, token: str) -> Caller:
+        """Return the caller of a token that is not in the cache, and add it there."""
         header = read_header(token)
         if self._own.may_have_issued(header) or not self._external.takes(header.get("alg")):
-            caller = self._own.verify(token, header)
-            claims: dict[str, Any] = {}
+            verified = Verified(self._own.verify(token, header), {})
         else:
-            caller, claims = await self._external.verify(token, header)
+            verified = await self._external.verify(token, header)
+        caller = verified.caller
         if caller.expires_at <= time():
             raise ExpiredTokenError(reason="expired")
         if caller.issuer == EXTERNAL:
-            await self._introduce(database, caller, claims)
+            await self._introduce(database, caller, verified.claims)
+        if len(token) <= REMEMBERED_CHARACTERS:
+            _remember(self._verified, token, verified._replace(claims={}), REMEMBERED_TOKENS)
         return caller
 
     async def _introduce(self, database: Database, caller: Caller, claims: dict[str, Any]) -> None:
-        """Write an external user at their first request; raises `InvalidTokenError` if the id is taken."""
+        """Insert an external user at the first request; raises `InvalidTokenError` if the id is taken."""
         if caller.user_id in self._introduced:
             return
         user = await database.one(
@@ -80,7 +85,7 @@ class Authenticator:
 
 
 def _remember(memory: dict[str, _Value], key: str, value: _Value, most: int) -> None:
-    """Keep `value`, and let go of the oldest when there are too many."""
+    """Add `value`, and drop the oldest entry where there are `most` already."""
     if len(memory) >= most:
         del memory[next(iter(memory))]
     memory[key] = value

@@ -1,4 +1,4 @@
-"""Who asks, for the routes: the guard that reads the access token, and what the handlers of `/auth` need."""
+"""Dependencies of the routes: the guard that checks the access token, and objects that `/auth` needs."""
 
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from backend.auth.errors import (
     ExternalAccountError,
     InvalidTokenError,
     KeysUnavailableError,
+    NotBearerError,
     RevokedTokenError,
     UnauthorizedError,
 )
@@ -22,14 +23,14 @@ from backend.auth.sessions import Client, SignIn
 from backend.database import Database
 from backend.errors import AppError, WrongUserError
 
-__all__ = ["Caller", "CallerDep", "ClientDep", "RevokedTokenError", "SignInDep", "caller"]
+__all__ = ["Caller", "CallerDep", "ClientDep", "RevokedTokenError", "SignInDep", "bearer_token", "caller"]
 
 MAX_USER_AGENT_CHARACTERS = 400
 _BEARER = b"bearer "
 
 
 class AccessToken(OAuth2PasswordBearer):
-    """The guard of every route that is somebody's: a bearer token in a header (RFC 6750 section 2.1)."""
+    """Guards the routes that need a caller: a bearer token in a header (RFC 6750 section 2.1)."""
 
     raises: tuple[type[AppError], ...] = (
         UnauthorizedError,
@@ -40,7 +41,7 @@ class AccessToken(OAuth2PasswordBearer):
     )
 
     async def __call__(self, request: Request) -> Caller:  # type: ignore[override]  # more than the token
-        """Return who sent the token; raises `UnauthorizedError` and its kinds, and `WrongUserError`."""
+        """Return the token's caller; raises `UnauthorizedError` and its subclasses, and `WrongUserError`."""
         caller = await _authenticated(request)
         events.identify(caller.user_id)
         if request.path_params.get("user_id", caller.user_id) != caller.user_id:
@@ -48,7 +49,7 @@ class AccessToken(OAuth2PasswordBearer):
         return caller
 
     async def confirm(self, request: Request) -> None:
-        """Raise `RevokedTokenError` if the caller's session is gone; a statement that refusals alone need."""
+        """Raise `RevokedTokenError` if the caller's session is gone; costs a statement, on refusals alone."""
         database: Database = request.app.state.database
         caller = await _authenticated(request)
         if await database.one(statements.CONFIRM_CALLER, **caller.values) is None:
@@ -56,12 +57,12 @@ class AccessToken(OAuth2PasswordBearer):
 
 
 class OwnAccount(AccessToken):
-    """The guard of what only users who registered here have: a password, sessions, a profile to change."""
+    """Guards the routes of users who registered here: they have a password, sessions and a profile."""
 
     raises = (*AccessToken.raises, ExternalAccountError)
 
     async def __call__(self, request: Request) -> Caller:  # type: ignore[override]  # as above
-        """Return who sent the token; raises as `AccessToken` does, and `ExternalAccountError`."""
+        """Return the token's caller; raises as `AccessToken` does, and `ExternalAccountError`."""
         caller = await super().__call__(request)
         if caller.issuer != LOCAL:
             raise ExternalAccountError(reason="external_account")
@@ -70,28 +71,29 @@ class OwnAccount(AccessToken):
 
 async def _authenticated(request: Request) -> Caller:
     state = request.app.state
-    caller: Caller = await state.authenticator.authenticate(state.database, _bearer_token(request))
+    caller: Caller = await state.authenticator.authenticate(state.database, bearer_token(request))
     return caller
 
 
-def _bearer_token(request: Request) -> str:
+def bearer_token(request: Request) -> str:
+    """Return the bearer token of the request (RFC 6750 section 2.1); raises `UnauthorizedError`."""
     sent = [value for name, value in request.scope["headers"] if name == b"authorization"]
     if not sent:
         raise UnauthorizedError(reason="missing")
     if len(sent) > 1:
         raise InvalidTokenError(reason="two_headers")
     if sent[0][:7].lower() != _BEARER or not (token := sent[0][7:].strip(b" ")):
-        raise UnauthorizedError(reason="malformed")
+        raise NotBearerError(reason="malformed")
     return str(token, "latin-1")
 
 
 def get_sign_in(request: Request) -> SignIn:
-    """Return what signing in needs; one per process."""
+    """Return the process's one `SignIn`."""
     return request.app.state.sign_in  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
 def get_client(request: Request) -> Client:
-    """Return where the request comes from; behind a proxy that Uvicorn trusts, the proxy's client."""
+    """Return the client's address and user agent; behind a proxy that Uvicorn trusts, those of its client."""
     user_agent = request.headers.get("user-agent")
     return Client(
         ip=request.client.host if request.client else None,

@@ -21,6 +21,12 @@ class UnauthorizedError(AppError):
         super().__init__(reason=reason, headers={"WWW-Authenticate": challenge})
 
 
+class NotBearerError(UnauthorizedError):
+    """An `Authorization` header is there, but of another form than RFC 6750 section 2.1 has."""
+
+    detail = "Send the access token as Authorization: Bearer <access token>"
+
+
 class InvalidTokenError(UnauthorizedError):
     """The access token is malformed, untrusted, or for something else."""
 

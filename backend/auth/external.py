@@ -1,9 +1,9 @@
-"""Tokens that are issued elsewhere: by a Better Auth server, or by a front end that shares a secret with us.
+"""Verifies tokens of other issuers: a Better Auth server, or a front end with a shared secret.
 
-Keys come from the configured server alone, never from a token, and each key is good for one algorithm.
+Keys come from the configured server alone, never from a token. Each key is used with one algorithm only.
 """
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from backend.auth.caller import Caller
@@ -13,13 +13,22 @@ from backend.auth.tokens import decode, expiry, subject
 from backend.settings import Settings
 
 if TYPE_CHECKING:
-    from backend.auth.jwks import KeySet
+    from backend.auth.jwks import Key, KeySet
 
 SHARED_ALGORITHM: Final = "HS256"
 
 
+class Verified(NamedTuple):
+    """The caller and the claims of a verified token, and the key of the JWKS that verified it."""
+
+    caller: Caller
+    claims: dict[str, Any]
+    key: "Key | None" = None
+    """None where no fetched key is needed: a secret of the settings verified the token."""
+
+
 class ExternalTokens:
-    """Tells who sent a token of a trusted issuer other than us; both kinds of them are one issuer."""
+    """Verifies the tokens of both kinds of external issuer, which count as one issuer."""
 
     def __init__(self, settings: Settings) -> None:
         secret, url = settings.better_auth_secret, settings.better_auth_url
@@ -29,28 +38,36 @@ class ExternalTokens:
         self._issuer, self._audience = settings.better_auth_issuer, settings.better_auth_audience
 
     def takes(self, algorithm: object) -> bool:
-        """Tell whether any key of these issuers could have signed with `algorithm`."""
+        """Return whether a configured external issuer signs with `algorithm`."""
         by_secret = algorithm == SHARED_ALGORITHM and self._secret is not None
         return by_secret or (self._keys is not None and algorithm in self._keys.algorithms)
 
-    async def verify(self, token: str, header: dict[str, Any]) -> tuple[Caller, dict[str, Any]]:
-        """Return who sent `token`, and its claims; raises `InvalidTokenError`, `KeysUnavailableError`."""
-        claims = await self._claims(token, header)
-        return Caller(subject(claims), EXTERNAL, None, expiry(claims)), claims
-
-    async def _claims(self, token: str, header: dict[str, Any]) -> dict[str, Any]:
+    async def verify(self, token: str, header: dict[str, Any]) -> Verified:
+        """Return what `token` says, expired or not; raises `InvalidTokenError`, `KeysUnavailableError`."""
         if header.get("alg") == SHARED_ALGORITHM and self._secret is not None:
-            return decode(token, self._secret, SHARED_ALGORITHM, issuer=self._issuer, audience=self._audience)
+            claims = decode(
+                token, self._secret, SHARED_ALGORITHM, issuer=self._issuer, audience=self._audience
+            )
+            return Verified(_caller(claims), claims)
         if self._keys is None:
             raise InvalidTokenError(reason="algorithm")
         key = await self._keys.find(header.get("kid"))
-        return decode(
+        claims = decode(
             token,
             key.material,
             key.algorithm,
             issuer=self._issuer or self._origin,
             audience=self._audience or self._origin,
         )
+        return Verified(_caller(claims), claims, key)
+
+    def still_trusts(self, key: "Key | None") -> bool:
+        """Return whether a token that `key` verified needs no new check: the key set is still the same."""
+        return key is None or (self._keys is not None and self._keys.holds(key))
+
+
+def _caller(claims: dict[str, Any]) -> Caller:
+    return Caller(subject(claims), EXTERNAL, None, expiry(claims))
 
 
 def _key_set(url: str) -> "KeySet":

@@ -1,11 +1,12 @@
-"""The public keys of another issuer, fetched when they are needed and remembered while its server is away.
+"""Fetches and caches the public keys (JWKS, RFC 7517) of the configured token server.
 
-Each key is good for one algorithm, and what any other issuer publishes is never asked for.
+The last fetched keys stay in use while that server is down. Each key is used with one algorithm only.
 """
 
 import asyncio
 import time
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
 import httpx
 import jwt
@@ -16,11 +17,11 @@ from backend import metrics
 from backend.auth.errors import InvalidTokenError, KeysUnavailableError
 
 FORCED_FETCH_SECONDS: Final = 30.0
-"""An unknown key id makes the keys be fetched anew, at most once in this time."""
+"""The shortest time between two fetches that unknown key ids cause."""
 STALE_SECONDS: Final = 300.0
-"""Keys older than this are fetched anew while they go on verifying."""
+"""Keys older than this are fetched anew in the background, while they stay in use."""
 RETRY_SECONDS: Final = 2.0
-"""Between attempts while there are no keys yet."""
+"""The shortest time between two fetches while none has succeeded yet."""
 FETCH_TIMEOUT_SECONDS: Final = 4.0
 MAX_JWKS_BYTES: Final = 256 * 1024
 JWKS_ALGORITHMS: Final = {
@@ -31,15 +32,20 @@ JWKS_ALGORITHMS: Final = {
 _MIN_RSA_BITS: Final = 2048  # RFC 7518 section 3.3
 
 
-class Key(NamedTuple):
-    """A public key, and the one algorithm that it is good for."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Key:
+    """A public key of one fetched set, and the one algorithm that it is used with.
 
+    Keys compare by identity: each fetch makes new ones, because a set may change a key under its id.
+    """
+
+    id: str
     material: Any
     algorithm: str
 
 
 class KeySet:
-    """The keys of a JWKS (RFC 7517), remembered: the last good ones go on while the server is away."""
+    """The keys of one JWKS; a failed fetch leaves the last good ones in use."""
 
     algorithms = tuple(JWKS_ALGORITHMS.values())
 
@@ -50,22 +56,35 @@ class KeySet:
         self._fetched_at = self._forced_at = self._tried_at = -STALE_SECONDS
 
     async def find(self, key_id: object) -> Key:
-        """Return the key of that id; raises `InvalidTokenError`, `KeysUnavailableError`."""
-        now = time.monotonic()
+        """Return the key of that id; raises `InvalidTokenError`, `KeysUnavailableError`.
+
+        An unknown id waits for a fetch, at most `FETCH_TIMEOUT_SECONDS`.
+        """
         key = self._known(key_id)
         if key is not None:
-            if now - self._fetched_at > STALE_SECONDS and now - self._tried_at > FORCED_FETCH_SECONDS:
-                self._begin_fetch()
+            self._renew_if_stale()
             return key
-        await self._fetch_for_unknown(now)
+        if not isinstance(key_id, str):
+            raise InvalidTokenError(reason="unknown_key")
+        await self._fetch_for_unknown(time.monotonic())
         if self._keys is None:
             raise KeysUnavailableError(reason="jwks")
         key = self._known(key_id)
         if key is None:
-            # Whoever sends unknown ids has used up the one fetch that they are good for.
+            # The fetch that has just come without the id counts as the one that unknown ids may cause.
             self._forced_at = max(self._forced_at, self._fetched_at)
             raise InvalidTokenError(reason="unknown_key")
         return key
+
+    def holds(self, key: Key) -> bool:
+        """Return whether `key` is of the set that was fetched last; renews a stale set in the background."""
+        self._renew_if_stale()
+        return self._known(key.id) is key
+
+    def _renew_if_stale(self) -> None:
+        now = time.monotonic()
+        if now - self._fetched_at > STALE_SECONDS and now - self._tried_at > FORCED_FETCH_SECONDS:
+            self._begin_fetch()
 
     def _known(self, key_id: object) -> Key | None:
         return self._keys.get(key_id) if self._keys and isinstance(key_id, str) else None
@@ -91,7 +110,7 @@ class KeySet:
 
     async def _renew(self) -> None:
         try:
-            self._keys = _parse(await _download(self._url))
+            self._keys = await asyncio.to_thread(_parse, await _download(self._url))
             self._fetched_at = time.monotonic()
             metrics.KEY_FETCHES.labels("succeeded").inc()
         except (httpx.HTTPError, ValueError, TimeoutError, RecursionError) as error:
@@ -102,10 +121,13 @@ class KeySet:
 
 
 async def _download(url: str) -> bytes:
+    """Return the body that `url` answers; raises `httpx.HTTPError`, ValueError, TimeoutError."""
     body = bytearray()
+    # A client reads the system's certificates when it is made, which takes tens of milliseconds.
+    new_client = await asyncio.to_thread(httpx.AsyncClient, timeout=FETCH_TIMEOUT_SECONDS)
     async with (
         asyncio.timeout(FETCH_TIMEOUT_SECONDS),
-        httpx.AsyncClient(timeout=FETCH_TIMEOUT_SECONDS) as client,
+        new_client as client,
         client.stream("GET", url) as response,
     ):
         response.raise_for_status()
@@ -117,25 +139,43 @@ async def _download(url: str) -> bytes:
 
 
 def _parse(body: bytes) -> dict[str, Key]:
-    """Return the keys of a set that we can use, by their ids; raises ValueError if it is no key set."""
+    """Return the usable keys of a set by their ids; raises ValueError if `body` is no key set.
+
+    Of two usable keys with one id the last counts.
+    """
     document = msgspec.json.decode(body)
     if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
         raise ValueError("no key set")  # noqa: TRY004  # about a value, as the other reasons are
     keys = (_key(entry) for entry in document["keys"] if isinstance(entry, dict))
-    return {key_id: key for key_id, key in keys if key is not None}
+    return {key.id: key for key in keys if key is not None}
 
 
-def _key(entry: dict[str, Any]) -> tuple[str, Key | None]:
-    key_id = entry.get("kid")
-    kind = (entry.get("kty"), None if entry.get("kty") == "RSA" else entry.get("crv"))
-    algorithm = next((name for known, name in JWKS_ALGORITHMS.items() if known == kind), None)
-    is_for_signing = entry.get("use", "sig") == "sig" and entry.get("alg", algorithm) == algorithm
-    if not isinstance(key_id, str) or algorithm is None or not is_for_signing:
-        return "", None
+def _key(entry: dict[str, Any]) -> Key | None:
+    """Return the key that an entry of a set describes, None if it is of no use here."""
+    key_id, algorithm = entry.get("kid"), _algorithm(entry)
+    if not isinstance(key_id, str) or algorithm is None or not _is_for_verifying(entry, algorithm):
+        return None
     try:
         material = jwt.PyJWK.from_dict(entry, algorithm).key
     except (jwt.PyJWTError, ValueError, TypeError, KeyError):
-        return key_id, None
-    if getattr(material, "key_size", _MIN_RSA_BITS) < _MIN_RSA_BITS and algorithm == "RS256":
-        return key_id, None
-    return key_id, Key(material, algorithm)
+        return None
+    is_weak = algorithm == "RS256" and material.key_size < _MIN_RSA_BITS
+    return None if is_weak else Key(key_id, material, algorithm)
+
+
+def _algorithm(entry: dict[str, Any]) -> str | None:
+    kind = (entry.get("kty"), None if entry.get("kty") == "RSA" else entry.get("crv"))
+    return next((name for known, name in JWKS_ALGORITHMS.items() if known == kind), None)
+
+
+def _is_for_verifying(entry: dict[str, Any], algorithm: str) -> bool:
+    """Return whether `use`, `key_ops` and `alg` (RFC 7517 section 4) allow it."""
+    operations = entry.get("key_ops", ["verify"])
+    return (
+        entry.get("use", "sig") == "sig"
+        and isinstance(operations, list)
+        and "verify" in operations
+        and entry.get("alg", algorithm) == algorithm
+        # Whoever can fetch a private key can sign with it.
+        and "d" not in entry
+    )

@@ -10,12 +10,15 @@ from sqlalchemy import (
     DateTime,
     ForeignKey,
     Index,
+    Integer,
     LargeBinary,
+    SmallInteger,
     Table,
     Text,
     Uuid,
     false,
     func,
+    text,
 )
 from sqlmodel import Field, SQLModel
 
@@ -74,13 +77,15 @@ class Session(SQLModel, table=True):
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
     user_agent: str | None = Field(sa_column=Column(Text))
     ip: str | None = Field(sa_column=Column(Text))
+    refresh_generation: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    """Counts how often all refresh tokens of the session were voided; only those of this count are good."""
 
 
 class RefreshToken(SQLModel, table=True):
     """A refresh token, known by its SHA-256 alone; a spent one is kept so that its reuse is noticed."""
 
     __tablename__ = "refresh_tokens"
-    __table_args__ = (Index("refresh_tokens_session_id", "session_id"),)
+    __table_args__ = (Index("refresh_tokens_session_id_spent_at", "session_id", "spent_at"),)
 
     digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
     session_id: UUID = Field(
@@ -88,12 +93,17 @@ class RefreshToken(SQLModel, table=True):
     )
     created_at: datetime = Field(sa_column=_created_at())
     spent_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
+    """The moment of the first use."""
+    uses: int = Field(sa_column=Column(SmallInteger, nullable=False, server_default=text("0")))
+    generation: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    """The session's `refresh_generation` when the token was issued; it never changes."""
 
 
 class KnownAddress(SQLModel, table=True):
-    """An address from which a user has signed in: nobody's guesses elsewhere lock them out there."""
+    """An address from which a user has signed in; failed sign-ins elsewhere do not lock it out."""
 
     __tablename__ = "known_addresses"
+    __table_args__ = (Index("known_addresses_by_address", "address", "last_used_at"),)
 
     user_id: str = Field(
         sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False)

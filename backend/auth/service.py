@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from uuid_utils import compat
 
 from backend import events, metrics
-from backend.auth import passwords, statements
+from backend.auth import passwords, session_statements, statements
 from backend.auth.caller import Caller
 from backend.auth.errors import (
     EmailTakenError,
@@ -26,7 +26,7 @@ from backend.auth.schemas import (
     Registration,
     email_key,
 )
-from backend.auth.sessions import Client, NewTokens, SignIn
+from backend.auth.sessions import Client, NewTokens, SignIn, end_oldest_sessions
 from backend.database import Database, Row
 from backend.errors import AppError, ServiceUnavailableError
 from backend.events import Event
@@ -79,6 +79,7 @@ async def _login(database: Database, sign_in: SignIn, client: Client, data: Cred
         raise InvalidCredentialsError(reason="credentials")
     events.identify(user["id"])
     events.record(Event.LOGIN, session_id=new.session_id)
+    await end_oldest_sessions(database, user)
     await _upgrade_hash(database, sign_in, data.password, user["id"], stored)
     return new.issue(user)
 
@@ -143,19 +144,19 @@ async def change_password(
     )
     new, new_hash = NewTokens(sign_in, client), await sign_in.hasher.hash(data.new_password)
     async with database.transaction() as transaction:
-        _own(await transaction.one(statements.LOCK_CALLER, **caller.values))
-        user = _own(
-            await transaction.one(
+        user = await transaction.one(session_statements.LOCK_CALLER, **caller.values)
+        if user is not None:
+            user = await transaction.one(
                 statements.CHANGE_PASSWORD,
                 old_hash=account["password_hash"],
                 new_hash=new_hash,
                 refresh_digest=new.values["refresh_digest"],
                 **caller.values,
             )
-        )
+    user = _own(user)
     if user["id"] is None:
         raise WrongPasswordError(reason="wrong_password")
-    events.record(Event.PASSWORD_CHANGED, session_id=caller.session_id)
+    events.record(Event.PASSWORD_CHANGED, session_id=caller.session_id, sessions_ended=user["count"])
     return new.issue(user, caller.session_id)
 
 

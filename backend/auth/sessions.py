@@ -1,5 +1,6 @@
 """Sessions: begun by signing in, kept alive by refresh tokens, ended by their owner or by a thief."""
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -8,7 +9,7 @@ from uuid import UUID
 from uuid_utils import compat
 
 from backend import events
-from backend.auth import session_statements, tokens
+from backend.auth import refresh_statements, session_statements, tokens
 from backend.auth.caller import Caller
 from backend.auth.errors import InvalidRefreshTokenError, RevokedTokenError, SessionNotFoundError
 from backend.auth.mail.outbox import Outbox
@@ -16,6 +17,7 @@ from backend.auth.passwords import PasswordHasher
 from backend.auth.schemas import Refresh
 from backend.auth.tokens import AccessTokens
 from backend.database import Database, Row
+from backend.errors import ServiceUnavailableError
 from backend.events import Event
 from backend.rate_limits import RateLimits, address_of
 from backend.settings import Settings
@@ -85,16 +87,17 @@ class NewTokens:
 async def refresh(database: Database, sign_in: SignIn, client: Client, data: Refresh) -> dict[str, Any]:
     """Spend a refresh token for new tokens; raises `InvalidRefreshTokenError` (RFC 9700 section 4.14).
 
-    The same token twice within `REFRESH_GRACE` is good twice. Later it ends the session, by a
-    statement of its own that the refusal does not take back.
+    A token is good for `USES_WITHIN_GRACE` uses within `REFRESH_GRACE`. A later use ends the session, by
+    a statement of its own that the refusal does not take back.
     """
     spent, new = tokens.digest(data.refresh_token), NewTokens(sign_in, client)
-    user = await database.one(session_statements.REFRESH, spent_digest=spent, **new.values)
+    user = await database.one(refresh_statements.REFRESH, spent_digest=spent, **new.values)
     if user is not None:
         events.identify(user["id"])
-        events.record(Event.REFRESHED, session_id=user["session_id"])
+        again = {"level": "WARNING", "within_grace": True} if user["within_grace"] else {}
+        events.record(Event.REFRESHED, session_id=user["session_id"], **again)
         return new.issue(user, user["session_id"])
-    reused = await database.one(session_statements.END_REUSED, spent_digest=spent)
+    reused = await database.one(refresh_statements.END_REUSED, spent_digest=spent)
     if reused is None:
         raise InvalidRefreshTokenError(reason="refresh_token")
     events.identify(reused["user_id"])
@@ -130,9 +133,22 @@ async def end_session(database: Database, caller: Caller, session_id: UUID) -> N
 
 async def end_other_sessions(database: Database, caller: Caller) -> None:
     """End all sessions of the caller's but this one; raises `RevokedTokenError`."""
-    ended = await database.all(session_statements.END_OTHER_SESSIONS, **caller.values)
-    if not ended:
+    ended = await database.one(session_statements.END_OTHER_SESSIONS, **caller.values)
+    if ended is None:
         raise RevokedTokenError
-    for row in ended:
-        if row["id"] is not None:
-            events.record(Event.SESSION_REVOKED, session_id=row["id"])
+    _record_ended(ended)
+
+
+async def end_oldest_sessions(database: Database, signed_in: Row) -> None:
+    """End what the user has beyond `MAX_SESSIONS`, after a sign-in; `signed_in` is its row."""
+    # Sign-ins at the same moment do not see each other: near the limit each looks again.
+    if signed_in["count"] < session_statements.MAX_SESSIONS // 2:
+        return
+    with suppress(ServiceUnavailableError):  # the next sign-in will do
+        ended = await database.one(session_statements.END_OLDEST_SESSIONS, user_id=signed_in["id"])
+        _record_ended(ended)
+
+
+def _record_ended(ended: Row | None) -> None:
+    if ended is not None and ended["count"]:
+        events.record(Event.SESSION_REVOKED, count=ended["count"])

@@ -1,13 +1,13 @@
 """The statements on accounts, compiled once; each does its work in one round trip.
 
-Rows are locked in the order user, session, refresh token: requests wait for each other, never in a ring.
+`session_statements` says in which order they lock rows.
 """
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, select, true, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, func, literal, select, true, update
 from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import caller
-from backend.auth.models import LOCAL, known_addresses, refresh_tokens, sessions, users
+from backend.auth.models import LOCAL, known_addresses, sessions, users
 from backend.auth.session_statements import (
     ADDRESS,
     ADDRESS_KNOWN_FOR,
@@ -18,8 +18,13 @@ from backend.auth.session_statements import (
     begin_session,
     deleting,
     new_refresh_token,
+    number_of,
+    void_sessions,
 )
 from backend.database import Statement
+
+MAX_ACCOUNTS_AT_HOME = 5
+"""Accounts that may share a known address, as a household does; more are clients of one proxy or network."""
 
 _new_user = {
     "id": bindparam("user_id"),
@@ -32,17 +37,22 @@ _new_user = {
 
 
 def _is_known() -> ColumnElement[bool]:
-    return (
+    """Return whether `users` has signed in from `address` lately, and few others have."""
+    lately = and_(
+        known_addresses.c.address == ADDRESS, known_addresses.c.last_used_at > ago(ADDRESS_KNOWN_FOR)
+    )
+    is_own = (
         select(known_addresses.c.user_id)
-        .where(
-            known_addresses.c.user_id == users.c.id,
-            known_addresses.c.address == ADDRESS,
-            known_addresses.c.last_used_at > ago(ADDRESS_KNOWN_FOR),
-        )
+        .where(known_addresses.c.user_id == users.c.id, lately)
         .correlate(users)
         .exists()
-        .label("is_known")
     )
+    # Looking ends at one account too many: an address may have thousands.
+    accounts = (
+        select(known_addresses.c.user_id).where(lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1)).subquery()
+    )
+    count = select(func.count()).select_from(accounts).scalar_subquery()
+    return and_(is_own, count <= MAX_ACCOUNTS_AT_HOME).label("is_known")
 
 
 def _register() -> Statement:
@@ -79,10 +89,11 @@ def _sign_in() -> Statement:
             users.c.email_key == bindparam("email_key"), users.c.password_hash == bindparam("password_hash")
         )
         # A change of the password waits for this sign-in, or this one for it.
-        .with_for_update(read=True, of=users)
+        .with_for_update(key_share=True, of=users)
         .cte("owner")
     )
-    return Statement(select(owner).add_cte(*begin_session(owner)))
+    older = select(sessions.c.id).where(sessions.c.user_id == owner.c.id).correlate(owner).subquery()
+    return Statement(select(owner, number_of(older)).add_cte(*begin_session(owner)))
 
 
 def _change_password() -> Statement:
@@ -93,26 +104,11 @@ def _change_password() -> Statement:
         .returning(*PROFILE)
         .cte("changed")
     )
-    ended = (
-        delete(sessions)
-        .where(sessions.c.user_id == changed.c.id, sessions.c.id != CALLER_SESSION)
-        .returning(sessions.c.id)
-        .cte("ended")
-    )
-    # Not spent, which would leave it a grace: who else has it is whom the change shuts out.
-    voided = (
-        delete(refresh_tokens)
-        .where(
-            refresh_tokens.c.session_id == CALLER_SESSION,
-            refresh_tokens.c.spent_at.is_(None),
-            select(changed.c.id).exists(),
-        )
-        .returning(refresh_tokens.c.session_id)
-        .cte("voided")
-    )
-    token = new_refresh_token(CALLER_SESSION, changed)
+    ended, voided = void_sessions(changed, CALLER_SESSION)
     return Statement(
-        select(changed).select_from(caller.outerjoin(changed, true())).add_cte(ended, voided, token)
+        select(changed, number_of(ended))
+        .select_from(caller.outerjoin(changed, true()))
+        .add_cte(new_refresh_token(voided))
     )
 
 
@@ -135,7 +131,10 @@ FIND_ACCOUNT = Statement(
 )
 
 SIGN_IN = _sign_in()
-"""A session for the user whose password was checked, or no row when it has changed meanwhile."""
+"""A session for the user whose password was checked, or no row when it has changed meanwhile.
+
+`count` is the number of sessions that the user had before.
+"""
 
 UPGRADE_HASH = Statement(
     update(users)
@@ -158,13 +157,11 @@ READ_ACCOUNT = Statement(
     )
 )
 
-LOCK_CALLER = Statement(
-    select(users.c.id).where(users.c.id == CALLER_ID).with_for_update(key_share=True, of=users)
-)
-"""Goes before a change of the password, which must see the sessions that began until then."""
-
 CHANGE_PASSWORD = _change_password()
-"""A new password and refresh token, an end to other sessions; `id` is null if the old hash has changed."""
+"""A new password and refresh token, and the number of other sessions, which end; after `LOCK_CALLER`.
+
+`id` is null if the old hash has changed.
+"""
 
 DELETE_ACCOUNT = deleting(
     delete(users)

@@ -1,10 +1,11 @@
-"""Our own tokens: access tokens (RFC 9068) are issued and verified, refresh tokens made and digested.
+"""Issues and verifies access tokens (RFC 9068); makes and digests refresh tokens.
 
-The algorithm and the key come from our settings alone; nothing in a token's header can choose them.
+The algorithm and the key come from the settings alone: a token's header chooses neither.
 """
 
 import hashlib
 import hmac
+import re
 import secrets
 from datetime import timedelta
 from time import time
@@ -24,14 +25,17 @@ TYPE: Final = "at+jwt"
 MAX_TOKEN_CHARACTERS: Final = 8 * 1024
 MAX_SUBJECT_CHARACTERS: Final = 255
 LEEWAY: Final = timedelta(seconds=30)
-"""For clocks that run ahead of ours (`nbf`, `iat`); an expiry has none."""
+"""Tolerance for an issuer's clock that runs ahead (`nbf`, `iat`); `exp` has none."""
 MAX_EXPIRY: Final = 2**53
-"""Seconds; also keeps out NaN and infinity, which no clock ever passes."""
+"""Seconds since the epoch; the bound also refuses NaN and infinity."""
 _ACCESS_TYPES = {TYPE, "jwt"}
+# Base64url without padding, whose unused last bits are zero: PyJWT takes padding too (RFC 7515 section 2).
+_BASE64URL = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-][AQgw]|[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048])?"
+_SPELLING = re.compile(rf"{_BASE64URL}\.{_BASE64URL}\.{_BASE64URL}")
 
 
 class AccessTokens:
-    """Issues our access tokens, and tells who sent one."""
+    """Issues and verifies this service's own access tokens."""
 
     def __init__(self, settings: Settings) -> None:
         assert settings.jwt_secret is not None
@@ -61,11 +65,11 @@ class AccessTokens:
         return jwt.encode(claims, self._keys[self._current], ALGORITHM, headers=headers)
 
     def may_have_issued(self, header: dict[str, Any]) -> bool:
-        """Tell whether a token with this header names a key of ours."""
+        """Return whether the header's `kid` is one of this service's own keys."""
         return header.get("kid") in self._keys
 
     def verify(self, token: str, header: dict[str, Any]) -> Caller:
-        """Return who sent `token`, expired or not; raises `InvalidTokenError` (contract section 5)."""
+        """Return the caller that `token` names, expired or not; raises `InvalidTokenError`."""
         claims = self._decode(token, header.get("kid"))
         return Caller(
             user_id=subject(claims),
@@ -87,9 +91,14 @@ class AccessTokens:
 
 
 def read_header(token: str) -> dict[str, Any]:
-    """Return the header of an unverified token; raises `InvalidTokenError` if it is no access token."""
+    """Return the header of an unverified token; raises `InvalidTokenError` if it is no access token.
+
+    A token has one spelling, so that a text which is refused once is not let in under another.
+    """
     if len(token) > MAX_TOKEN_CHARACTERS:
         raise InvalidTokenError(reason="too_long")
+    if not _SPELLING.fullmatch(token):
+        raise InvalidTokenError(reason="malformed")
     try:
         header = jwt.get_unverified_header(token)
     except (jwt.PyJWTError, ValueError, RecursionError) as error:
@@ -127,7 +136,7 @@ def decode(
 
 
 def subject(claims: dict[str, Any]) -> str:
-    """Return `sub`: a text of 1 to 255 characters that PostgreSQL can hold."""
+    """Return `sub`, 1 to 255 characters that PostgreSQL can store; raises `InvalidTokenError`."""
     value = claims["sub"]
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_SUBJECT_CHARACTERS or not is_text(value):
         raise InvalidTokenError(reason="claims")
@@ -135,12 +144,12 @@ def subject(claims: dict[str, Any]) -> str:
 
 
 def is_text(value: str) -> bool:
-    """Tell whether PostgreSQL can hold `value`."""
+    """Return whether PostgreSQL can store `value`."""
     return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
 
 
 def expiry(claims: dict[str, Any]) -> float:
-    """Return `exp` in seconds since the epoch (RFC 7519 section 4.1.4)."""
+    """Return `exp` in seconds since the epoch (RFC 7519 section 4.1.4); raises `InvalidTokenError`."""
     value = claims["exp"]
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_EXPIRY:
         raise InvalidTokenError(reason="claims")
@@ -155,7 +164,7 @@ def _session_id(value: object) -> UUID:
 
 
 def _key_id(key: bytes) -> str:
-    """Name a key without telling anything about it."""
+    """Return a key's `kid`: an HMAC, because a plain hash would let likely secrets be tried against it."""
     return hmac.digest(key, b"tasks-api key id", hashlib.sha256).hex()[:16]
 
 
@@ -165,5 +174,5 @@ def new_refresh_token() -> str:
 
 
 def digest(refresh_token: str) -> bytes:
-    """Return what is stored of a refresh token: its SHA-256."""
+    """Return the SHA-256 of a refresh token, which is stored in its place."""
     return hashlib.sha256(refresh_token.encode()).digest()

@@ -10,10 +10,13 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
 import asyncpg
+from asyncpg.prepared_stmt import PreparedStatement
+from loguru import logger
 
 from backend import metrics
 from backend.database.hosts import Hosts
-from backend.database.pool import Connection, Pool, notice_silence
+from backend.database.pool import Pool
+from backend.database.session import UNPREPARED, Connection, notice_silence
 from backend.database.statement import Statement
 from backend.database.url import connect_arguments, is_transaction_pooler
 from backend.errors import DatabaseUnavailableError
@@ -42,6 +45,7 @@ UNDONE: Final = (
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InvalidCachedStatementError,
     asyncpg.ForeignKeyViolationError,  # its user was deleted meanwhile, and will not be found
+    *UNPREPARED,
 )
 """What PostgreSQL says when it has surely done nothing: then a write may be sent again as well."""
 
@@ -69,6 +73,7 @@ class Database:
         url = settings.database_url.get_secret_value()
         prepared = settings.database_prepared_statements
         is_prepared = prepared == "on" or (prepared == "auto" and not is_transaction_pooler(url))
+        self._prepares_anyway = prepared == "on"
         self._timeout = settings.database_timeout_seconds
         arguments = connect_arguments(url) | {
             "statement_cache_size": STATEMENTS if is_prepared else 0,
@@ -85,6 +90,8 @@ class Database:
         except asyncpg.PostgresError as error:
             # Whatever the server says to a greeting, it means that there is no database for us.
             raise ConnectionError(type(error).__name__) from error
+        if self._hosts.is_pooler and not self._prepares_anyway:
+            self._stop_preparing()
         notice_silence(connection, self._timeout / 2)
         return connection
 
@@ -110,12 +117,21 @@ class Database:
                 connection = self.pool.take_idle() or await self._take(deadline)
                 return await self._send(connection, statement, arguments, deadline - now())
             except FAILURES as error:
+                if isinstance(error, UNPREPARED):
+                    self._stop_preparing()
                 is_harmless = connection is None or statement.only_reads or isinstance(error, UNDONE)
                 if not is_harmless or now() + pause >= deadline:
                     raise DatabaseUnavailableError(reason=type(error).__name__) from error
             metrics.DATABASE_RETRIES.inc()
             await asyncio.sleep(pause)
         raise AssertionError("the last pause ends it")
+
+    def _stop_preparing(self) -> None:
+        if self._hosts.stop_preparing():
+            logger.warning(
+                "DATABASE_URL leads to a pooler that shares sessions: statements are no longer prepared; "
+                "set DATABASE_PREPARED_STATEMENTS=off to begin so"
+            )
 
     async def _take(self, deadline: float) -> Connection:
         async with asyncio.timeout_at(deadline):
@@ -147,7 +163,11 @@ class Database:
         Each has `DATABASE_TIMEOUT_SECONDS`, BEGIN and COMMIT too: asyncpg's own would wait for ever for a
         server that is silent, as the server would for us, with our locks.
         """
-        begin = f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {math.ceil(self._timeout * 1000)}"
+        milliseconds = math.ceil(self._timeout * 1000)
+        begin = (
+            "BEGIN ISOLATION LEVEL READ COMMITTED; "  # a pooler's sessions may have another
+            f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
+        )
         now = asyncio.get_running_loop().time
         deadline = now() + self._timeout
         try:
@@ -167,12 +187,20 @@ class Database:
 
 
 class Transaction:
-    """Runs statements within one transaction of `Database.transaction`."""
+    """Runs statements within one transaction of `Database.transaction`.
+
+    The statement is prepared here and without a name, because behind a transaction pooler this session may
+    not have what the connection prepared before, and a transaction that met an error can't be continued.
+    """
 
     def __init__(self, connection: Connection, seconds: float) -> None:
         self._connection, self._seconds = connection, seconds
+        self._last: tuple[Statement, PreparedStatement[Row]] | None = None
 
     async def one(self, statement: Statement, **values: Any) -> Row | None:
         """Return the first row, or None."""
         arguments = statement.arguments(values)
-        return await self._connection.fetchrow(statement.sql, *arguments, timeout=self._seconds)
+        if self._last is None or self._last[0] is not statement:
+            prepared = await self._connection.prepare(statement.sql, name="", timeout=self._seconds)
+            self._last = statement, prepared
+        return await self._last[1].fetchrow(*arguments, timeout=self._seconds)

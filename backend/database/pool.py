@@ -4,13 +4,11 @@ A connection that failed is never handed out again, and while it is being closed
 """
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final, cast
+from typing import Final
 
-import asyncpg
-
+from backend.database.session import Connection
 from backend.errors import OverloadedError
 
 WAITING_PER_CONNECTION: Final = 50
@@ -20,9 +18,6 @@ LONG_SECONDS: Final = 0.5
 """The same, once the first of them has waited so long: who came last would wait for seconds, or in vain."""
 CLOSING_SECONDS: Final = 1.0
 """How long a connection may take to cancel what it was doing and say goodbye."""
-
-
-Connection = asyncpg.Connection
 
 
 class Pool:
@@ -158,13 +153,3 @@ class Pool:
         tasks = [asyncio.create_task(self._close(connection)) for connection, _ in self._idle]
         self._idle.clear()
         await asyncio.gather(*tasks, *self._closing)
-
-
-def notice_silence(connection: Connection, seconds: float) -> None:
-    """Let the kernel give up on a peer that acknowledges nothing for so long (RFC 5482), where it can."""
-    transport = cast(Any, connection)._transport  # noqa: SLF001  # asyncpg shows its socket nowhere else
-    peer = transport.get_extra_info("socket")
-    if peer is not None and peer.family in {socket.AF_INET, socket.AF_INET6}:
-        option = getattr(socket, "TCP_USER_TIMEOUT", None)
-        if option is not None:
-            peer.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))

@@ -9,8 +9,9 @@ import asyncpg
 from loguru import logger
 
 from backend.database.connection import UNREACHABLE
-from backend.database.hosts import Hosts, in_words
-from backend.database.url import connect_arguments
+from backend.database.hosts import Hosts
+from backend.database.session import in_words, warn_of_settings
+from backend.database.url import connect_arguments, ignored_options
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
@@ -29,6 +30,8 @@ async def is_current(url: str, *, wait_seconds: float = 0) -> bool:
     """
     newest = max(path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/*.py"))
     deadline, pause = time.monotonic() + wait_seconds, 0.1
+    if ignored := ignored_options(url):
+        logger.info("DATABASE_URL: these options of other tools have no effect here: {}", ", ".join(ignored))
     while True:
         try:
             return await _revision(url) == newest
@@ -44,6 +47,7 @@ async def is_current(url: str, *, wait_seconds: float = 0) -> bool:
 async def _revision(url: str) -> object:
     connection = await connect(url)
     try:
+        await warn_of_settings(connection, seconds=_ANSWER_SECONDS)
         statement = "SELECT version_num FROM alembic_version"
         return await connection.fetchval(statement, timeout=_ANSWER_SECONDS)
     except asyncpg.UndefinedTableError:

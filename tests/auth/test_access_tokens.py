@@ -1,4 +1,4 @@
-"""Our own access tokens (contract section 5): what is in one, and that nothing else is let in (R4-FR-013)."""
+"""Own access tokens: their claims, the tokens that are accepted, and the many that are refused."""
 
 import base64
 import hashlib
@@ -366,12 +366,44 @@ def test_a_forged_or_broken_token_is_refused(service: Service, good: Token, case
     assert_refused(service, present(service, f"Bearer {forge(good)}"), "invalid_token", reason)
 
 
-def test_a_signature_has_one_spelling(service: Service, good: Token) -> None:
-    """The last letter holds two bits that mean nothing: a token has no twins all the same."""
-    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    twin = good.text[:-1] + alphabet[alphabet.index(good.text[-1]) + 1]
-    assert unbase64url(twin.split(".")[2]) == unbase64url(good.parts[2])
-    assert_refused(service, present(service, f"Bearer {twin}"), "invalid_token", "malformed")
+ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+def _next_letter(segment: str) -> str:
+    """Set the lowest bit of the last letter, which no byte uses where the length is not a multiple of 4."""
+    return segment[:-1] + ALPHABET[ALPHABET.index(segment[-1]) + 1]
+
+
+def _unaligned(values: dict[str, Any]) -> str:
+    """Encode values in a length that could be padded."""
+    texts = (part({**values, "filling": filling}) for filling in ("", "x"))
+    return next(text for text in texts if len(text) % 4)
+
+
+TWINS: dict[str, Callable[[str], str]] = {
+    "padding": lambda segment: segment + "=" * (-len(segment) % 4),
+    "one sign of padding": lambda segment: f"{segment}=",
+    "whole padding": lambda segment: f"{segment}====",
+    "an unused bit": _next_letter,
+    "a letter outside the alphabet": lambda segment: f"{segment[:4]}!{segment[4:]}",
+    "a space": lambda segment: f"{segment[:4]} {segment[4:]}",
+    "base64 of RFC 4648 section 4": lambda segment: segment[:4] + "+/" + segment[6:],
+}
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["header", "claims", "signature"])
+@pytest.mark.parametrize("twin", TWINS)
+def test_a_token_has_one_spelling(service: Service, good: Token, place: int, twin: str) -> None:
+    """Signed as it is spelled, so that nothing else can be at fault."""
+    parts = [_unaligned(good.header), _unaligned(good.claims)]
+    plain = _raw(*parts)
+    spelled = [TWINS[twin](each) if index == place else each for index, each in enumerate(parts)]
+    token = (
+        _raw(*spelled) if place < 2 else plain.replace(plain.split(".")[2], TWINS[twin](plain.split(".")[2]))
+    )
+    assert token != plain
+    assert_refused(service, present(service, f"Bearer {token}"), "invalid_token", "malformed")
+    assert present(service, f"Bearer {plain}").status_code == 200
 
 
 # How it is sent
@@ -381,6 +413,8 @@ NOT_SENT: dict[str, tuple[Callable[[Token], str | bytes], str]] = {
     "nothing": (lambda _: "", "malformed"),
     "no scheme": (lambda good: good.text, "malformed"),
     "Basic": (lambda _: "Basic YTpi", "malformed"),
+    "Token": (lambda good: f"Token {good.text}", "malformed"),
+    "JWT": (lambda good: f"JWT {good.text}", "malformed"),
     "another scheme": (lambda good: f"Bearers {good.text}", "malformed"),
     "a tab": (lambda good: f"Bearer\t{good.text}", "malformed"),
     "a colon": (lambda good: f"Bearer: {good.text}", "malformed"),
@@ -389,9 +423,14 @@ NOT_SENT: dict[str, tuple[Callable[[Token], str | bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", NOT_SENT)
-def test_what_is_no_bearer_token_counts_as_none(service: Service, good: Token, case: str) -> None:
+def test_what_is_no_bearer_token_counts_as_none_and_the_answer_says_how_to_send_one(
+    service: Service, good: Token, case: str
+) -> None:
     spell, reason = NOT_SENT[case]
-    assert_refused(service, present(service, spell(good)), "not_authenticated", reason)
+    response = present(service, spell(good))
+    assert_refused(service, response, "not_authenticated", reason)
+    assert "Authorization: Bearer <access token>" in response.json()["detail"]
+    assert good.text not in response.text
 
 
 @pytest.mark.parametrize("value", ["Bearer ", "Bearer    "])
@@ -419,6 +458,18 @@ def test_a_token_anywhere_but_in_its_header_counts_as_none(service: Service, goo
         client.get("/auth/me", headers={"X-Authorization": f"Bearer {good.text}"}),
     ):
         assert_refused(service, response, "not_authenticated", "missing")
+
+
+def test_of_two_claims_of_one_name_the_last_counts(service: Service, ada: Account, good: Token) -> None:
+    """RFC 7519 section 4, and both times that a header is read."""
+    header, claims = (unbase64url(each).decode() for each in good.parts[:2])
+    twice = _raw(
+        base64url(f'{{"typ": "rt+jwt", {header[1:]}'.encode()),
+        base64url(f'{{"sub": "eve", {claims[1:]}'.encode()),
+    )
+    assert present(service, f"Bearer {twice}").json()["id"] == ada.id
+    last = _raw(good.parts[0], base64url(f'{claims[:-1]}, "exp": 0}}'.encode()))
+    assert_refused(service, present(service, f"Bearer {last}"), "token_expired", "expired")
 
 
 def test_two_authorization_headers_are_refused(service: Service, good: Token) -> None:

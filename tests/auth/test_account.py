@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Barrier
+from threading import Barrier, Event
 from typing import Any
 
 import asyncpg
@@ -90,6 +90,27 @@ def test_the_old_refresh_token_works_no_more_from_the_first_moment(service: Serv
     tokens = change(ada).json()
     assert refusal(refresh(service, ada.tokens)) == (401, "invalid_refresh_token")
     assert (status(service, tokens), refresh(service, tokens).status_code) == (200, 200)
+
+
+def test_a_token_that_was_spent_just_before_the_change_has_no_grace_after_it(
+    service: Service, ada: Account
+) -> None:
+    issued = [ada.tokens, *(refresh(service, ada.tokens).json() for _ in range(2))]
+    issued.append(refresh(service, issued[-1]).json())
+    tokens = change(ada).json()
+    for old in issued:
+        assert refusal(refresh(service, old)) == (401, "invalid_refresh_token")
+    assert [status(service, each) for each in (*issued, tokens)] == [200] * 5
+    assert refresh(service, tokens).status_code == 200
+
+
+def test_the_log_tells_how_many_sessions_a_change_ended(service: Service, ada: Account) -> None:
+    for _ in range(3):
+        login(service, ada)
+    change(ada)
+    (line,) = service.lines(event="auth.password_changed", user_id=ada.id)
+    assert line["sessions_ended"] == 3
+    assert service.lines(event="auth.session_revoked", user_id=ada.id) == []
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -293,6 +314,110 @@ def test_a_sign_in_by_the_old_password_does_not_outlive_the_change(
         assert status(service, sign_in.result().json()) == 401
     assert status(service, other) == 401
     assert status(service, changed.result().json()) == 200
+
+
+TOKENS = (
+    "SELECT FROM refresh_tokens JOIN sessions ON sessions.id = session_id WHERE user_id = $1 "
+    "ORDER BY refresh_tokens.created_at LIMIT 1"
+)
+
+
+@pytest.mark.parametrize("first", ["the change", "the refresh"])
+def test_a_refresh_that_meets_a_change_gets_nothing_that_outlives_it(
+    service: Service, ada: Account, database: Postgres, threads: ThreadPoolExecutor, first: str
+) -> None:
+    """Whichever of the two is stopped in the middle while the other comes."""
+    login(service, ada)
+    rows, before, after = {
+        "the change": (NEWEST_SESSION, change, late_refresh(service)),
+        "the refresh": (f"{TOKENS} FOR UPDATE OF refresh_tokens", late_refresh(service), change),
+    }[first]
+    with done_at_the_end(database, f"{rows}{' FOR UPDATE' * ('FOR' not in rows)}", ada.id):
+        early = threads.submit(before, ada)
+        assert has_stopped(database, early, 1)
+        late = threads.submit(after, ada)
+        has_stopped(database, late, 2, seconds=2)
+    refreshed, changed = (late, early) if first == "the change" else (early, late)
+    assert changed.result().status_code == 200
+    assert refreshed.result().status_code == (401 if first == "the change" else 200)
+    if refreshed.result().is_success:
+        assert refusal(refresh(service, refreshed.result().json())) == (401, "invalid_refresh_token")
+    assert refusal(refresh(service, ada.tokens)) == (401, "invalid_refresh_token")
+    assert refresh(service, changed.result().json()).status_code == 200
+
+
+def late_refresh(service: Service) -> Callable[[Account], httpx.Response]:
+    return lambda account: refresh(service, account.tokens)
+
+
+RACE_SECONDS = 3
+DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+ENDS: dict[str, Callable[[Account], httpx.Response]] = {
+    "a change of the password": lambda ada: change(ada, new=PASSWORD),
+    "the end of the session": lambda ada: ada.client.post("/auth/logout"),
+    "the end of the others": lambda ada: ada.client.delete("/auth/sessions"),
+    "the end of the account": delete,
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_no_refresh_token_issued_before_an_end_works_after_it(
+    service: Service, database: Postgres, case: str
+) -> None:
+    """Refreshes in tight loops, of a session with two tabs and of another, against one end after another."""
+    before, until = database.sql(DEADLOCKS), time.monotonic() + RACE_SECONDS
+    rounds = 0
+    while time.monotonic() < until or rounds < 3:
+        ada, rounds = service.register(), rounds + 1
+        other = login(service, ada).json()
+        own = [] if case == "the end of the others" else [ada.tokens, ada.tokens]
+        starts = [*own, other] if case != "the end of the session" else own
+        started, answered = Barrier(len(starts) + 1), Event()
+        with ThreadPoolExecutor(len(starts)) as loops:
+            issued = [loops.submit(refresh_on, service, tokens, started, answered) for tokens in starts]
+            started.wait(30)
+            assert ENDS[case](ada).is_success
+            answered.set()
+        for tokens in (tokens for loop in issued for tokens in loop.result()):
+            assert refresh(service, tokens).status_code == 401
+    assert database.sql(DEADLOCKS) == before
+
+
+def refresh_on(
+    service: Service, tokens: dict[str, Any], started: Barrier, answered: Event
+) -> list[dict[str, Any]]:
+    """Refresh again and again until it is refused, once the end was answered at the latest."""
+    client, issued = service.client(), [tokens]
+    issued.append(client.post("/auth/refresh", json={"refresh_token": tokens["refresh_token"]}).json())
+    started.wait(30)
+    while True:
+        was_answered = answered.is_set()
+        last = {"refresh_token": issued[-1]["refresh_token"]}
+        response = client.post("/auth/refresh", json=last)
+        assert response.status_code in ({401} if was_answered else {200, 401}), response.text
+        if response.is_error:
+            return issued
+        issued.append(response.json())
+
+
+def test_sessions_that_end_each_other_at_once_do_not_deadlock(service: Service, database: Postgres) -> None:
+    """Of two that end all others, one goes on; the other is told that it has ended."""
+    before = database.sql(DEADLOCKS)
+    for _ in range(10):
+        ada = service.register()
+        clients = [ada.client, *(_signed_in(service, ada) for _ in range(3))]
+        ready = Barrier(len(clients))
+
+        def end(client: httpx.Client, ready: Barrier = ready) -> int:
+            ready.wait(30)
+            return client.delete("/auth/sessions").status_code
+
+        with ThreadPoolExecutor(len(clients)) as threads:
+            answers = list(threads.map(end, clients))
+        assert sorted(answers) == [204, 401, 401, 401]
+        alive = [client.get("/tasks").status_code == 200 for client in clients]
+        assert alive == [answer == 204 for answer in answers]
+    assert database.sql(DEADLOCKS) == before
 
 
 LATE: dict[str, Callable[[Service, Account], httpx.Response]] = {

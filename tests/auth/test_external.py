@@ -1,4 +1,4 @@
-"""Tokens that are issued elsewhere (contract section 5): a real Better Auth, and token servers gone wrong."""
+"""Tokens of other issuers: a real Better Auth, and token servers that misbehave."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from backend.settings import SettingsError, load_settings
 from tests.better_auth.jwks import SigningKey, TokenServer, new_key, token_server
 from tests.better_auth.server import BetterAuth, ExternalUser
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, PASSWORD, Service, running
+from tests.service import JWT_SECRET, PASSWORD, Service, program_with, running
 from tests.tokens import SHARED_SECRET, claims_for, resigned, shared_token
 
 ALGORITHMS = ("EdDSA", "ES256", "RS256")
@@ -90,7 +90,7 @@ def refused(service: Service, token: str) -> str:
 def test_a_better_auth_token_is_good_and_its_user_known_by_email_and_name(
     federated: Service, eve: ExternalUser
 ) -> None:
-    """R2-FR-003, R2-FR-005: EdDSA by JWKS, the plugin's default."""
+    """EdDSA by JWKS, the plugin's default."""
     token = eve.token()
     assert jwt.get_unverified_header(token)["alg"] == "EdDSA"
     assert ask(federated, token).json() == []
@@ -276,7 +276,7 @@ BAD_CLAIMS = [
 def test_a_token_with_bad_claims_is_401(
     trusting: Service, tokens: TokenServer, claims: dict[str, Any], why: str
 ) -> None:
-    """R2-FR-003: `exp` and `sub` are required, and both kinds of token alike."""
+    """`exp` and `sub` are required in both kinds of token."""
     assert refused(trusting, tokens.token(KEYS["EdDSA"], **{"sub": "external", **claims})) == why
     assert refused(trusting, shared_token(**{"sub": "external", **claims})) == why
 
@@ -492,23 +492,134 @@ def test_without_a_token_server_none_of_its_tokens_is_good(service: Service, tok
 def test_a_key_that_is_too_short_or_for_something_else_verifies_nothing(
     own_tokens: TokenServer, new_service: Callable[..., Service]
 ) -> None:
-    """RFC 7518 section 3.3: 2048 bits; RFC 7517 section 4: `use` and `alg` are what the key is for."""
+    """RFC 7518 section 3.3: 2048 bits; RFC 7517 section 4: `use`, `key_ops` and `alg`."""
     good, weak, encrypts, other, secret = new_key(), new_key("RS256", 1024), new_key(), new_key(), new_key()
+    signs, odd, both, told = new_key(), new_key(), new_key(), new_key()
     own_tokens.keys = [
         weak.published,
         {**encrypts.published, "use": "enc"},
         {**other.published, "alg": "ES256"},
+        {**signs.published, "key_ops": ["sign", "deriveKey"]},
+        {**odd.published, "key_ops": "verify"},
+        {**both.published, "key_ops": ["sign", "verify"], "use": "sig", "alg": "EdDSA"},
+        told.leaked,
         {"kty": "oct", "alg": "HS256", "kid": secret.id, "k": _encode(SHARED_SECRET).decode()},
         good.published,
     ]
     service = new_service(BETTER_AUTH_URL=own_tokens.url)
-    assert ask(service, own_tokens.token(good)).status_code == 200
+    for key in (good, both):
+        assert ask(service, own_tokens.token(key)).status_code == 200
     with pytest.warns(jwt.InsecureKeyLengthWarning):
         weakly_signed = own_tokens.token(weak)
-    for token in (weakly_signed, own_tokens.token(encrypts), own_tokens.token(other)):
+    for token in (weakly_signed, *(own_tokens.token(key) for key in (encrypts, other, signs, odd, told))):
         assert refused(service, token) == "unknown_key"
     by_secret = shared_token("external", headers={"kid": secret.id}, iss=own_tokens.url, aud=own_tokens.url)
     assert refused(service, by_secret) == "unknown_key"
+
+
+@pytest.mark.parametrize("is_known", [False, True], ids=["never fetched", "fetched"])
+def test_a_token_or_a_key_without_an_id_verifies_nothing_and_costs_no_fetch(
+    own_tokens: TokenServer, new_service: Callable[..., Service], is_known: bool
+) -> None:
+    nameless, named = new_key(), new_key()
+    own_tokens.keys = [{**nameless.published, "kid": None}, named.published]
+    service = new_service(BETTER_AUTH_URL=own_tokens.url)
+    if is_known:
+        assert ask(service, own_tokens.token(named)).status_code == 200
+    claims = claims_for("external", iss=own_tokens.url, aud=own_tokens.url)
+    for key in (nameless, named):
+        assert refused(service, jwt.encode(claims, key.private, "EdDSA")) == "unknown_key"
+    assert len(own_tokens.fetches) == is_known
+
+
+def test_of_two_keys_with_one_id_the_last_usable_one_counts(
+    own_tokens: TokenServer, new_service: Callable[..., Service]
+) -> None:
+    """And one that is there twice counts once."""
+    first, last = new_key(), new_key("ES256")
+    unusable = {**first.published, "kid": last.id, "use": "enc"}
+    own_tokens.keys = [{**first.published, "kid": last.id}, last.published, last.published, unusable]
+    service = new_service(BETTER_AUTH_URL=own_tokens.url)
+    assert ask(service, own_tokens.token(last)).status_code == 200
+    assert refused(service, own_tokens.token(SigningKey("EdDSA", first.private, last.id))) == "algorithm"
+
+
+# Keys that are withdrawn
+
+
+def make_fetch(service: Service, tokens: TokenServer) -> None:
+    """Let the service fetch the set anew: a kid that nobody has published makes it."""
+    count = len(tokens.fetches)
+    assert refused(service, tokens.token(new_key())) == "unknown_key"
+    assert len(tokens.fetches) == count + 1
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_withdrawn_key_verifies_nothing_more_not_even_what_it_verified_before(
+    own_tokens: TokenServer, new_service: Callable[..., Service], algorithm: str
+) -> None:
+    staying, withdrawn = new_key(), new_key(algorithm)
+    own_tokens.publish(staying, withdrawn)
+    service = new_service(BETTER_AUTH_URL=own_tokens.url)
+    good, known, unseen = (
+        own_tokens.token(key, sub)
+        for key, sub in ((staying, "stays"), (withdrawn, "known"), (withdrawn, "new"))
+    )
+    assert [ask(service, token).status_code for token in (good, known, known)] == [200] * 3
+
+    own_tokens.publish(staying)
+    make_fetch(service, own_tokens)
+    assert refused(service, known) == "unknown_key"
+    assert refused(service, known) == "unknown_key"
+    assert refused(service, unseen) == "unknown_key"
+    assert [ask(service, good).status_code for _ in range(2)] == [200] * 2
+
+
+def test_another_key_under_the_same_id_does_not_vouch_for_tokens_of_the_old_one(
+    own_tokens: TokenServer, new_service: Callable[..., Service]
+) -> None:
+    old = new_key()
+    own_tokens.publish(old)
+    service = new_service(BETTER_AUTH_URL=own_tokens.url)
+    token = own_tokens.token(old)
+    assert ask(service, token).status_code == 200
+    new = SigningKey("EdDSA", new_key().private, old.id)
+    own_tokens.publish(new)
+    make_fetch(service, own_tokens)
+    assert refused(service, token) == "signature"
+    assert ask(service, own_tokens.token(new)).status_code == 200
+
+
+def test_a_failed_fetch_withdraws_nothing(
+    own_tokens: TokenServer, new_service: Callable[..., Service]
+) -> None:
+    key = new_key()
+    own_tokens.publish(key)
+    service = new_service(BETTER_AUTH_URL=own_tokens.url)
+    token = own_tokens.token(key)
+    assert ask(service, token).status_code == 200
+    own_tokens.status = 500
+    make_fetch(service, own_tokens)
+    assert ask(service, token).status_code == 200
+
+
+def test_a_known_token_alone_keeps_the_key_set_fresh(
+    own_tokens: TokenServer, new_service: Callable[..., Service]
+) -> None:
+    """A stale set is renewed though every token that comes was verified before."""
+    key = new_key()
+    own_tokens.publish(key)
+    program = program_with(
+        "backend.auth.jwks.STALE_SECONDS = 1", "backend.auth.jwks.FORCED_FETCH_SECONDS = 1"
+    )
+    service = new_service(program=program, BETTER_AUTH_URL=own_tokens.url)
+    token = own_tokens.token(key)
+    assert ask(service, token).status_code == 200
+    own_tokens.keys = []
+    deadline = time.monotonic() + 15
+    while ask(service, token).status_code == 200 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert refused(service, token) == "unknown_key"
 
 
 # Fetching keys

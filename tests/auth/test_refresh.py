@@ -1,4 +1,4 @@
-"""`POST /auth/refresh`: a refresh token is spent once, and its use once more, later, ends the session."""
+"""`POST /auth/refresh`: a token is good for three uses in ten seconds; a later use ends the session."""
 
 import hashlib
 from collections.abc import Callable
@@ -85,38 +85,71 @@ def test_older_access_tokens_go_on(service: Service, ada: Account) -> None:
     assert works(service, ada.tokens["access_token"])
 
 
-def test_the_same_token_twice_within_ten_seconds_is_good_twice(
+def test_the_same_token_three_times_within_ten_seconds_is_good_three_times(
     service: Service, ada: Account, database: Postgres
 ) -> None:
-    first = renew(service, ada.tokens["refresh_token"])
-    let_pass(database, ada.tokens["refresh_token"], 5)
-    second = renew(service, ada.tokens["refresh_token"])
-    for tokens in (first, second):
+    pairs = [renew(service, ada.tokens["refresh_token"])]
+    for _ in range(2):
+        let_pass(database, ada.tokens["refresh_token"], 4)
+        pairs.append(renew(service, ada.tokens["refresh_token"]))
+    for tokens in pairs:
         assert works(service, tokens["access_token"])
         assert works(service, renew(service, tokens["refresh_token"])["access_token"])
-    # The second use does not start the ten seconds anew.
-    let_pass(database, ada.tokens["refresh_token"], 6)
+
+
+def test_a_second_use_does_not_start_the_ten_seconds_anew(
+    service: Service, ada: Account, database: Postgres
+) -> None:
+    for _ in range(2):
+        renew(service, ada.tokens["refresh_token"])
+        let_pass(database, ada.tokens["refresh_token"], 6)
     assert refresh(service, ada.tokens["refresh_token"]).status_code == 401
 
 
-def test_fifty_tabs_at_once_all_get_working_pairs(service: Service, ada: Account, database: Postgres) -> None:
+def test_each_use_but_the_first_is_logged_as_a_warning(service: Service, ada: Account) -> None:
+    for _ in range(3):
+        renew(service, ada.tokens["refresh_token"])
+    lines = service.lines(event="auth.refreshed", user_id=ada.id)
+    assert [(line["level"], line.get("within_grace")) for line in lines] == [
+        ("INFO", None),
+        ("WARNING", True),
+        ("WARNING", True),
+    ]
+
+
+def test_a_fourth_use_within_ten_seconds_is_refused_and_changes_nothing(
+    service: Service, ada: Account, database: Postgres
+) -> None:
+    pairs = [renew(service, ada.tokens["refresh_token"]) for _ in range(3)]
+    before = session_of(database, ada)
+    response = refresh(service, ada.tokens["refresh_token"], **{"User-Agent": "A fourth"})
+    assert (response.status_code, response.json()["code"]) == (401, "invalid_refresh_token")
+    assert session_of(database, ada) == before
+    assert service.lines(event="auth.refresh_reused", user_id=ada.id) == []
+    for tokens in pairs:
+        assert works(service, tokens["access_token"])
+        assert works(service, renew(service, tokens["refresh_token"])["access_token"])
+
+
+def test_of_fifty_uses_at_once_three_get_working_pairs(
+    service: Service, ada: Account, database: Postgres
+) -> None:
     ready, session_id = Barrier(TABS), session_of(database, ada)["id"]
 
-    def tab(_: int) -> dict[str, Any]:
+    def tab(_: int) -> httpx.Response:
         client = service.client()
         ready.wait(60)
-        response = client.post("/auth/refresh", json={"refresh_token": ada.tokens["refresh_token"]})
-        assert response.status_code == 200, response.text
-        tokens: dict[str, Any] = response.json()
-        return tokens
+        return client.post("/auth/refresh", json={"refresh_token": ada.tokens["refresh_token"]})
 
     with ThreadPoolExecutor(TABS) as threads:
         answers = list(threads.map(tab, range(TABS)))
+    assert sorted(answer.status_code for answer in answers) == [200] * 3 + [401] * (TABS - 3)
+    pairs = [answer.json() for answer in answers if answer.is_success]
     for name in ("access_token", "refresh_token"):
-        assert len({answer[name] for answer in answers}) == TABS
-    for answer in answers:
-        assert works(service, answer["access_token"])
-        assert works(service, renew(service, answer["refresh_token"])["access_token"])
+        assert len({tokens[name] for tokens in pairs}) == len(pairs)
+    for tokens in pairs:
+        assert works(service, tokens["access_token"])
+        assert works(service, renew(service, tokens["refresh_token"])["access_token"])
     assert session_of(database, ada)["id"] == session_id
 
 
@@ -270,10 +303,29 @@ def test_expired_sessions_are_swept_by_sign_ins(
 # How it is kept
 
 
+def test_tokens_spent_longer_ago_than_a_session_may_be_idle_are_pruned(
+    service: Service, ada: Account, database: Postgres
+) -> None:
+    """Not the one that a client might still come back with, whose reuse ends the session."""
+    chain = [ada.tokens["refresh_token"]]
+    for _ in range(3):
+        chain.append(renew(service, chain[-1])["refresh_token"])
+    for token, days in zip(chain, (15, 14, 13), strict=False):
+        let_pass(database, token, (days * DAY).total_seconds())
+    newest = renew(service, chain[-1])
+    kept = "SELECT digest FROM refresh_tokens JOIN sessions ON sessions.id = session_id WHERE user_id = $1"
+    digests = {row["digest"] for row in database.sql(kept, ada.id)}
+    assert digests == {digest(token) for token in (*chain[2:], newest["refresh_token"])}
+    assert refresh(service, chain[0]).status_code == 401
+    assert works(service, newest["access_token"])
+    assert refresh(service, chain[2]).status_code == 401
+    assert not works(service, newest["access_token"])
+
+
 def test_a_refresh_token_is_known_by_its_sha256_alone(
     service: Service, ada: Account, database: Postgres
 ) -> None:
-    """R4-FR-012: also once it is spent, and in any column of any table."""
+    """Also once it is spent, and in any column of any table."""
     tokens = [ada.tokens["refresh_token"], renew(service, ada.tokens["refresh_token"])["refresh_token"]]
     rows = database.sql(
         "SELECT digest FROM refresh_tokens JOIN sessions ON sessions.id = session_id WHERE user_id = $1",

@@ -1,9 +1,10 @@
 """`/auth/sessions`: where one is signed in, and how to end it from anywhere else."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Thread
 from typing import Any
 from uuid import uuid4
 
@@ -13,6 +14,8 @@ import pytest
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running
 from tests.test_statements import WARM_UP, Proxy
+
+SIGN_INS = 20
 
 
 def sign_in(service: Service, account: Account, user_agent: str | None = None) -> httpx.Client:
@@ -130,6 +133,16 @@ def test_all_other_sessions_are_ended_and_this_one_goes_on(
     assert ada.client.delete("/auth/sessions").status_code == 204
 
 
+def test_many_ended_at_once_are_one_line_with_their_number(service: Service, ada: Account) -> None:
+    for _ in range(3):
+        sign_in(service, ada)
+    ada.client.delete("/auth/sessions")
+    (line,) = service.lines(event="auth.session_revoked", user_id=ada.id)
+    assert (line["count"], line["level"]) == (3, "INFO")
+    ada.client.delete("/auth/sessions")
+    assert len(service.lines(event="auth.session_revoked", user_id=ada.id)) == 1
+
+
 @pytest.mark.parametrize("case", ["unknown", "no-id", "1", "somebody else's", "an ended session's"])
 def test_a_session_that_is_not_ones_own_is_404_and_goes_on(
     service: Service, ada: Account, bob: Account, case: str
@@ -167,6 +180,66 @@ def test_it_holds_at_once_on_another_process(
         assert is_over(other)
         refreshing = {"refresh_token": tokens["refresh_token"]}
         assert elsewhere.client().post("/auth/refresh", json=refreshing).status_code == 401
+
+
+# The limit
+
+
+def add_sessions(database: Postgres, account: Account, number: int) -> list[str]:
+    """Let the account have that many more sessions, each used a minute before the one listed before it."""
+    add = (
+        "INSERT INTO sessions (id, user_id, expires_at, last_used_at) SELECT gen_random_uuid(), $1, "
+        "now() + interval '1 day', now() - interval '1 hour' - n * interval '1 minute' "
+        "FROM generate_series(1, $2) n RETURNING id"
+    )
+    return [str(row["id"]) for row in database.sql(add, account.id, number)]
+
+
+def test_one_session_beyond_a_hundred_ends_the_one_used_longest_ago(
+    service: Service, ada: Account, database: Postgres
+) -> None:
+    """Not the one begun longest ago: a refresh is a use."""
+    added = add_sessions(database, ada, 99)
+    sign_in(service, ada)
+    assert {session["id"] for session in sessions(ada.client)}.issuperset(added[:-1])
+    assert added[-1] not in {session["id"] for session in sessions(ada.client)}
+    assert len(sessions(ada.client)) == 100
+    database.sql("UPDATE sessions SET last_used_at = now() WHERE id = $1::text::uuid", added[-2])
+    newest = sign_in(service, ada)
+    left = {session["id"] for session in sessions(newest)}
+    assert (len(left), added[-2] in left, added[-3] in left) == (100, True, False)
+    lines = service.lines(event="auth.session_revoked", user_id=ada.id)
+    assert [line["count"] for line in lines] == [1, 1]
+
+
+def test_the_sessions_of_others_and_expired_ones_do_not_count(
+    service: Service, ada: Account, bob: Account, database: Postgres
+) -> None:
+    add_sessions(database, bob, 99)
+    oldest = add_sessions(database, ada, 130)[-1]  # more of them expired than a sign-in sweeps
+    expire = (
+        "UPDATE sessions SET expires_at = now() WHERE user_id = $1 AND last_used_at > now() - $2::interval"
+    )
+    database.sql(expire, ada.id, timedelta(minutes=100))
+    newest = sign_in(service, ada)
+    assert oldest in {session["id"] for session in sessions(newest)}
+    assert len(sessions(bob.client)) == 100
+
+
+def test_a_hundred_is_the_most_also_of_many_sign_ins_at_once(
+    service: Service, ada: Account, database: Postgres
+) -> None:
+    add_sessions(database, ada, 95)
+    ready = Barrier(SIGN_INS)
+
+    def come(_: int) -> int:
+        client = service.client()
+        ready.wait(60)
+        return client.post("/auth/login", json={"email": ada.email, "password": PASSWORD}).status_code
+
+    with ThreadPoolExecutor(SIGN_INS) as threads:
+        assert list(threads.map(come, range(SIGN_INS))) == [200] * SIGN_INS
+    assert len(database.sql("SELECT FROM sessions WHERE user_id = $1", ada.id)) == 100
 
 
 # What it costs

@@ -28,6 +28,11 @@ class SigningKey:
     id: str
 
     @property
+    def leaked(self) -> dict[str, Any]:
+        """The private key as an entry of a JWKS, where it never belongs."""
+        return {**OKPAlgorithm.to_jwk(self.private, as_dict=True), "kid": self.id}
+
+    @property
     def published(self) -> dict[str, Any]:
         """The public key as an entry of a JWKS (RFC 7517)."""
         kind: Any = {"EdDSA": OKPAlgorithm, "ES256": ECAlgorithm, "RS256": RSAAlgorithm}[self.algorithm]

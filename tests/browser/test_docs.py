@@ -1,4 +1,4 @@
-"""`/docs` and `/redoc` in headless Chromium: all from here, and good for signing in and trying things out."""
+"""`/docs` and `/redoc` in headless Chromium: no foreign asset, nothing stored, Authorize and Try it out."""
 
 import json
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ FLAGS = [
 
 
 class Browser:
-    """A person's browser, which tells what it asked for."""
+    """A browser with a log of the requests that it sends."""
 
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
@@ -76,6 +76,12 @@ class Browser:
         ]
         return {url.netloc for url in urls if url.scheme in {"http", "https", "ws", "wss"}}
 
+    def stored(self) -> dict[str, str]:
+        """Return what the page has stored in the browser, for every later page of this origin."""
+        script = "return {...localStorage, ...sessionStorage}"
+        values: dict[str, str] = self.driver.execute_script(script)
+        return values | {cookie["name"]: cookie["value"] for cookie in self.driver.get_cookies()}
+
     def complaints(self) -> list[str]:
         """Return the errors on the page's console."""
         return [entry["message"] for entry in self.log("browser") if entry["level"] == "SEVERE"]
@@ -109,18 +115,32 @@ def test_a_page_shows_the_routes_and_asks_nobody_else_for_anything(
     assert browser.complaints() == []
 
 
-def test_whoever_signs_in_at_authorize_can_try_the_routes(
-    browser: Browser, service: Service, ada: Account
-) -> None:
-    """R4-FR-020, R4-SC-004: the OAuth 2.0 password flow signs in, Try it out creates a task."""
+def authorize(browser: Browser, service: Service, account: Account) -> None:
+    """Sign in at Authorize, by the OAuth 2.0 password flow."""
     browser.open(f"{service.url}/docs")
     browser.click(".auth-wrapper .authorize")
-    browser.type("#oauth_username", ada.email)
+    browser.type("#oauth_username", account.email)
     browser.type("#oauth_password", PASSWORD)
     browser.click(".auth-container .authorize")
     browser.see("[aria-label='Remove authorization']")
     browser.click(".auth-container .btn-done")
 
+
+def test_a_password_typed_at_authorize_is_not_stored_in_the_browser(
+    browser: Browser, service: Service, ada: Account
+) -> None:
+    authorize(browser, service, ada)
+    assert browser.stored() == {}
+    browser.driver.refresh()
+    browser.see(".auth-wrapper .authorize.unlocked")
+    assert browser.stored() == {}
+
+
+def test_whoever_signs_in_at_authorize_can_try_the_routes(
+    browser: Browser, service: Service, ada: Account
+) -> None:
+    """Try it out creates a task."""
+    authorize(browser, service, ada)
     browser.click(".opblock-post [data-path='/tasks']")
     browser.click(".opblock-post .try-out__btn")
     browser.click(".opblock-post .execute")

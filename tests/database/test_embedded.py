@@ -8,7 +8,6 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ import backend.database
 from backend.database.embedded import EmbeddedServer, EmbeddedServerError, embedded_server
 from backend.database.embedded.place import binaries
 from backend.database.url import connect_arguments
-from tests.programs import needs_root
+from tests.programs import needs_root, passable_directory
 
 SERVICE = """
 import os, signal, sys
@@ -53,9 +52,8 @@ class Service:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            cwd="/",
             start_new_session=True,
-            **kwargs,
+            **{"cwd": "/", **kwargs},
         )
 
     def line(self) -> str:
@@ -75,20 +73,17 @@ class Service:
 
 @pytest.fixture
 def empty() -> Iterator[Path]:
-    """Not in pytest's own directory, which pytest closes to the user that root's server runs as."""
-    base = Path(tempfile.mkdtemp(prefix="embedded-"))
-    base.chmod(0o755)
-    yield base / "data"
-    shutil.rmtree(base)
+    with passable_directory(prefix="embedded-") as base:
+        yield base / "data"
 
 
 @pytest.fixture(scope="module")
 def template() -> Iterator[Path]:
     """Initialised once, since that takes a second."""
-    with tempfile.TemporaryDirectory(prefix="embedded-") as base:
-        with embedded_server(Path(base)):
+    with passable_directory(prefix="embedded-") as base:
+        with embedded_server(base):
             pass
-        yield Path(base)
+        yield base
 
 
 @pytest.fixture
@@ -99,8 +94,8 @@ def directory(template: Path, empty: Path) -> Path:
 @pytest.fixture(scope="module")
 def shared(template: Path) -> Iterator[EmbeddedServer]:
     with (
-        tempfile.TemporaryDirectory(prefix="embedded-") as base,
-        embedded_server(copy(template, Path(base))) as server,
+        passable_directory(prefix="embedded-") as base,
+        embedded_server(copy(template, base)) as server,
     ):
         yield server
 
@@ -428,9 +423,9 @@ def test_a_wrong_option_is_refused_in_postgresql_s_words(directory: Path) -> Non
 
 
 def test_an_initialisation_cut_short_is_begun_anew(empty: Path) -> None:
-    half = empty / "postgres" / "initdb-half"
-    half.mkdir(parents=True)
-    (half / "PG_VERSION").write_text("18\n")
+    with embedded_server(empty) as server:
+        half = server.data_dir.with_name("initdb-half")
+    server.data_dir.rename(half)
     with embedded_server(empty) as server:
         assert query(server, "SELECT 1") == 1
     assert not half.exists()
@@ -490,11 +485,151 @@ def test_what_belongs_to_a_user_goes_on_belonging_to_them(directory: Path) -> No
 
 
 @needs_root
-def test_root_opens_directories_above_for_passing_only(template: Path, empty: Path) -> None:
+def test_root_opens_no_private_directory_but_names_it_and_the_way_out(empty: Path) -> None:
     empty.mkdir(mode=0o700)
-    with embedded_server(copy(template, empty / "below")) as server:
-        assert query(server, "SELECT 1") == 1
-    assert stat.S_IMODE(empty.stat().st_mode) == 0o701
+    said = refusal(empty / "below")
+    assert f"can't pass {empty}: set DATA_DIR to a directory elsewhere, or don't start as root" in said
+    assert stat.S_IMODE(empty.stat().st_mode) == 0o700
+
+
+@needs_root
+def test_root_s_server_runs_from_an_installation_that_is_closed_to_it(
+    template: Path, empty: Path, service: Callable[..., Service]
+) -> None:
+    """As in a clone under /root, or one that was installed under a umask of 077."""
+    wheel = binaries().parents[1]
+    closed = empty.with_name("closed")
+    closed.mkdir(mode=0o700)
+    for part in (wheel, *wheel.parent.glob(f"{wheel.name}.libs")):
+        subprocess.run(["/bin/cp", "-a", part, closed], check=True)
+    subprocess.run(["/bin/chmod", "-R", "go=", closed], check=True)
+    for directory in (empty, copy(template, empty.with_name("made before"))):
+        running = service(directory, cwd=closed)  # the first place where Python looks
+        executable = Path(f"/proc/{running.postmaster()}/exe").readlink()
+        assert executable.is_relative_to(directory / "postgres" / "programs")
+        running.end()
+    assert {stat.S_IMODE(path.stat().st_mode) & 0o077 for path in (closed, *closed.rglob("*"))} == {0}
+
+
+def plant(kind: str, path: Path, target: Path) -> None:
+    """Put this in place of the file, as the server's user can in its own directory."""
+    path.unlink(missing_ok=True)
+    match kind:
+        case "symlink":
+            path.symlink_to(target)
+        case "hard link":
+            path.hardlink_to(target)
+        case "fifo":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+        case "a third user's file":
+            path.touch()
+            os.chown(path, 12345, 12345)
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["symlink", "hard link", "fifo", "directory", "a third user's file"])
+@pytest.mark.parametrize("name", ["turn.lock", "users.lock"])
+def test_what_the_database_s_user_has_planted_for_a_lock_is_refused_and_given_to_nobody(
+    directory: Path, kind: str, name: str
+) -> None:
+    target = directory / "of root"
+    target.write_text("secret")
+    target.chmod(0o600)
+    plant(kind, directory / "postgres" / name, target)
+    assert name in refusal(directory)
+    assert (target.stat().st_uid, stat.S_IMODE(target.stat().st_mode)) == (0, 0o600)
+    assert target.read_text() == "secret"
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["symlink", "hard link"])
+@pytest.mark.parametrize("name", ["postgres.log", "postgres.previous.log"])
+def test_what_was_planted_for_the_log_is_moved_away_and_neither_written_nor_read(
+    directory: Path, kind: str, name: str
+) -> None:
+    target = directory / "of root"
+    target.write_text("FATAL:  secret\n")
+    target.chmod(0o600)
+    plant(kind, directory / "postgres" / name, target)
+    with pytest.raises(EmbeddedServerError) as refused, embedded_server(directory, {"nonsense": "1"}):
+        pass
+    assert "secret" not in str(refused.value)
+    with embedded_server(directory):
+        pass
+    assert target.read_text() == "FATAL:  secret\n"
+    assert target.stat().st_uid == 0
+
+
+@needs_root
+def test_a_link_in_place_of_initdb_s_directory_leads_nowhere(empty: Path) -> None:
+    with embedded_server(empty) as server:
+        pass
+    shutil.rmtree(server.data_dir)
+    target = empty / "of root"
+    target.mkdir(mode=0o700)
+    (target / "kept").touch()
+    (server.data_dir.parent / "initdb-planted").symlink_to(target)
+    with embedded_server(empty) as server:
+        assert not server.data_dir.is_symlink()
+    assert (target.stat().st_uid, stat.S_IMODE(target.stat().st_mode)) == (0, 0o700)
+    assert (target / "kept").exists()
+
+
+@pytest.mark.parametrize("kind", ["symlink", "fifo", "directory"])
+def test_a_planted_pid_file_is_not_waited_for(directory: Path, kind: str) -> None:
+    with embedded_server(directory) as server:
+        pass
+    plant(kind, server.data_dir / "postmaster.pid", Path("/dev/zero"))
+    with pytest.raises(EmbeddedServerError, match="no PostgreSQL runs"):
+        _ = server.pid
+
+
+@needs_root
+def test_a_process_of_another_user_that_looks_like_the_server_gets_no_signal(
+    directory: Path, empty: Path
+) -> None:
+    """Its pid in postmaster.pid, and the server's name in its command line."""
+    with embedded_server(directory) as server:
+        pass
+    lookalike = empty / "postgres-of-root" / "postgres"
+    lookalike.parent.mkdir()
+    shutil.copy("/bin/sleep", lookalike)
+    with subprocess.Popen(["sleep", "60"], executable=lookalike, cwd="/") as victim:
+        pass_as = psutil.Process(victim.pid)
+        assert pass_as.name() == "postgres"
+        (server.data_dir / "postmaster.pid").write_text(f"{victim.pid}\nready\n")
+        with embedded_server(directory):
+            assert victim.poll() is None
+        assert victim.poll() is None
+        victim.kill()
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["symlink", "filled"])
+def test_a_directory_that_root_has_not_made_for_it_is_not_given_away(empty: Path, kind: str) -> None:
+    target = empty.with_name("of root")
+    target.mkdir(mode=0o700)
+    (target / "kept").touch()
+    empty.mkdir()
+    if kind == "symlink":
+        shutil.chown(empty, "nobody")
+        (empty / "postgres").symlink_to(target)
+    else:
+        target.rename(empty / "postgres")
+        target = empty / "postgres"
+    assert "irectory" in refusal(empty)
+    assert (target.stat().st_uid, stat.S_IMODE(target.stat().st_mode)) == (0, 0o700)
+
+
+@needs_root
+def test_the_server_gets_its_user_s_own_group_whatever_the_directory_s_is(
+    directory: Path, service: Callable[..., Service]
+) -> None:
+    os.chown(directory / "postgres", -1, 4)
+    server = psutil.Process(service(directory).postmaster())
+    assert server.gids().real == pwd.getpwuid(server.uids().real).pw_gid
 
 
 @needs_root

@@ -11,7 +11,8 @@ import asyncpg
 import pytest
 
 from backend.database.embedded import EmbeddedServer
-from backend.database.pool import WAITING_PER_CONNECTION, Connection, Pool
+from backend.database.pool import WAITING_PER_CONNECTION, Pool
+from backend.database.session import Connection
 from backend.database.url import connect_arguments
 from backend.errors import OverloadedError
 from tests.conftest import Postgres
@@ -31,7 +32,7 @@ class Scene:
         """Make a connection, as `Database` does it for a pool."""
         if self.refuses:
             raise ConnectionRefusedError
-        connection: Connection = await asyncpg.connect(**self._arguments)
+        connection = await asyncpg.connect(**self._arguments, connection_class=Connection)
         self.made.append(connection)
         return connection
 

@@ -4,7 +4,6 @@ import asyncio
 import os
 import pwd
 import ssl
-import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend.database.embedded import EmbeddedServer, embedded_server
-from backend.database.url import DatabaseURLError, connect_arguments, is_transaction_pooler
+from backend.database.session import OPTIONS
+from backend.database.url import (
+    DatabaseURLError,
+    connect_arguments,
+    ignored_options,
+    is_transaction_pooler,
+)
 from tests.certificates import make_certificates
+from tests.programs import passable_directory
 
 NEON = (
     "postgresql://neondb_owner:npg_A1b2C3@ep-cool-darkness-a1b2c3d4-pooler.us-east-2.aws.neon.tech/neondb"
@@ -130,7 +136,7 @@ def test_settings_of_the_session_go_to_the_server() -> None:
     url = "postgresql://h/d?application_name=tasks&options=-c%20search_path%3Dx"
     assert connect_arguments(url)["server_settings"] == {
         "application_name": "tasks",
-        "options": "-c search_path=x",
+        "options": f"{OPTIONS} -c search_path=x",
     }
 
 
@@ -144,8 +150,52 @@ def test_the_last_of_two_values_counts() -> None:
 
 
 def test_what_libpq_alone_needs_is_ignored() -> None:
-    url = "postgresql://u@h/d?keepalives=1&gssencmode=disable&client_encoding=utf8&pgbouncer=true"
+    url = "postgresql://u@h/d?keepalives=1&gssencmode=disable&client_encoding=utf8&pgbouncer=false"
     assert connect_arguments(url) == connect_arguments("postgresql://u@h/d")
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("pgbouncer=false&connection_limit=1", ["connection_limit"]),  # Prisma
+        ("pool_timeout=15&connect_timeout=15&socket_timeout=3", ["pool_timeout", "socket_timeout"]),
+        ("schema=public", ["schema"]),
+        ("currentSchema=x&prepareThreshold=0&ApplicationName=y", None),  # JDBC
+        ("keepalives=1&keepalives_idle=5&client_encoding=utf8&load_balance_hosts=random", None),  # libpq
+        ("conn_max_age=600&conn_health_checks=true", None),  # Django
+        ("pool=5&encoding=unicode&prepared_statements=false&variables[statement_timeout]=9", None),  # Rails
+        ("pool_max_conns=10&default_query_exec_mode=exec", None),  # pgx
+        ("supa=base-pooler.x&workaround=supabase-pooler.vercel", None),  # Supabase
+        ("sslmode=require&uselibpqcompat=true", ["uselibpqcompat"]),  # node-postgres
+    ],
+)
+def test_options_of_other_tools_are_ignored_and_named(query: str, names: list[str] | None) -> None:
+    expected = names or sorted(pair.partition("=")[0] for pair in query.split("&"))
+    assert ignored_options(f"postgresql://u:p@h/d?{query}") == expected
+    understood = {"socket_timeout": "", "connect_timeout=15": "connect_timeout=15"}
+    kept = "&".join(pair for pair in query.split("&") if pair in understood or pair.startswith("sslmode"))
+    ours, plain = (connect_arguments(f"postgresql://u:p@h/d?{text}") for text in (query, kept))
+    assert (ours.pop("ssl") is False) == (plain.pop("ssl") is False)
+    assert ours == plain
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "sslaccept=strict",  # Prisma
+        *(
+            "sslfactory=x",
+            "channelBinding=require",
+            "requireAuth=scram-sha-256",
+            "gssEncMode=require",
+        ),  # JDBC
+        *("require_auth=scram-sha-256", "requirepeer=postgres", "gssencmode=require", "sslcertmode=require"),
+        *("sslcrldir=/x", "hostaddr=127.0.0.1", "service=x", "ssl_mode=require", "tls=true"),
+    ],
+)
+def test_an_option_that_asks_for_protection_is_never_ignored(option: str) -> None:
+    name = option.partition("=")[0]
+    assert f"protection that is unknown here: {name}" in refusal(f"postgresql://u:hunter2@h/d?{option}")
 
 
 @pytest.mark.parametrize(
@@ -154,12 +204,12 @@ def test_what_libpq_alone_needs_is_ignored() -> None:
         ("", "not a URL"),
         ("hunter2", "not a URL"),
         ("host=h password=hunter2", "not a URL"),
-        ("mysql://u:hunter2@h/d", "mysql:// is not PostgreSQL"),
-        ("sqlite:///hunter2.db", "sqlite:// is not PostgreSQL"),
-        ("postgresqlx://u:hunter2@h/d", "postgresqlx:// is not PostgreSQL"),
+        ("mysql://u:hunter2@h/d", "not a URL like postgresql://"),
+        ("sqlite:///hunter2.db", "not a URL like postgresql://"),
+        ("postgresqlx://u:hunter2@h/d", "not a URL like postgresql://"),
         ("postgresql://u:hun/ter2@h/d", "percent-encode"),
         ("postgresql://u:hun#ter2@h/d", "percent-encode"),
-        ("postgresql://u:hunter2@h/d#here", "# or @ is out of place"),
+        ("postgresql://u:hunter2@h/d#here", "percent-encoded"),
         ("postgresql://u:hunter2@h:99999/d", "port"),
         ("postgresql://u:hunter2@h:0/d", "port"),
         ("postgresql://u:hunter2@h:5x/d", "percent-encode"),
@@ -168,14 +218,12 @@ def test_what_libpq_alone_needs_is_ignored() -> None:
         ("postgresql://u:hunter2@my host/d", "host:port,host:port"),
         ("postgresql://u:%FF@h/d", "UTF-8"),
         ("postgresql://u:a%00b@h/d", "UTF-8"),
-        ("postgresql://u:hunter2@h/d?schema=public", "unknown here: schema"),
-        ("postgresql://u:hunter2@h/d?sslcrl=/x", "unknown here: sslcrl"),
+        ("postgresql://u:hunter2@h/d?sslmode=verify-full&sslcrl=/x", "sslcrl can't be used: No such file"),
         ("postgresql://u:hunter2@h/d?service=x", "unknown here: service"),
-        ("postgresql://u@h/d?password=a&hunter2", "unknown here"),
-        ("postgresql://u:hunter2@h/d?sslmode=on", "sslmode must be one of"),
-        ("postgresql://u:hunter2@h/d?target_session_attrs=master", "target_session_attrs must be one of"),
-        ("postgresql://u:hunter2@h/d?channel_binding=yes", "channel_binding must be one of"),
-        ("postgresql://u:hunter2@h/d?pgbouncer=1", "pgbouncer must be one of"),
+        ("postgresql://u@h/d?password=a&hunter2", "unknown options"),
+        ("postgresql://u:hunter2@h/d?sslmode=on", "sslmode has a value"),
+        ("postgresql://u:hunter2@h/d?target_session_attrs=master", "target_session_attrs has a value"),
+        ("postgresql://u:hunter2@h/d?channel_binding=yes", "unknown here: channel_binding"),
         ("postgresql://u:hunter2@h/d?connect_timeout=soon", "connect_timeout"),
         ("postgresql://u:hunter2@h/d?sslmode=verify-ca&sslrootcert=/nowhere", "No such file"),
         ("postgresql://u:hunter2@h/d?sslmode=verify-ca&sslrootcert=/etc/passwd", "sslrootcert"),
@@ -185,8 +233,8 @@ def test_what_libpq_alone_needs_is_ignored() -> None:
             "postgresql://u:hunter2@h/d?sslmode=disable&channel_binding=require",
             "channel_binding=require needs",
         ),
-        ("postgresql://u:hunter2@h/d?sslcert=/x", "sslcert needs sslmode"),
-        ("postgresql://u:hunter2@h/d?sslnegotiation=direct", "sslnegotiation=direct needs sslmode"),
+        ("postgresql://u:hunter2@h/d?sslcert=/x", "No such file"),
+        ("postgresql://u:hunter2@h/d?sslnegotiation=direct", "can't combine"),
     ],
 )
 def test_what_is_wrong_is_named_and_the_password_is_not(url: str, said: str) -> None:
@@ -235,6 +283,7 @@ def test_strong_modes_verify_as_libpq_s_do(query: str, verifies: ssl.VerifyMode,
         (NEON, True),
         ("postgresql://h1,ep-x-POOLER.neon.tech/d", True),
         ("postgresql://h/d?pgbouncer=true", True),
+        ("postgresql://h/d?pgbouncer=1", True),
         ("postgresql://h/d?pgbouncer=false", False),
         ("postgresql://ep-x.neon.tech/d-pooler", False),
         ("postgresql://u-pooler:p-pooler@h/d", False),
@@ -249,8 +298,8 @@ def test_a_transaction_pooler_is_known_by_its_name_or_said(url: str, pooled: boo
 @pytest.fixture(scope="module")
 def server() -> Iterator[EmbeddedServer]:
     with (
-        tempfile.TemporaryDirectory(prefix="url-") as base,
-        embedded_server(Path(base), {"fsync": "off"}) as running,
+        passable_directory() as base,
+        embedded_server(base, {"fsync": "off"}) as running,
     ):
         yield running
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import psutil
 
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.embedded.place import prepare
 from tests.conftest import Postgres
+from tests.programs import passable_directory
 from tests.service import free_port
 
 _HBA = "local all all trust\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
@@ -73,12 +73,12 @@ class Cluster:
 def replicated() -> Iterator[Cluster]:
     """Run a primary and a standby that are synchronous."""
     with (
-        TemporaryDirectory(prefix="primary-") as first,
-        TemporaryDirectory(prefix="standby-") as second,
-        _node(Path(first)) as primary,
+        passable_directory(prefix="primary-") as first,
+        passable_directory(prefix="standby-") as second,
+        _node(first) as primary,
     ):
-        _copy(primary, Path(second))
-        with _node(Path(second)) as standby:
+        _copy(primary, second)
+        with _node(second) as standby:
             cluster = Cluster(primary, standby)
             _synchronise(cluster)
             yield cluster

@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Barrier
 from typing import Any
 
@@ -15,6 +14,7 @@ import psutil
 import pytest
 
 from tests.conftest import Postgres
+from tests.programs import passable_directory
 from tests.service import Account, Service, running
 
 WRITERS, USERS = 6, 100
@@ -89,9 +89,8 @@ def wait_for(writers: list[Writer], written: list[Future[None]], tasks: int) -> 
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """Not in pytest's own, which each run of pytest closes to the user that root's server runs as."""
-    with TemporaryDirectory(prefix="durability-") as directory:
-        yield Path(directory) / "data"
+    with passable_directory(prefix="durability-") as directory:
+        yield directory / "data"
 
 
 def test_each_acknowledged_write_is_there_once_however_the_service_ends(

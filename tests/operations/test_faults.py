@@ -16,7 +16,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Event
 from typing import Any
 
@@ -30,7 +29,7 @@ from backend.database.url import connect_arguments
 from tests.conftest import Postgres
 from tests.operations.proxy import Loss, Proxy
 from tests.operations.writers import at_work
-from tests.programs import needs_user_timeout
+from tests.programs import needs_user_timeout, passable_directory
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running, start
 from tests.tokens import resigned
 
@@ -227,8 +226,8 @@ def shared_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     """One for all, with few connections, so that there is always somebody who waits for one."""
     log, options = tmp_path_factory.mktemp("faults") / "log", {"max_connections": "20"}
     with (
-        TemporaryDirectory() as directory,
-        staged(Path(directory), log, options, DATABASE_POOL_SIZE=str(POOL_SIZE)) as scene,
+        passable_directory() as directory,
+        staged(directory, log, options, DATABASE_POOL_SIZE=str(POOL_SIZE)) as scene,
     ):
         yield scene
 
@@ -452,12 +451,12 @@ def small_disk() -> Iterator[Path]:
     """A file system that is easily filled."""
     if os.geteuid() != 0 or sys.platform != "linux":
         pytest.skip("only root can mount a small disk, and only Linux has tmpfs")
-    with TemporaryDirectory(prefix="disk-") as directory:
-        mounted = ["mount", "-t", "tmpfs", "-o", "size=120m,mode=755", "tmpfs", directory]
+    with passable_directory(prefix="disk-") as directory:
+        mounted = ["mount", "-t", "tmpfs", "-o", "size=120m,mode=755", "tmpfs", str(directory)]
         if subprocess.run(mounted, check=False, capture_output=True).returncode:
             pytest.skip("this container may not mount")
         try:
-            yield Path(directory)
+            yield directory
         finally:
             subprocess.run(["umount", directory], check=True)
 

@@ -9,12 +9,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from inspect import signature
 from itertools import cycle
 from pathlib import Path
+from random import Random
 from types import ModuleType
 from typing import Any
 from uuid import uuid4
@@ -86,6 +87,11 @@ class Pooler:
 
     port: int
 
+    def plain_url(self, database: Postgres) -> str:
+        """Return a URL that does not say that a pooler is there."""
+        name = database.url.partition("?")[0].rpartition("/")[2]
+        return f"postgresql://postgres:{POOLER_PASSWORD}@127.0.0.1:{self.port}/{name}"
+
     def url(self, database: Postgres, host: str = "localhost", query: str = "") -> str:
         """Return the URL of a database as Neon's console would write it, and more."""
         name = database.url.partition("?")[0].rpartition("/")[2]
@@ -93,27 +99,28 @@ class Pooler:
         return f"postgresql://postgres:{POOLER_PASSWORD}@{at}"
 
 
-def run_pgbouncer(directory: Path, server: EmbeddedServer, port: int) -> "subprocess.Popen[bytes]":
+def run_pgbouncer(
+    directory: Path, server: EmbeddedServer, port: int, size: int = SERVER_CONNECTIONS, more: str = ""
+) -> "subprocess.Popen[bytes]":
     program = find(
         "pgbouncer", "/usr/sbin/pgbouncer", hint="apt install pgbouncer, or brew install pgbouncer"
     )
     make_certificates(directory)
     (directory / "users.txt").write_text(f'"postgres" "{POOLER_PASSWORD}"\n')
     (socket,) = connect_arguments(server.url)["host"]
-    (directory / "settings.ini").write_text(
-        SETTINGS.format(socket=socket, port=port, size=SERVER_CONNECTIONS)
-    )
+    (directory / "settings.ini").write_text(SETTINGS.format(socket=socket, port=port, size=size) + more)
     owner = unprivileged(directory, Path(socket).owner())  # the server's socket is for that account alone
     with (directory / "log").open("wb") as log:
         return subprocess.Popen([program, "settings.ini"], cwd=directory, stderr=log, **owner)
 
 
-@pytest.fixture(scope="module")
-def pooler(server: EmbeddedServer) -> Iterator[Pooler]:
+@contextmanager
+def pooling(server: EmbeddedServer, size: int = SERVER_CONNECTIONS, more: str = "") -> Iterator[Pooler]:
+    """Run PgBouncer for the length of the block, with so many server connections and `more` settings."""
     # Not in pytest's own directory, which it closes to the user that root's server runs as.
     with tempfile.TemporaryDirectory(prefix="pooler-") as directory:
         port = free_port()
-        process = run_pgbouncer(Path(directory), server, port)
+        process = run_pgbouncer(Path(directory), server, port, size, more)
         try:
             yield Pooler(port)
         finally:
@@ -122,20 +129,32 @@ def pooler(server: EmbeddedServer) -> Iterator[Pooler]:
 
 
 @pytest.fixture(scope="module")
+def pooler(server: EmbeddedServer) -> Iterator[Pooler]:
+    with pooling(server) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def services(
     pooler: Pooler, database: Postgres, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[list[Service]]:
     """Three processes of two services, started at once on an empty database; each is told in its own way."""
     logs = tmp_path_factory.mktemp("pooled")
+    told = (
+        {"DATABASE_URL": pooler.url(database, query="&pgbouncer=true"), "WORKERS": "2"},
+        {"DATABASE_URL": pooler.url(database), "DATABASE_PREPARED_STATEMENTS": "off"},
+    )
+    with started(logs, *told) as begun:
+        yield begun
+
+
+@contextmanager
+def started(logs: Path, *settings: dict[str, str]) -> Iterator[list[Service]]:
+    """Run services with these settings, started at once."""
     with ExitStack() as stack:
         begun = [
-            start(logs / f"log{number}", JWT_SECRET=JWT_SECRET, **settings)
-            for number, settings in enumerate(
-                (
-                    {"DATABASE_URL": pooler.url(database, query="&pgbouncer=true"), "WORKERS": "2"},
-                    {"DATABASE_URL": pooler.url(database), "DATABASE_PREPARED_STATEMENTS": "off"},
-                )
-            )
+            start(logs / f"log{number}", JWT_SECRET=JWT_SECRET, **each)
+            for number, each in enumerate(settings)
         ]
         for service in begun:
             stack.callback(service.stop)
@@ -346,6 +365,57 @@ def test_a_host_that_is_called_a_pooler_is_sent_nothing_prepared(pooler: Pooler,
                 await asyncio.gather(*(behind.one(PING) for _ in range(20)))
 
     asyncio.run(ping())
+
+
+def changes_tasks_at_random(user: User, number: int) -> None:
+    """Send reads and writes in a mixed order; each answer must be what a dictionary of titles says."""
+    random = Random(number)  # noqa: S311  # no secret, but the same each time
+    titles: dict[int, str] = {}
+    for step in range(40):
+        task_id = random.choice([*titles, 0])
+        title, path = f"Title {number}.{step}", f"/tasks/{task_id}"
+        match random.choice(["GET", "PUT", "DELETE"]) if task_id else "POST":
+            case "POST":
+                titles[user.send("POST", "/tasks", 201, json={"title": title})["id"]] = title
+            case "PUT":
+                titles[task_id] = user.send("PUT", path, json={"title": title})["title"]
+            case "DELETE":
+                user.send("DELETE", path, 204)
+                del titles[task_id]
+            case _:
+                assert user.send("GET", path)["title"] == titles[task_id]
+    assert {task["id"]: task["title"] for task in user.send("GET", "/tasks")} == titles
+
+
+@pytest.mark.parametrize("prepared", ["auto", "on"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_behind_a_pooler_that_nobody_named_no_process_runs_the_statement_of_another(
+    server: EmbeddedServer,
+    new_empty_database: Callable[[], Postgres],
+    tmp_path: Path,
+    size: int,
+    prepared: str,
+) -> None:
+    """Reads, writes and transactions of two services at once: no 5xx, and every row as it was written."""
+    with pooling(server, size) as pooler:
+        url = pooler.plain_url(new_empty_database())
+        settings = {"DATABASE_URL": url, "DATABASE_PREPARED_STATEMENTS": prepared}
+        with started(tmp_path, settings, settings) as both, ThreadPoolExecutor(8) as threads:
+            users = [User(both) for _ in range(8)]
+            for step in (registers, ends_sessions, changes_account):
+                list(threads.map(step, users))
+            list(threads.map(changes_tasks_at_random, users, range(8)))
+            for service in both:
+                assert [line for line in service.lines() if line.get("status", 200) >= 500] == []
+                assert service.lines(level="ERROR") == []
+                assert len(warnings_of_pooler(service)) <= 1
+
+
+def warnings_of_pooler(service: Service) -> list[dict[str, Any]]:
+    """Return the lines that say that statements are no longer prepared."""
+    return [
+        line for line in service.lines(level="WARNING") if "DATABASE_PREPARED_STATEMENTS" in line["event"]
+    ]
 
 
 def again(module: ModuleType) -> type:

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -24,7 +23,7 @@ import tests.service
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.settings import MIN_SECRET_BYTES
 from tests.conftest import Postgres
-from tests.programs import needs_root
+from tests.programs import needs_root, passable_directory
 from tests.service import (
     JWT_SECRET,
     ROOT,
@@ -41,16 +40,15 @@ _numbers = count(1)
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
-    """Not in pytest's own, which each run of pytest closes to the user that root's server runs as."""
-    with tempfile.TemporaryDirectory(prefix="serve-") as directory:
-        yield Path(directory) / "data"
+    with passable_directory(prefix="serve-") as directory:
+        yield directory / "data"
 
 
 @pytest.fixture(scope="module")
 def used_data_dir() -> Iterator[Path]:
     """One for several tests, since the first start on it takes longer."""
-    with tempfile.TemporaryDirectory(prefix="serve-") as directory:
-        yield Path(directory)
+    with passable_directory(prefix="serve-") as directory:
+        yield directory
 
 
 @pytest.fixture
@@ -394,6 +392,60 @@ def test_a_data_directory_that_cannot_be_one_is_one_line_that_names_it(
     launch: Callable[..., Service],
 ) -> None:
     assert "/dev/null/data" in refusal(launch(DATA_DIR="/dev/null/data"))
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_a_data_directory_that_is_a_file_or_below_one_is_one_line_that_names_the_setting(
+    used_data_dir: Path, launch: Callable[..., Service], below: str
+) -> None:
+    (used_data_dir / "file").touch()
+    data_dir = used_data_dir / "file" / below
+    assert f"DATA_DIR {data_dir} can't be used: Not a directory" in refusal(launch(DATA_DIR=str(data_dir)))
+
+
+def test_a_tilde_in_the_data_directory_is_the_home_directory(
+    data_dir: Path, serve: Callable[..., Service]
+) -> None:
+    service = serve(DATA_DIR="~/data", HOME=str(data_dir.parent))
+    assert (data_dir / "jwt-secret").is_file()
+    assert service.stop() == 0
+
+
+def test_a_kept_secret_that_is_empty_or_cut_is_one_line_that_names_the_file(
+    used_data_dir: Path, launch: Callable[..., Service]
+) -> None:
+    data_dir = used_data_dir
+    for cut in (b"", b"cut", b"\xff" * 64):
+        (data_dir / "jwt-secret").write_bytes(cut)
+        assert f"{data_dir / 'jwt-secret'}: is cut short" in refusal(launch(DATA_DIR=str(data_dir)))
+    (data_dir / "jwt-secret").unlink()
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_link_in_place_of_the_kept_secret_is_not_followed(
+    used_data_dir: Path, launch: Callable[..., Service], link: Callable[[Path, Path], None]
+) -> None:
+    target, secret = used_data_dir / "another's", used_data_dir / "jwt-secret"
+    target.write_text(JWT_SECRET)
+    for name in ("jwt-secret", "jwt-secret.new"):
+        (used_data_dir / name).unlink(missing_ok=True)
+        link(used_data_dir / name, target)
+    assert str(secret) in refusal(launch(DATA_DIR=str(used_data_dir)))
+    secret.unlink()
+    assert run("migrate", DATA_DIR=str(used_data_dir)).returncode == 0
+    assert target.read_text() == JWT_SECRET
+    assert not secret.is_symlink()
+    assert secret.stat().st_nlink == 1
+    target.unlink()
+
+
+@needs_root
+def test_the_secret_that_root_makes_in_another_s_directory_is_theirs(data_dir: Path) -> None:
+    data_dir.mkdir()
+    shutil.chown(data_dir, "nobody")
+    assert run("migrate", DATA_DIR=str(data_dir)).returncode == 0
+    secret = (data_dir / "jwt-secret").stat()
+    assert (secret.st_uid, secret.st_mode & 0o777) == (pwd.getpwnam("nobody").pw_uid, 0o600)
 
 
 def test_help_tells_the_commands() -> None:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random, SystemRandom
-from tempfile import TemporaryDirectory
 
 import httpx
 import psutil
@@ -25,6 +24,7 @@ from tests.operations.soak.journal import Failure, Journal, UnansweredError
 from tests.operations.soak.stage import POOL_SIZE, WORKERS, Stage
 from tests.operations.soak.users import VISITORS_TITLE, User
 from tests.operations.soak.vitals import Vitals
+from tests.programs import passable_directory
 from tests.service import running
 from tests.test_rate_limits import Redis
 
@@ -71,8 +71,7 @@ def stage_of(log: Path, journal: Journal, seed: int) -> Iterator[Stage]:
         stack.callback(
             signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler)
         )
-        # Not one of pytest's own: those it closes to the user that a server of root's runs as.
-        directory = Path(stack.enter_context(TemporaryDirectory()))
+        directory = stack.enter_context(passable_directory())
         redis = Redis(directory) if shutil.which("redis-server") else None
         settings = {**SETTINGS, "DATA_DIR": str(directory / "data")}
         if redis is not None:

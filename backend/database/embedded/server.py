@@ -1,19 +1,20 @@
-"""Who uses the embedded PostgreSQL: the first starts it, the last stops it.
+"""Reference-counts the embedded PostgreSQL: the first process starts it, the last stops it.
 
-Kernel locks alone say who does, so a process that is killed leaves nothing behind that keeps it up.
+The count is kernel locks alone, so a killed process leaves nothing behind that keeps the server up.
 """
 
 import fcntl
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
 
 from . import postmaster
+from .files import make_file, open_file
 from .place import EmbeddedServerError, Place, prepare
 
 _WATCH_SECONDS = 0.5
@@ -21,15 +22,25 @@ _WATCH_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class EmbeddedServer:
-    """A running server: `url` is for its superuser and database postgres, `data_dir` is PostgreSQL's own."""
+    """A running server."""
 
-    url: str
-    data_dir: Path
+    place: Place
+
+    @property
+    def url(self) -> str:
+        """The URL of its superuser and the database `postgres`."""
+        host = quote(str(self.place.socket_dir), safe="")
+        return f"postgresql://postgres@/postgres?host={host}&sslmode=disable"
+
+    @property
+    def data_dir(self) -> Path:
+        """PostgreSQL's own directory."""
+        return self.place.data
 
     @property
     def pid(self) -> int:
         """Of the postmaster at this moment. Raises EmbeddedServerError when there is none."""
-        running = postmaster.find(self.data_dir)
+        running = postmaster.find(self.place)
         if running is None:
             raise EmbeddedServerError(f"no PostgreSQL runs on {self.data_dir}")
         return int(running.pid)
@@ -39,21 +50,19 @@ class EmbeddedServer:
 def embedded_server(data_dir: Path, options: Mapping[str, str] | None = None) -> Iterator[EmbeddedServer]:
     """Run the server of this directory for the length of the block, or share the one that runs already.
 
-    Its last user stops it; one that was killed doesn't count. `options` are PostgreSQL settings,
-    and those of whoever starts it hold. Waits as long as a recovery takes. Raises EmbeddedServerError.
+    Its last user stops it; one that was killed doesn't count. `options` are PostgreSQL settings;
+    those of the process that starts it hold. Waits as long as a recovery takes. Raises EmbeddedServerError.
     The block must be left for the server to stop: let SIGTERM raise, which by default it doesn't.
     """
-    with _our_errors(data_dir):
-        place = prepare(data_dir)
-        turn, users = (_open_lock(place, name) for name in ("turn.lock", "users.lock"))
-    with turn, users:
-        with _our_errors(data_dir), _held(turn):
-            _join(place, users, options or {})
-        try:
-            yield EmbeddedServer(_url(place), place.data)
-        finally:
+    with ExitStack() as stack:
+        with _our_errors(data_dir):
+            place = prepare(data_dir)
+            turn, users = (stack.enter_context(_lock(place, name)) for name in ("turn.lock", "users.lock"))
             with _held(turn):
-                _leave(place, users)
+                fcntl.flock(users, fcntl.LOCK_SH)
+                stack.callback(_leave, place, turn, users)
+                postmaster.ensure_running(place, options or {})
+        yield EmbeddedServer(place)
 
 
 @contextmanager
@@ -63,7 +72,7 @@ def lasting_server(data_dir: Path) -> Iterator[EmbeddedServer]:
 
     def watch(server: EmbeddedServer) -> None:
         while not left.wait(_WATCH_SECONDS):
-            if postmaster.find(server.data_dir) is None:
+            if postmaster.find(server.place) is None:
                 with suppress(EmbeddedServerError), embedded_server(data_dir):
                     continue  # it runs, and goes on for its other users
 
@@ -77,32 +86,30 @@ def lasting_server(data_dir: Path) -> Iterator[EmbeddedServer]:
             watcher.join()
 
 
-def _join(place: Place, users: IO[str], options: Mapping[str, str]) -> None:
-    fcntl.flock(users, fcntl.LOCK_SH)
-    try:
-        postmaster.ensure_running(place, options)
-    except BaseException:
-        _leave(place, users)
-        raise
-
-
-def _leave(place: Place, users: IO[str]) -> None:
-    try:
+def _leave(place: Place, turn: IO[bytes], users: IO[bytes]) -> None:
+    with _held(turn), suppress(BlockingIOError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    postmaster.stop(place)
-    with suppress(OSError):  # only one of our own in /tmp is empty now
-        place.socket_dir.rmdir()
+        postmaster.stop(place)
+        with suppress(OSError):  # only one of our own in /tmp is empty now
+            place.socket_dir.rmdir()
 
 
 @contextmanager
-def _held(lock: IO[str]) -> Iterator[None]:
+def _held(lock: IO[bytes]) -> Iterator[None]:
     fcntl.flock(lock, fcntl.LOCK_EX)
     try:
         yield
     finally:
         fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def _lock(place: Place, name: str) -> IO[bytes]:
+    with place.opened() as home:
+        try:
+            descriptor = make_file(name, home, place.uid)
+        except FileExistsError:
+            descriptor = open_file(name, home, place.uid, 0, how=os.O_RDWR)
+    return os.fdopen(descriptor, "r+b", buffering=0)
 
 
 @contextmanager
@@ -111,17 +118,5 @@ def _our_errors(data_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        raise EmbeddedServerError(
-            f"the embedded PostgreSQL can't use {data_dir}: {error.strerror or error}{where}"
-        ) from error
-
-
-def _open_lock(place: Place, name: str) -> IO[str]:
-    lock = (place.home / name).open("a+")
-    if place.as_owner:
-        os.fchown(lock.fileno(), place.uid, place.gid)
-    return lock
-
-
-def _url(place: Place) -> str:
-    return f"postgresql://postgres@/postgres?host={quote(str(place.socket_dir), safe='')}&sslmode=disable"
+        reason = f"{error.strerror or error}{where}"
+        raise EmbeddedServerError(f"DATA_DIR {data_dir} can't be used: {reason}") from error

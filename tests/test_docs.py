@@ -1,0 +1,102 @@
+"""The pages of the documentation and their assets: caching, compression, and addresses behind a prefix."""
+
+import asyncio
+import gzip
+import re
+
+import httpx
+import pytest
+
+from backend.app import create_app
+from backend.settings import load_settings
+from tests.service import JWT_SECRET, Service
+
+PAGES = ("/docs", "/redoc")
+KINDS = {"js": "text/javascript", "css": "text/css", "png": "image/png"}
+
+
+def assets(page: str) -> list[str]:
+    """Return the addresses of what a page loads."""
+    return re.findall(r'(?:src|href)="([^"]+/assets/[^"]+)"', page)
+
+
+@pytest.fixture(params=PAGES)
+def loaded(service: Service, request: pytest.FixtureRequest) -> list[str]:
+    found = assets(service.client().get(request.param).text)
+    assert found
+    return found
+
+
+def test_an_asset_is_kept_for_a_year_because_its_name_changes_with_it(
+    service: Service, loaded: list[str]
+) -> None:
+    for path in loaded:
+        answer = service.client().get(path)
+        assert answer.status_code == 200
+        assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+        name, version, kind = re.fullmatch(r".*/([\w.-]+)\.([0-9a-f]{16})\.(\w+)", path).groups()  # type: ignore[union-attr]  # else the test fails
+        assert answer.headers["Content-Type"].partition(";")[0] == KINDS[kind]
+        other = path.replace(version, version[::-1])
+        assert service.client().get(other).json()["code"] == "not_found"
+        assert service.client().get(f"/docs/assets/{name}.{kind}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("accepted", "is_compressed"),
+    [
+        ("gzip", True),
+        ("GZIP, deflate, br", True),
+        ("br;q=1.0, gzip;q=0.5", True),
+        ("*", True),
+        ("gzip;q=0", False),
+        ("*, gzip; q=0.000", False),
+        ("*;q=0", False),
+        ("identity", False),
+        ("", False),
+        ("notgzip", False),
+    ],
+)
+def test_an_asset_is_sent_compressed_to_those_who_take_it_and_else_as_it_is(
+    service: Service, loaded: list[str], accepted: str, is_compressed: bool
+) -> None:
+    for path in loaded:
+        headers = {"Accept-Encoding": accepted}
+        with httpx.stream("GET", service.url + path, headers=headers, trust_env=False) as answer:
+            sent = b"".join(answer.iter_raw())
+        assert "Accept-Encoding" in answer.headers["Vary"].split(", ")
+        assert answer.headers.get("Content-Encoding") == ("gzip" if is_compressed else None)
+        assert int(answer.headers["Content-Length"]) == len(sent)
+        plain = service.client().get(path).content
+        assert (gzip.decompress(sent) if is_compressed else sent) == plain
+        if is_compressed and path.endswith("js"):
+            assert len(sent) < len(plain) / 2
+
+
+def test_every_worker_has_the_same_names(service: Service) -> None:
+    """A page of one worker loads its assets from another."""
+    pages = {tuple(assets(answer)) for answer in asyncio.run(read("", *["/docs"] * 2))}
+    assert pages == {tuple(assets(service.client().get("/docs").text))}
+
+
+def test_the_root_leads_to_the_docs(service: Service) -> None:
+    answer = service.client().get("/")
+    assert (answer.status_code, answer.headers["Location"]) == (307, "/docs")
+    assert service.client(follow_redirects=True).get("/").url.path == "/docs"
+
+
+async def read(prefix: str, *paths: str) -> list[str]:
+    """Read pages of a service that a proxy serves under `prefix`; a redirect is told by its target."""
+    app = create_app(load_settings(jwt_secret=JWT_SECRET))
+    transport = httpx.ASGITransport(app, root_path=prefix)
+    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+        answers = [await client.get(prefix + path) for path in paths]
+        return [answer.headers.get("Location", answer.text) for answer in answers]
+
+
+def test_behind_a_prefix_all_addresses_have_it() -> None:
+    root, *pages = asyncio.run(read("/prefix", "/", *PAGES))
+    assert root == "/prefix/docs"
+    for page in pages:
+        own = re.findall(r"""["'](/[a-z][^"']*)["']""", page)
+        assert own
+        assert [address for address in own if not address.startswith("/prefix/")] == []

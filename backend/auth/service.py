@@ -135,7 +135,7 @@ async def change_password(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, data: PasswordChange
 ) -> dict[str, Any]:
     """Change the password, end all other sessions; raises `WrongPasswordError`, `PasswordRefusedError`."""
-    account = await _confirm_password(database, sign_in, client, caller, data.current_password)
+    account = await confirm_password(database, sign_in, client, caller, data.current_password)
     passwords.check_rules(
         data.new_password,
         email=account["email"],
@@ -164,7 +164,7 @@ async def delete_account(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, data: PasswordConfirmation
 ) -> None:
     """Delete the user, their sessions and their tasks; raises `WrongPasswordError`."""
-    account = await _confirm_password(database, sign_in, client, caller, data.password)
+    account = await confirm_password(database, sign_in, client, caller, data.password)
     deleted = await database.one(
         statements.DELETE_ACCOUNT, old_hash=account["password_hash"], **caller.values
     )
@@ -174,7 +174,7 @@ async def delete_account(
     events.record(Event.ACCOUNT_DELETED)
 
 
-async def _confirm_password(
+async def confirm_password(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, password: str
 ) -> Row:
     """Return the caller's account if `password` is theirs; a wrong one counts as a failed sign-in."""

@@ -86,7 +86,9 @@ def _sign_in() -> Statement:
     owner = (
         select(*PROFILE)
         .where(
-            users.c.email_key == bindparam("email_key"), users.c.password_hash == bindparam("password_hash")
+            users.c.email_key == bindparam("email_key"),
+            users.c.password_hash == bindparam("password_hash"),
+            users.c.disabled_at.is_(None),
         )
         # A change of the password waits for this sign-in, or this one for it.
         .with_for_update(key_share=True, of=users)
@@ -127,7 +129,9 @@ IMPORT_USER = Statement(
 """A user with a hash from elsewhere, or no row when the email is taken."""
 
 FIND_ACCOUNT = Statement(
-    select(users.c.id, users.c.password_hash, _is_known()).where(users.c.email_key == bindparam("email_key"))
+    select(
+        *(users.c[name] for name in ("id", "password_hash", "email_verified", "disabled_at")), _is_known()
+    ).where(users.c.email_key == bindparam("email_key"))
 )
 
 SIGN_IN = _sign_in()

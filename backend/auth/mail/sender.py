@@ -46,7 +46,7 @@ class SMTPSender:
     def __init__(self, url: str, settings: Settings) -> None:
         parts = urlsplit(url)
         self._sender = settings.mail_from
-        self._options = {
+        self._options: dict[str, Any] = {
             "hostname": parts.hostname,
             "port": parts.port or _PORTS[parts.scheme],
             "username": unquote(parts.username) if parts.username else None,

@@ -4,7 +4,6 @@ from typing import Any
 
 from backend import events
 from backend.auth import passwords, tokens
-from backend.auth import statements as account_statements
 from backend.auth.caller import Caller
 from backend.auth.errors import RevokedTokenError, WrongPasswordError
 from backend.auth.mail import statements
@@ -121,8 +120,7 @@ async def _spend(
     """Spend the token and make the change, both or neither."""
     user_id = token["user_id"]
     async with database.transaction() as transaction:
-        await transaction.one(account_statements.LOCK_USER, user_id=user_id)
-        await transaction.one(account_statements.LOCK_SESSIONS, user_id=user_id)
+        await transaction.one(statements.LOCK_USER, user_id=user_id)
         spent = await transaction.one(statements.SPEND_TOKEN, digest=digest, purpose=purpose.value)
         if spent is None:
             raise MailTokenError

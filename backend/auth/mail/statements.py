@@ -1,6 +1,6 @@
 """Statements on the outbox and on mail tokens, compiled once.
 
-Rows are locked in the order user, session, refresh token, mail token, outbox.
+Mail tokens are locked after the rows that `session_statements` names, and the outbox last.
 """
 
 from datetime import timedelta
@@ -32,8 +32,8 @@ from sqlalchemy import (
 
 from backend.auth.caller import caller
 from backend.auth.mail.models import mail_tokens, outbox
-from backend.auth.models import LOCAL, refresh_tokens, sessions, users
-from backend.auth.session_statements import CALLER_ID, CALLER_SESSION, ago
+from backend.auth.models import LOCAL, users
+from backend.auth.session_statements import CALLER_ID, CALLER_SESSION, ago, void_sessions
 from backend.database import Statement
 
 
@@ -166,27 +166,14 @@ SPEND_TOKEN = Statement(
 """No row when the token is spent, expired or void; of many at once one gets the row."""
 
 
-def _void(changed: CTE, *, kept: ColumnElement[Any]) -> tuple[CTE, ...]:
-    """Return the end of all of a user's sessions but one, of all refresh tokens and of all mail tokens."""
-    ended = (
-        delete(sessions)
-        .where(sessions.c.user_id == changed.c.id, sessions.c.id.is_distinct_from(kept))
-        .returning(sessions.c.id)
-        .cte("ended")
-    )
-    refresh = (
-        delete(refresh_tokens)
-        .where(refresh_tokens.c.session_id == kept, select(changed.c.id).exists())
-        .returning(refresh_tokens.c.session_id)
-        .cte("refresh")
-    )
-    tokens = (
+def void_mail_tokens(changed: CTE) -> CTE:
+    """Return the end of all mail tokens of the users in `changed`."""
+    return (
         delete(mail_tokens)
         .where(mail_tokens.c.user_id == changed.c.id)
         .returning(mail_tokens.c.digest)
-        .cte("tokens")
+        .cte("mail_tokens_voided")
     )
-    return ended, refresh, tokens
 
 
 def _reset_password() -> Statement:
@@ -198,7 +185,7 @@ def _reset_password() -> Statement:
         .cte("changed")
     )
     notice = enqueue(Kind.PASSWORD_CHANGED, changed.c.email, changed.c.email_key, changed)
-    return Statement(select(changed.c.id).add_cte(*_void(changed, kept=literal(None, Uuid)), notice))
+    return Statement(select(changed.c.id).add_cte(*void_sessions(changed, literal(None, Uuid)), void_mail_tokens(changed), notice))
 
 
 RESET_PASSWORD = _reset_password()
@@ -216,7 +203,7 @@ def _confirm_email() -> Statement:
     both = select(changed.c.id, old.c.email, old.c.email_key).join(old, old.c.id == changed.c.id).cte("both")
     notice = enqueue(Kind.EMAIL_CHANGED, both.c.email, both.c.email_key, both)
     session = bindparam("session_id", type_=Uuid)
-    return Statement(select(changed.c.id).add_cte(*_void(changed, kept=session), notice))
+    return Statement(select(changed.c.id).add_cte(*void_sessions(changed, session), void_mail_tokens(changed), notice))
 
 
 CONFIRM_EMAIL = _confirm_email()

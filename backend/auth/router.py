@@ -97,7 +97,7 @@ async def refresh(
 ) -> dict[str, Any]:
     """Get new tokens for a refresh token, which is spent by it.
 
-    The same token twice within ten seconds, as two tabs may send it, is answered with a working pair each.
+    The same token up to three times within ten seconds, as tabs may send it, gets a working pair each time.
     Used again later it was stolen: the session ends, and whoever holds its tokens has to sign in again.
     """
     return await sessions.refresh(database, sign_in, client, data)

@@ -408,7 +408,9 @@ def test_behind_a_pooler_that_nobody_named_no_process_runs_the_statement_of_anot
             for service in both:
                 assert [line for line in service.lines() if line.get("status", 200) >= 500] == []
                 assert service.lines(level="ERROR") == []
-                assert len(warnings_of_pooler(service)) <= 1
+                # It is found at the first connection; with "on" only when a statement was lost.
+                warnings = len(warnings_of_pooler(service))
+                assert warnings == 1 or (prepared == "on" and warnings == 0)
 
 
 def warnings_of_pooler(service: Service) -> list[dict[str, Any]]:

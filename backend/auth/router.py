@@ -63,7 +63,7 @@ async def register(
     The email is checked for its form, stored normalised, and unique without regard to case. A password has
     8 to 128 characters, whatever they are, is not one of the most common ones and not the email.
     """
-    return await service.register(database, sign_in, client, data)
+    return await service.register(database, sign_in, client, data) or {}
 
 
 @router.post("/login", response_model=Tokens, summary="Sign in")

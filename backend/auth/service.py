@@ -10,7 +10,9 @@ from backend import events, metrics
 from backend.auth import passwords, session_statements, statements
 from backend.auth.caller import Caller
 from backend.auth.errors import (
+    AccountDisabledError,
     EmailTakenError,
+    EmailUnverifiedError,
     InvalidCredentialsError,
     InvalidGrantError,
     RevokedTokenError,
@@ -32,10 +34,18 @@ from backend.errors import AppError, ServiceUnavailableError
 from backend.events import Event
 
 
-async def register(database: Database, sign_in: SignIn, client: Client, data: Registration) -> dict[str, Any]:
-    """Create an account and sign it in; raises `EmailTakenError` or `PasswordRefusedError`."""
+async def register(
+    database: Database, sign_in: SignIn, client: Client, data: Registration
+) -> dict[str, Any] | None:
+    """Create an account and sign it in; raises `EmailTakenError` or `PasswordRefusedError`.
+
+    Where emails must be verified first, the answer is None for a taken email as well, and a mail tells its owner.
+    """
     passwords.check_rules(data.password, email=data.email, min_length=sign_in.password_min_length)
     await sign_in.limits.registration(client.address)
+    if sign_in.requires_verification:
+        await _register_unverified(database, sign_in, data)
+        return None
     new, key = NewTokens(sign_in, client), email_key(data.email)
     if await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address) is not None:
         raise EmailTakenError
@@ -53,6 +63,23 @@ async def register(database: Database, sign_in: SignIn, client: Client, data: Re
     events.identify(user["id"])
     events.record(Event.REGISTERED, session_id=new.session_id)
     return new.issue(user)
+
+
+async def _register_unverified(database: Database, sign_in: SignIn, data: Registration) -> None:
+    """Do the same work whether or not the email is taken: one hash, one statement, one mail."""
+    user = await database.one(
+        statements.REGISTER_UNVERIFIED,
+        user_id=str(compat.uuid7()),
+        email=data.email,
+        email_key=email_key(data.email),
+        name=data.name,
+        password_hash=await sign_in.hasher.hash(data.password),
+        **sign_in.outbox.values,
+    )
+    if user is not None and user["id"] is not None:
+        events.identify(user["id"])
+        events.record(Event.REGISTERED)
+    sign_in.outbox.wake()
 
 
 async def login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
@@ -73,6 +100,8 @@ async def _login(database: Database, sign_in: SignIn, client: Client, data: Cred
     is_known = account is not None and account["is_known"]
     user = None
     if await _is_right(sign_in, client, data.password, stored, None if is_known else key):
+        assert account is not None
+        _check_may_sign_in(sign_in, account)
         user = await database.one(statements.SIGN_IN, password_hash=stored, email_key=key, **new.values)
     if user is None or stored is None:
         events.record(Event.LOGIN_FAILED, account_id=account["id"] if account else None)
@@ -82,6 +111,15 @@ async def _login(database: Database, sign_in: SignIn, client: Client, data: Cred
     await end_oldest_sessions(database, user)
     await _upgrade_hash(database, sign_in, data.password, user["id"], stored)
     return new.issue(user)
+
+
+def _check_may_sign_in(sign_in: SignIn, account: Row) -> None:
+    """Raise `AccountDisabledError` or `EmailUnverifiedError`; after the right password alone."""
+    events.identify(account["id"])
+    if account["disabled_at"] is not None:
+        raise AccountDisabledError(reason="account_disabled")
+    if sign_in.requires_verification and not account["email_verified"]:
+        raise EmailUnverifiedError(reason="email_unverified")
 
 
 async def _is_right(
@@ -151,11 +189,13 @@ async def change_password(
                 old_hash=account["password_hash"],
                 new_hash=new_hash,
                 refresh_digest=new.values["refresh_digest"],
+                **sign_in.outbox.values,
                 **caller.values,
             )
     user = _own(user)
     if user["id"] is None:
         raise WrongPasswordError(reason="wrong_password")
+    sign_in.outbox.wake()
     events.record(Event.PASSWORD_CHANGED, session_id=caller.session_id, sessions_ended=user["count"])
     return new.issue(user, caller.session_id)
 

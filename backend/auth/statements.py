@@ -3,10 +3,24 @@
 `session_statements` says in which order they lock rows.
 """
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, func, literal, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Text,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    literal,
+    null,
+    select,
+    true,
+    update,
+)
 from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import caller
+from backend.auth.mail.statements import Kind, enqueue, void_mail_tokens
 from backend.auth.models import LOCAL, known_addresses, sessions, users
 from backend.auth.session_statements import (
     ADDRESS,
@@ -66,6 +80,20 @@ def _register() -> Statement:
     return Statement(select(user).add_cte(*begin_session(user)))
 
 
+def _register_unverified() -> Statement:
+    user = (
+        postgresql.insert(users)
+        .values(_new_user)
+        .on_conflict_do_nothing(index_elements=["email_key"])
+        .returning(users.c.id)
+        .cte("new_user")
+    )
+    user_id = select(user.c.id).scalar_subquery()
+    kind = case((user_id.is_(None), Kind.EMAIL_TAKEN.value), else_=Kind.VERIFY.value)
+    mail = enqueue(kind, bindparam("email", type_=Text), bindparam("email_key", type_=Text), user_id)
+    return Statement(select(user_id.label("id")).add_cte(mail))
+
+
 def _introduce_user() -> Statement:
     sent = postgresql.insert(users).values(
         id=bindparam("user_id"), issuer=bindparam("issuer"), email=bindparam("email"), name=bindparam("name")
@@ -102,20 +130,24 @@ def _change_password() -> Statement:
     changed = (
         update(users)
         .where(users.c.id == CALLER_ID, users.c.password_hash == bindparam("old_hash"))
-        .values(password_hash=bindparam("new_hash"))
-        .returning(*PROFILE)
+        .values(password_hash=bindparam("new_hash"), pending_email=null())
+        .returning(*PROFILE, users.c.email_key)
         .cte("changed")
     )
     ended, voided = void_sessions(changed, CALLER_SESSION)
+    notice = enqueue(literal(Kind.PASSWORD_CHANGED.value), changed.c.email, changed.c.email_key, changed.c.id)
     return Statement(
         select(changed, number_of(ended))
         .select_from(caller.outerjoin(changed, true()))
-        .add_cte(new_refresh_token(voided))
+        .add_cte(new_refresh_token(voided), void_mail_tokens(changed), notice)
     )
 
 
 REGISTER = _register()
 """A user with a first session, or no row when the email is taken."""
+
+REGISTER_UNVERIFIED = _register_unverified()
+"""A user without a session and a mail to verify the email; `id` is null when the email is taken."""
 
 INTRODUCE_USER = _introduce_user()
 """The external user as their token has them, written or found; no row if the id is another issuer's."""

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     ForeignKey,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    false,
     func,
     text,
 )
@@ -62,7 +64,7 @@ class OutboxMail(SQLModel, table=True):
     created_at: datetime = Field(sa_column=_now())
     due_at: datetime = Field(sa_column=_now())
     done_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
-    is_dropped: bool = Field(default=False, sa_column_kwargs={"server_default": text("false")})
+    is_dropped: bool = Field(sa_column=Column(Boolean, nullable=False, server_default=false()))
     """No mail went out: the address has no such account, or had the same mail within a minute."""
 
 

@@ -32,6 +32,11 @@ class Outbox:
         self._app_url = settings.pages_url
         self._woken = asyncio.Event()
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The value of the statements that write a notice beside their own work."""
+        return {"sends_mail": self._sender is not None}
+
     def check_available(self) -> None:
         """Raise `MailUnavailableError` where the service sends no mail."""
         if self._sender is None:

@@ -48,7 +48,8 @@ async def reset_password(database: Database, sign_in: SignIn, data: PasswordRese
         data.new_password, email=token["email"], min_length=sign_in.password_min_length, field="new_password"
     )
     new_hash = await sign_in.hasher.hash(data.new_password)
-    await _spend(database, digest, Kind.RESET, token, statements.RESET_PASSWORD, new_hash=new_hash)
+    values = {"new_hash": new_hash, **sign_in.outbox.values}
+    await _spend(database, digest, Kind.RESET, token, statements.RESET_PASSWORD, **values)
     events.record(Event.PASSWORD_RESET)
     sign_in.outbox.wake()
 
@@ -75,6 +76,7 @@ async def request_email_change(
         old_hash=account["password_hash"],
         new_email=data.new_email,
         new_email_key=email_key(data.new_email),
+        **sign_in.outbox.values,
         **caller.values,
     )
     if asked is None:
@@ -91,7 +93,10 @@ async def confirm_email_change(database: Database, sign_in: SignIn, data: MailTo
     """
     digest = tokens.digest(data.token)
     token = await _read_token(database, digest, Kind.CHANGE)
-    values = {"email_key": email_key(token["email"]), "session_id": token["session_id"]}
+    values = {
+        "email_key": email_key(token["email"]),
+        "session_id": token["session_id"],
+    } | sign_in.outbox.values
     try:
         await _spend(database, digest, Kind.CHANGE, token, statements.CONFIRM_EMAIL, **values)
     except NotUniqueError:  # somebody registered with it meanwhile

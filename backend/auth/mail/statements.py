@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     BigInteger,
+    Boolean,
     ColumnElement,
     DateTime,
     Integer,
@@ -70,14 +71,16 @@ _user_id = bindparam("user_id", type_=Text)
 _is_valid = (mail_tokens.c.expires_at > func.now()) & mail_tokens.c.used_at.is_(None)
 
 
-def enqueue(kind: Kind, email: ColumnElement[Any], email_key: ColumnElement[Any], owner: Any) -> CTE:
-    """Return the insertion of a mail for each row of `owner`, whose `id` is the user's."""
-    values = select(literal(kind.value, Text), email, email_key, owner.c.id).select_from(owner)
+def enqueue(
+    kind: ColumnElement[Any], email: ColumnElement[Any], email_key: ColumnElement[Any], user_id: Any
+) -> CTE:
+    """Return the insertion of a mail for each row that its values are selected from, if mail can be sent."""
+    values = select(kind, email, email_key, user_id).where(bindparam("sends_mail", type_=Boolean))
     return (
         insert(outbox)
         .from_select(["kind", "email", "email_key", "user_id"], values)
         .returning(outbox.c.id)
-        .cte(f"mail_{kind.value}")
+        .cte("mail")
     )
 
 
@@ -117,7 +120,7 @@ def _ask_for_change() -> Statement:
         .returning(outbox.c.id)
         .cte("link")
     )
-    notice = enqueue(Kind.CHANGE_REQUESTED, pending.c.email, pending.c.email_key, pending)
+    notice = enqueue(literal(Kind.CHANGE_REQUESTED.value), pending.c.email, pending.c.email_key, pending.c.id)
     return Statement(
         select(pending.c.id).select_from(caller.outerjoin(pending, true())).add_cte(voided, link, notice)
     )
@@ -184,8 +187,12 @@ def _reset_password() -> Statement:
         .returning(users.c.id, users.c.email, users.c.email_key)
         .cte("changed")
     )
-    notice = enqueue(Kind.PASSWORD_CHANGED, changed.c.email, changed.c.email_key, changed)
-    return Statement(select(changed.c.id).add_cte(*void_sessions(changed, literal(None, Uuid)), void_mail_tokens(changed), notice))
+    notice = enqueue(literal(Kind.PASSWORD_CHANGED.value), changed.c.email, changed.c.email_key, changed.c.id)
+    return Statement(
+        select(changed.c.id).add_cte(
+            *void_sessions(changed, literal(None, Uuid)), void_mail_tokens(changed), notice
+        )
+    )
 
 
 RESET_PASSWORD = _reset_password()
@@ -196,14 +203,21 @@ def _confirm_email() -> Statement:
     changed = (
         update(users)
         .where(users.c.id == old.c.id, users.c.pending_email == _email)
-        .values(email=_email, email_key=_email_key, email_verified=true(), pending_email=null())
+        .values(
+            email=_email,
+            email_key=_email_key,
+            email_verified=true(),
+            pending_email=null(),
+        )
         .returning(users.c.id)
         .cte("changed")
     )
     both = select(changed.c.id, old.c.email, old.c.email_key).join(old, old.c.id == changed.c.id).cte("both")
-    notice = enqueue(Kind.EMAIL_CHANGED, both.c.email, both.c.email_key, both)
+    notice = enqueue(literal(Kind.EMAIL_CHANGED.value), both.c.email, both.c.email_key, both.c.id)
     session = bindparam("session_id", type_=Uuid)
-    return Statement(select(changed.c.id).add_cte(*void_sessions(changed, session), void_mail_tokens(changed), notice))
+    return Statement(
+        select(changed.c.id).add_cte(*void_sessions(changed, session), void_mail_tokens(changed), notice)
+    )
 
 
 CONFIRM_EMAIL = _confirm_email()

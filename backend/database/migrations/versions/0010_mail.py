@@ -11,7 +11,9 @@ depends_on = None
 
 def upgrade() -> None:
     """Apply."""
-    op.add_column("users", sa.Column("email_verified", sa.Boolean(), server_default=sa.false(), nullable=False))
+    op.add_column(
+        "users", sa.Column("email_verified", sa.Boolean(), server_default=sa.false(), nullable=False)
+    )
     op.add_column("users", sa.Column("pending_email", sa.Text(), nullable=True))
     op.add_column("users", sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True))
     op.create_table(

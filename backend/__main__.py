@@ -16,16 +16,17 @@ from typing import NoReturn
 
 from loguru import logger
 
-from backend import logs, server
 from backend.app import create_app
-from backend.auth.imports import import_users
-from backend.auth.user_files import COLUMNS, UserFileError
-from backend.database import Database, revision
+from backend.auth.accounts.imports import import_users
+from backend.auth.accounts.user_files import COLUMNS, UserFileError
+from backend.database import Database, DatabaseError, revision
 from backend.database.embedded import EmbeddedServerError, lasting_server
 from backend.database.embedded.files import make_file, open_file
 from backend.database.url import DatabaseURLError
-from backend.errors import AppError
 from backend.settings import MIN_SECRET_BYTES, Settings, SettingsError, load_settings
+from backend.telemetry import logs
+from backend.web import server
+from backend.web.errors import AppError
 
 _MAX_SECRET_BYTES = 4096
 
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"tasks-api: DATABASE_URL: {error}")
     except (SettingsError, EmbeddedServerError, revision.SchemaError, UserFileError) as error:
         sys.exit(f"tasks-api: {error}")
+    except DatabaseError as error:
+        sys.exit(f"tasks-api: DATABASE_URL: the database cannot be reached ({error.reason})")
     except AppError as error:
         sys.exit(f"tasks-api: {error.detail}")
     except KeyboardInterrupt:
@@ -62,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "revision", nargs="?", default="head", help="an Alembic revision; `base` takes all back"
     )
     migrate.add_argument("--check", action="store_true", help="tell whether the models need a new migration")
+    migrate.add_argument("--new", metavar="WORDS", help="write a migration for what the models have changed")
     migrate.set_defaults(run=_migrate)
     users = commands.add_parser("import-users", help="bring in users with their bcrypt hashes, all or none")
     users.add_argument("file", type=Path, help="CSV (*.csv) or JSON Lines of email, name and password_hash")
@@ -108,7 +112,10 @@ def _migrate(options: argparse.Namespace) -> None:
         from backend.database import schema  # noqa: PLC0415  # its Alembic takes ten megabytes
 
         logs.configure(settings.log_format)
-        asyncio.run(schema.check(url) if options.check else schema.migrate(url, options.revision))
+        if options.new:
+            asyncio.run(schema.write_migration(url, options.new))
+        else:
+            asyncio.run(schema.check(url) if options.check else schema.migrate(url, options.revision))
 
 
 def _import_users(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.telemetry import TelemetryConfig
 from loguru import logger
@@ -18,21 +19,23 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
-from backend import health, logs, metrics
 from backend.auth import router as auth_router
 from backend.auth.mail import router as mail_router
-from backend.auth.authentication import Authenticator
-from backend.auth.sessions import SignIn
-from backend.database import Database
-from backend.docs import add_docs
-from backend.drain import Drain
-from backend.errors import SELF_CONTAINED, USER_SCOPED, AppError
-from backend.middleware import Boundary, CrossOrigin, Observer, handle_error
-from backend.proxies import Proxies
+from backend.auth.sessions.service import SignIn
+from backend.auth.tokens.authentication import Authenticator
+from backend.database import Database, DatabaseError
 from backend.settings import Settings, load_settings
 from backend.tasks.paging import Cursors
 from backend.tasks.router import task_router
+from backend.telemetry import logs, metrics
+from backend.web import health
+from backend.web.docs import add_docs
+from backend.web.drain import Drain
+from backend.web.errors import SELF_CONTAINED, USER_SCOPED, AppError
+from backend.web.middleware import Boundary, CrossOrigin, Observer, handle_error
 from backend.web.pages import add_pages
+from backend.web.proxies import Proxies
+from backend.web.routing import Route, literal_first
 
 VERSION = "1.0.0"
 DESCRIPTION = """
@@ -57,10 +60,11 @@ USER_ID = {
 
 
 class _Application(FastAPI):
-    """FastAPI within our own middleware alone: crashes, long bodies and unknown routes are refused there."""
+    """FastAPI within our own middleware alone, which answers crashes, long bodies and unknown routes."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Return the way of a request, outermost first as it was added last."""
+        """Order the routes, and return the middleware around them; what was added last is outermost."""
+        self.router.routes = literal_first(self.router.routes)
         stack: ASGIApp = AsyncExitStackMiddleware(self.router)
         stack = ExceptionMiddleware(stack, handlers=self.exception_handlers)
         for middleware in reversed(self.user_middleware):
@@ -119,16 +123,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         mail_router.router,
         health.router,
     ):
-        # Routes of the application itself: an included router is matched twice for each request.
-        app.router.routes.extend(router.routes)
+        # Routes of the application itself: an included router costs each request 20 % more instructions.
+        app.router.routes.extend(route.of(app) for route in router.routes if isinstance(route, Route))
     add_docs(app)
     add_pages(app)
     app.add_middleware(Boundary)
     app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     app.add_middleware(Observer, log=logs.configure(settings.log_format), drain=app.state.drain)
     app.add_middleware(Proxies, trusted=settings.forwarded_allow_ips)
-    app.add_exception_handler(AppError, handle_error)
-    app.add_exception_handler(HTTPException, handle_error)
+    for refusal in (AppError, DatabaseError, HTTPException, RequestValidationError):
+        app.add_exception_handler(refusal, handle_error)
     return app
 
 
@@ -184,6 +188,12 @@ def _sampling(app: FastAPI) -> Iterator[None]:
     task.cancel()
 
 
+def _url(settings: Settings) -> str:
+    """Return an address that a browser on this machine can open."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104  # compared, not bound
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     async with Database(app.state.settings) as database:
@@ -192,6 +202,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         gc.collect()
         gc.freeze()
         with app.state.drain.on_sigterm(), _sampling(app), _sending_mail(app), _ending_with_its_parent():
-            logger.info("ready: http://{}:{}/docs", app.state.settings.host, app.state.settings.port)
+            logger.info("ready: {}/docs", _url(app.state.settings))
             yield
     app.state.sign_in.hasher.close()

@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 ROOT = Path(__file__).parent.parent
 PASSWORD = "correct horse battery staple"
@@ -44,7 +44,7 @@ def environment(**settings: str) -> dict[str, str]:
     return {**kept, **fast, "LOG_FORMAT": "json", **settings}
 
 
-def _remember(response: httpx.Response) -> None:
+def _remember(response: httpx2.Response) -> None:
     response.read()
     code = None
     if response.is_error and response.content and response.headers.get("content-type") == "application/json":
@@ -56,7 +56,7 @@ def _remember(response: httpx.Response) -> None:
 class Account:
     """Somebody who has registered, with the client that speaks for them."""
 
-    client: httpx.Client
+    client: httpx2.Client
     email: str
     tokens: dict[str, Any]
 
@@ -68,7 +68,7 @@ class Account:
     def create(self, title: str = "Buy milk", **fields: Any) -> dict[str, Any]:
         """Create a task."""
         response = self.client.post("/tasks", json={"title": title, **fields})
-        assert response.status_code == httpx.codes.CREATED, response.text
+        assert response.status_code == httpx2.codes.CREATED, response.text
         task: dict[str, Any] = response.json()
         return task
 
@@ -80,18 +80,18 @@ class Service:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
-    clients: list[httpx.Client] = field(default_factory=list)
+    clients: list[httpx2.Client] = field(default_factory=list)
 
-    def client(self, token: str | None = None, **options: Any) -> httpx.Client:
+    def client(self, token: str | None = None, **options: Any) -> httpx2.Client:
         """Return a new client, with an access token if there is one."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        client = httpx.Client(
+        client = httpx2.Client(
             base_url=self.url,
             headers={**headers, **options.pop("headers", {})},
             event_hooks={"response": [_remember]},
             timeout=30,
             trust_env=False,
-            verify=False,  # noqa: S501  # plain HTTP: certificates would take most of the time of making it
+            verify=False,  # plain HTTP: certificates would take most of the time of making it
             **options,
         )
         self.clients.append(client)
@@ -103,7 +103,7 @@ class Service:
         data = {"email": email, "password": PASSWORD, **fields}
         client = self.client()
         response = client.post("/auth/register", json=data)
-        assert response.status_code == httpx.codes.CREATED, response.text
+        assert response.status_code == httpx2.codes.CREATED, response.text
         tokens = response.json()
         client.headers["Authorization"] = f"Bearer {tokens['access_token']}"
         return Account(client, data["email"], tokens)
@@ -122,7 +122,7 @@ class Service:
 
 
 def program_with(*assignments: str) -> tuple[str, str]:
-    """Return a program that serves with constants changed, such as `backend.drain.QUIET_SECONDS = 4`."""
+    """Return a program that serves with constants changed, such as `backend.web.drain.QUIET_SECONDS = 4`."""
     modules = ", ".join(assignment.partition(" = ")[0].rpartition(".")[0] for assignment in assignments)
     changes = "; ".join(assignments)
     return "-c", f"import {modules}; {changes}; from backend.__main__ import main; main(['serve'])"
@@ -148,8 +148,8 @@ def wait_until_healthy(service: Service, seconds: float = START_SECONDS) -> None
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and service.process.poll() is None:
         try:
-            httpx.get(f"{service.url}/health", trust_env=False).raise_for_status()
-        except httpx.HTTPError:
+            httpx2.get(f"{service.url}/health", trust_env=False).raise_for_status()
+        except httpx2.HTTPError:
             time.sleep(0.05)
         else:
             return

@@ -2,7 +2,7 @@
 
 import asyncio
 
-import httpx
+import httpx2
 
 from backend.app import create_app
 from backend.settings import load_settings
@@ -11,14 +11,14 @@ from tests.service import JWT_SECRET, PASSWORD
 
 
 def test_it_is_served_by_any_asgi_server(database: Postgres) -> None:
-    """Here by httpx, in whose scope there is no state."""
+    """Here by httpx2, in whose scope there is no state."""
 
     async def scenario() -> list[int]:
         app = create_app(load_settings(database_url=database.url, jwt_secret=JWT_SECRET, bcrypt_rounds=4))
-        transport = httpx.ASGITransport(app)
+        transport = httpx2.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url="http://api") as client,
+            httpx2.AsyncClient(transport=transport, base_url="http://api") as client,
         ):
             credentials = {"email": "in.process@example.com", "password": PASSWORD}
             registered = await client.post("/auth/register", json=credentials)

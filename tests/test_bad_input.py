@@ -1,18 +1,22 @@
-"""Bad input at every route: refused by name, never written, never echoed (R4-FR-010, R4-SC-008)."""
+"""Bad input at every route is refused by the field's name, never written and never echoed."""
 
 import base64
 import json
+import re
 import string
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import httpx
+import httpx2
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from scripts.benchmark.meter import family_cpu_seconds
 from tests.conftest import Postgres
 from tests.service import PASSWORD, Account, Service
 
@@ -45,6 +49,8 @@ DEEP: Any = WORD
 for _ in range(900):  # what `json` can still write; deeper ones are below
     DEEP = [DEEP]
 CONTROL = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
+SPACES = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace())
+"""White space, which goes first at both ends of a title, a name and an email."""
 SURROGATES = [f"{WORD}\ud800", f"\udfff{WORD}", f"{WORD}\ud83d{WORD}", f"\ude00\ud83d{WORD}"]
 NO_TEXT = [NUMBER, -NUMBER, NUMBER + 0.5, 10**4000 + NUMBER, True, False, [WORD], {WORD: WORD}, DEEP]
 
@@ -56,17 +62,20 @@ def too_long(limit: int) -> list[str]:
     return [WORD.ljust(limit + 1, "x"), WORD.ljust(limit + 1, "\N{GRINNING FACE}"), combined]
 
 
-def with_control(allowed: str = "") -> list[str]:
+def with_control(allowed: str = "", trimmed: str = "") -> list[str]:
     """Return texts with one control character each, within the text and at either end."""
     bad = [control for control in CONTROL if control not in allowed]
-    return [text for control in bad for text in (f"ze{control}bra", f"{control}{WORD}", f"{WORD}{control}")]
+    ends = [control for control in bad if control not in trimmed]
+    within = [f"ze{control}bra" for control in bad]
+    return within + [text for control in ends for text in (f"{control}{WORD}", f"{WORD}{control}")]
 
 
-LINE = [*NO_TEXT, *SURROGATES, *too_long(200), *with_control(), "", " ", "\N{IDEOGRAPHIC SPACE}"]
+LINE = [*NO_TEXT, *SURROGATES, *too_long(200), *with_control(trimmed=SPACES), "", SPACES]
 EMAIL = [
     *NO_TEXT,
     *SURROGATES,
     *with_control(),
+    SPACES,
     *(f"{WORD}{control}@example.com" for control in CONTROL),
     None,
     "",
@@ -128,21 +137,21 @@ def nothing_written(database: Postgres, task_id: int) -> Iterator[None]:
 
 refused_and_unwritten = pytest.mark.usefixtures("nothing_written")
 Route = tuple[str, str]
-Send = Callable[..., httpx.Response]
+Send = Callable[..., httpx2.Response]
 
 
 @pytest.fixture
 def send(grace: Account, task_id: int) -> Send:
     """Send these bytes to a route, for Grace and about her task."""
 
-    def request(route: Route, content: Any = b"", headers: dict[str, str] = JSON) -> httpx.Response:
+    def request(route: Route, content: Any = b"", headers: dict[str, str] = JSON) -> httpx2.Response:
         method, path = route
         return grace.client.request(method, path.format(task_id=task_id), content=content, headers=headers)
 
     return request
 
 
-def invalid(response: httpx.Response, *codes: str) -> list[dict[str, str]]:
+def invalid(response: httpx2.Response, *codes: str) -> list[dict[str, str]]:
     """Check that this is a 400 with one of these codes that echoes nothing; return what is wrong."""
     assert response.status_code == 400
     body = response.json()
@@ -152,7 +161,7 @@ def invalid(response: httpx.Response, *codes: str) -> list[dict[str, str]]:
     return problems
 
 
-def assert_no_echo(response: httpx.Response) -> None:
+def assert_no_echo(response: httpx2.Response) -> None:
     said = response.text + str(response.headers)
     assert WORD not in said
     assert str(NUMBER) not in said
@@ -353,6 +362,79 @@ def test_a_password_that_nobody_can_have_is_merely_wrong_at_login(grace: Account
     assert_no_echo(response)
 
 
+# What is long is refused at a cost that grows no faster than its length
+
+LETTERS = "x" * 60_000
+MARKS = "a" + "\u0345" * 15_000 + "\u0334" * 15_000
+"""Combining marks in the wrong order, which NFC sorts in time by the square of their number."""
+HOSTILE = [MARKS, " " * 60_000 + "x", "@" * 60_000, "9" * 60_000]
+TOKEN_FIELDS = {"username": NEW_EMAIL, "password": PASSWORD, "refresh_token": "none of ours"}
+QUERY_FIELDS = ("status", "limit", "cursor", WORD)
+HEADERS = ("Authorization", "X-Request-ID", "User-Agent", "Accept", "Origin", "Content-Type", "If-None-Match")
+
+
+def cpu_seconds(service: Service, send: Callable[[], object]) -> float:
+    """Return the least that a request takes of the service's processor time, of three."""
+    found = []
+    for _ in range(3):
+        before = family_cpu_seconds(service.process.pid)
+        send()
+        found.append(family_cpu_seconds(service.process.pid) - before)
+    return min(found)
+
+
+def assert_cheap(service: Service, send: Callable[[str], httpx2.Response]) -> None:
+    """Check that no text costs ten times what as many letters cost, and 50 ms more."""
+    letters = cpu_seconds(service, lambda: send(LETTERS))
+    for text in HOSTILE:
+        assert send(text).status_code < 500
+        assert cpu_seconds(service, partial(send, text)) < 10 * letters + 0.05, text[:3]
+
+
+@pytest.mark.parametrize(
+    ("route", "field"), [(route, field) for route, body in BODIES.items() for field in body]
+)
+def test_what_a_long_text_costs_does_not_depend_on_its_characters(
+    service: Service, send: Send, route: Route, field: str
+) -> None:
+    def request(text: str) -> httpx2.Response:
+        return send(route, json.dumps({**BODIES[route], field: text}, ensure_ascii=False).encode())
+
+    assert_cheap(service, request)
+
+
+@pytest.mark.parametrize("field", TOKEN_FIELDS)
+def test_what_a_long_field_of_a_form_costs_does_not_depend_on_its_characters(
+    service: Service, field: str
+) -> None:
+    def request(text: str) -> httpx2.Response:
+        # Not percent-encoded, which would make it three times as long.
+        form = "&".join(f"{name}={value}" for name, value in {**TOKEN_FIELDS, field: text}.items())
+        return client.post("/auth/token", content=form.encode(), headers=FORM)
+
+    client = service.client()
+    assert_cheap(service, request)
+
+
+@pytest.mark.parametrize("name", QUERY_FIELDS)
+def test_what_a_long_query_costs_does_not_depend_on_its_characters(
+    service: Service, ada: Account, name: str
+) -> None:
+    assert_cheap(service, lambda text: ada.client.get(f"/tasks?{name}={quote(text)[:60_000]}"))
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_what_a_long_header_costs_does_not_depend_on_its_characters(
+    service: Service, ada: Account, name: str
+) -> None:
+    assert_cheap(
+        service,
+        lambda text: ada.client.get(
+            "/tasks", headers=[(name.encode(), b"Bearer %bx" % text.encode()[:60_000])]
+        ),
+    )
+
+
 # What is at the bound, or is merely odd, is taken as it is
 
 
@@ -376,6 +458,21 @@ def test_a_title_of_200_code_points_is_kept_as_it_is(ada: Account, title: str) -
     assert ada.client.patch("/auth/me", json={"name": title}).json()["name"] == title
 
 
+def test_white_space_at_both_ends_of_a_title_or_a_name_goes_first(ada: Account, service: Service) -> None:
+    pattern = service.client().get("/openapi.json").json()["components"]["schemas"]["TaskCreate"]
+    pattern = re.compile(pattern["properties"]["title"]["pattern"])
+    for title in ("Buy milk", "x" * 200, "x"):
+        for space in (*SPACES, "\r\n", SPACES):
+            sent = f"{space}{title}{space}"
+            assert ada.create(sent)["title"] == title, repr(space)
+            assert pattern.match(sent)
+            assert ada.client.patch("/auth/me", json={"name": sent}).json()["name"] == title
+    for path in (f"/tasks/{ada.create()['id']}",):
+        for method in ("PUT", "PATCH"):
+            sent = f"\t{method}\n"
+            assert ada.client.request(method, path, json={"title": sent}).json()["title"] == method
+
+
 @pytest.mark.parametrize(
     "description",
     [
@@ -397,7 +494,7 @@ def test_a_description_of_1000_code_points_is_kept_as_it_is(ada: Account, descri
 
 
 def test_of_duplicate_keys_the_last_counts(ada: Account) -> None:
-    def create(body: bytes) -> httpx.Response:
+    def create(body: bytes) -> httpx2.Response:
         return ada.client.post("/tasks", content=body, headers=JSON)
 
     assert create(b'{"title": "First", "title": "Last"}').json()["title"] == "Last"
@@ -461,7 +558,7 @@ def test_a_wrong_query_is_refused_by_its_name(grace: Account, name: str, values:
 
 def next_cursor(account: Account, **query: Any) -> str:
     link = account.client.get("/tasks", params={"limit": 1, **query}).links["next"]["url"]
-    return httpx.URL(link).params["cursor"]
+    return httpx2.URL(link).params["cursor"]
 
 
 def assert_no_cursor(account: Account, cursor: str | bytes, **query: str) -> None:

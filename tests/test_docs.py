@@ -4,7 +4,7 @@ import asyncio
 import gzip
 import re
 
-import httpx
+import httpx2
 import pytest
 
 from backend.app import create_app
@@ -61,7 +61,7 @@ def test_an_asset_is_sent_compressed_to_those_who_take_it_and_else_as_it_is(
 ) -> None:
     for path in loaded:
         headers = {"Accept-Encoding": accepted}
-        with httpx.stream("GET", service.url + path, headers=headers, trust_env=False) as answer:
+        with httpx2.stream("GET", service.url + path, headers=headers, trust_env=False) as answer:
             sent = b"".join(answer.iter_raw())
         assert "Accept-Encoding" in answer.headers["Vary"].split(", ")
         assert answer.headers.get("Content-Encoding") == ("gzip" if is_compressed else None)
@@ -87,8 +87,8 @@ def test_the_root_leads_to_the_docs(service: Service) -> None:
 async def read(prefix: str, *paths: str) -> list[str]:
     """Read pages of a service that a proxy serves under `prefix`; a redirect is told by its target."""
     app = create_app(load_settings(jwt_secret=JWT_SECRET))
-    transport = httpx.ASGITransport(app, root_path=prefix)
-    async with httpx.AsyncClient(transport=transport, base_url="http://api") as client:
+    transport = httpx2.ASGITransport(app, root_path=prefix)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://api") as client:
         answers = [await client.get(prefix + path) for path in paths]
         return [answer.headers.get("Location", answer.text) for answer in answers]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from time import time
 from typing import Any
 
-import httpx
+import httpx2
 import jwt
 import pytest
 
@@ -46,7 +46,7 @@ GUARDED = [
 READABLE = [path for path, methods in (ROUTES | PAGES).items() if "GET" in methods]
 
 
-def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+def refused(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
     """Check that this is that error, in the one shape and with every header of an error; return its body."""
     assert (response.status_code, response.headers["Content-Type"]) == (status, "application/json")
     body: dict[str, Any] = response.json()
@@ -70,16 +70,16 @@ def refused(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
 
 def exchange(
     service: Service, method: str, path: str, headers: str = "", body: bytes = b""
-) -> httpx.Response:
+) -> httpx2.Response:
     """Send these bytes over a socket, and read one answer without having ended the request."""
-    request = httpx.Request(method, service.url + path, headers={"Origin": ORIGIN})
+    request = httpx2.Request(method, service.url + path, headers={"Origin": ORIGIN})
     with socket.create_connection((request.url.host, request.url.port or 80), timeout=10) as connection:
         head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nOrigin: {ORIGIN}\r\n{headers}\r\n"
         connection.sendall(head.encode() + body)
         answer = http.client.HTTPResponse(connection, method=method)
         answer.begin()
         content = answer.read()
-    return httpx.Response(answer.status, headers=answer.getheaders(), content=content, request=request)
+    return httpx2.Response(answer.status, headers=answer.getheaders(), content=content, request=request)
 
 
 def chunks(size: int) -> bytes:
@@ -94,7 +94,7 @@ def forged(account: Account, secret: str = JWT_SECRET, **claims: Any) -> str:
 
 
 @pytest.fixture
-def stranger(service: Service) -> httpx.Client:
+def stranger(service: Service) -> httpx2.Client:
     """Nobody: an SPA without a token."""
     return service.client(headers={"Origin": ORIGIN})
 
@@ -109,7 +109,7 @@ def grace(service: Service) -> Account:
 
 
 @pytest.fixture(scope="module")
-def signed_out(service: Service) -> httpx.Client:
+def signed_out(service: Service) -> httpx2.Client:
     """A client whose session has ended."""
     account = service.register()
     assert account.client.post("/auth/logout").status_code == 204
@@ -117,7 +117,7 @@ def signed_out(service: Service) -> httpx.Client:
     return account.client
 
 
-def test_the_routes_of_this_file_are_the_routes_of_the_document(stranger: httpx.Client) -> None:
+def test_the_routes_of_this_file_are_the_routes_of_the_document(stranger: httpx2.Client) -> None:
     document = stranger.get("/openapi.json").json()
     documented = {
         path.replace("{task_id}", "1").replace("{session_id}", "1"): methods
@@ -176,7 +176,7 @@ def test_a_task_that_is_anothers_is_403(grace: Account, ada: Account, method: st
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
 def test_every_route_that_is_somebodys_is_401_without_a_token(
-    stranger: httpx.Client, method: str, path: str
+    stranger: httpx2.Client, method: str, path: str
 ) -> None:
     """R0-FR-009, R4-FR-013."""
     response = stranger.request(method, path)
@@ -185,20 +185,20 @@ def test_every_route_that_is_somebodys_is_401_without_a_token(
 
 
 @pytest.mark.parametrize("sent", ["Bearer", "Basic YTpi", "Token abc", ""])
-def test_a_header_without_a_token_is_challenged_without_an_error(stranger: httpx.Client, sent: str) -> None:
+def test_a_header_without_a_token_is_challenged_without_an_error(stranger: httpx2.Client, sent: str) -> None:
     response = stranger.get("/tasks", headers={"Authorization": sent})
     refused(response, 401, "not_authenticated")
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-def assert_invalid_token(response: httpx.Response, code: str) -> None:
+def assert_invalid_token(response: httpx2.Response, code: str) -> None:
     detail = refused(response, 401, code)["detail"]
     challenge = f'Bearer error="invalid_token", error_description="{detail}"'
     assert response.headers["WWW-Authenticate"] == challenge
 
 
 def test_a_token_that_does_not_hold_is_challenged_with_the_error(
-    service: Service, grace: Account, signed_out: httpx.Client
+    service: Service, grace: Account, signed_out: httpx2.Client
 ) -> None:
     tokens = {
         "rubbish": "invalid_token",
@@ -244,7 +244,7 @@ def test_two_authorization_headers_are_401(service: Service, grace: Account) -> 
     ],
 )
 def test_the_token_endpoint_speaks_oauth(
-    stranger: httpx.Client, options: dict[str, Any], status: int, code: str, error: str
+    stranger: httpx2.Client, options: dict[str, Any], status: int, code: str, error: str
 ) -> None:
     body = refused(stranger.post("/auth/token", **options), status, code)
     assert (body["error"], body["error_description"]) == (error, body["detail"])
@@ -274,20 +274,20 @@ def test_a_content_length_over_the_limit_is_413_unread_before_anything_else(
 
 
 @pytest.mark.parametrize("path", [*ROUTES, *PAGES])
-def test_a_trailing_slash_is_404_before_a_token_is_asked_for(stranger: httpx.Client, path: str) -> None:
+def test_a_trailing_slash_is_404_before_a_token_is_asked_for(stranger: httpx2.Client, path: str) -> None:
     for method in METHODS if path in ROUTES else {"GET"}:
         refused(stranger.request(method, f"{path}/"), 404, "not_found")
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/Tasks", "//tasks", "/tasks/1/2", "/api/tasks", "/auth"])
-def test_an_unknown_route_is_404_before_a_token_is_asked_for(stranger: httpx.Client, path: str) -> None:
+def test_an_unknown_route_is_404_before_a_token_is_asked_for(stranger: httpx2.Client, path: str) -> None:
     for method in METHODS:
         refused(stranger.request(method, f"{stranger.base_url}{path}"), 404, "not_found")
 
 
 @pytest.mark.parametrize(("path", "known"), (ROUTES | PAGES).items())
 def test_a_wrong_method_is_405_with_every_right_one_before_a_token_is_asked_for(
-    stranger: httpx.Client, path: str, known: set[str]
+    stranger: httpx2.Client, path: str, known: set[str]
 ) -> None:
     for method in METHODS - known:
         response = stranger.request(method, path)
@@ -316,7 +316,7 @@ WRONG: list[tuple[str, str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("method", "path", "options"), WRONG)
 def test_without_a_valid_token_all_else_that_is_wrong_does_not_matter(
-    stranger: httpx.Client, signed_out: httpx.Client, method: str, path: str, options: dict[str, Any]
+    stranger: httpx2.Client, signed_out: httpx2.Client, method: str, path: str, options: dict[str, Any]
 ) -> None:
     refused(stranger.request(method, path, **options), 401, "not_authenticated")
     headers = {**options.get("headers", {}), "Authorization": "Bearer rubbish"}
@@ -330,7 +330,9 @@ def test_with_a_valid_token_it_does(grace: Account, method: str, path: str, opti
 
 
 @pytest.mark.parametrize(("method", "path"), GUARDED)
-def test_a_session_that_ended_is_401_on_every_route(signed_out: httpx.Client, method: str, path: str) -> None:
+def test_a_session_that_ended_is_401_on_every_route(
+    signed_out: httpx2.Client, method: str, path: str
+) -> None:
     assert_invalid_token(signed_out.request(method, path), "token_revoked")
 
 
@@ -365,7 +367,7 @@ def test_a_chunked_body_that_nobody_reads_is_413_too(
 
 
 def test_a_chunked_body_over_the_limit_is_401_without_a_valid_token(
-    service: Service, signed_out: httpx.Client
+    service: Service, signed_out: httpx2.Client
 ) -> None:
     headers = "Transfer-Encoding: chunked\r\nContent-Type: application/json\r\n"
     response = exchange(service, "POST", "/tasks", headers, chunks(LIMIT + 1))
@@ -444,7 +446,7 @@ def test_whatever_is_personal_is_not_stored(service: Service, ada: Account) -> N
 
 
 @pytest.mark.parametrize("sent", ["7", "a-B_c.9", "0199f3c2-a7b4-7cc0-9d1b-3f5e8a6d4c21", "x" * 128])
-def test_a_well_formed_request_id_is_kept(stranger: httpx.Client, sent: str) -> None:
+def test_a_well_formed_request_id_is_kept(stranger: httpx2.Client, sent: str) -> None:
     for path in ("/health", "/nowhere"):
         assert stranger.get(path, headers={"X-Request-ID": sent}).headers["X-Request-ID"] == sent
     refused(stranger.get("/tasks", headers={"X-Request-ID": sent}), 401, "not_authenticated")
@@ -453,7 +455,7 @@ def test_a_well_formed_request_id_is_kept(stranger: httpx.Client, sent: str) -> 
 @pytest.mark.parametrize(
     "sent", [b"", b"x" * 129, b"a b", b"a\tb", b'"a"', b"a/b", b"a;b", b"{}", b"\xc3\xa9"]
 )
-def test_any_other_request_id_is_replaced(stranger: httpx.Client, sent: bytes) -> None:
+def test_any_other_request_id_is_replaced(stranger: httpx2.Client, sent: bytes) -> None:
     response = stranger.get("/tasks", headers={b"X-Request-ID": sent})
     assert re.fullmatch("[0-9a-f]{32}", refused(response, 401, "not_authenticated")["request_id"])
 
@@ -483,7 +485,7 @@ def test_another_sites_script_may_not(service: Service, origin: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
-def test_a_preflight_for_what_the_api_takes_is_allowed(stranger: httpx.Client, method: str) -> None:
+def test_a_preflight_for_what_the_api_takes_is_allowed(stranger: httpx2.Client, method: str) -> None:
     wanted = {"authorization", "content-type", "x-request-id"}
     response = stranger.options(
         "/tasks/1",
@@ -506,7 +508,7 @@ def test_a_preflight_for_what_the_api_takes_is_allowed(stranger: httpx.Client, m
     ],
 )
 def test_any_other_preflight_is_refused_like_any_other_request(
-    stranger: httpx.Client, asked: dict[str, str]
+    stranger: httpx2.Client, asked: dict[str, str]
 ) -> None:
     response = stranger.options("/tasks", headers=asked)
     refused(response, 400, "cors_refused")

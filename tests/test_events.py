@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
-import httpx
+import httpx2
 import jwt
 import pytest
 
-from backend.events import Event
+from backend.telemetry.events import Event
 from tests.conftest import Postgres
 from tests.service import (
     JWT_SECRET,
@@ -39,7 +39,7 @@ FIELDS = {
 }
 
 
-def lines_of(service: Service, response: httpx.Response) -> list[dict[str, Any]]:
+def lines_of(service: Service, response: httpx2.Response) -> list[dict[str, Any]]:
     """Return the lines of one request, of which the last is the request's own."""
     deadline = time.monotonic() + 5
     while True:
@@ -56,7 +56,7 @@ def named(lines: list[dict[str, Any]], event: str) -> list[dict[str, Any]]:
 # Events
 
 
-Story = tuple[Event, httpx.Response, Any]
+Story = tuple[Event, httpx2.Response, Any]
 
 
 def stories(service: Service, ada: Account, bob: Account) -> Iterator[Story]:

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from backend import metrics
 from backend.settings import SettingsError, load_settings
+from backend.telemetry import metrics
 from tests.better_auth.jwks import new_key, token_server
 from tests.conftest import Postgres, locked
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, free_port, running
@@ -119,10 +119,10 @@ def closed(
         yield service
 
 
-def scrape(service: Service, authorization: str | None) -> httpx.Response:
+def scrape(service: Service, authorization: str | None) -> httpx2.Response:
     """Ask for metrics by no client of the service: its answers would have to be in the OpenAPI document."""
     headers = {"Authorization": authorization} if authorization else {}
-    return httpx.get(f"{service.url}/metrics", headers=headers, trust_env=False)
+    return httpx2.get(f"{service.url}/metrics", headers=headers, trust_env=False)
 
 
 @pytest.mark.parametrize("case", NOT_THE_SCRAPER)
@@ -298,7 +298,7 @@ def test_passwords_that_wait_to_be_hashed_are_told(new_service: Callable[..., Se
     attempt = {"email": "nobody@example.com", "password": "nothing at all"}
     with ThreadPoolExecutor(8) as threads:
         for _ in range(8):
-            threads.submit(httpx.post, f"{service.url}/auth/login", json=attempt, timeout=60)
+            threads.submit(httpx2.post, f"{service.url}/auth/login", json=attempt, timeout=60)
         assert eventually(lambda: value(service, "password_hashes_waiting") >= 3)
     assert value(service, "password_hashes_waiting") == 0
 
@@ -310,7 +310,7 @@ def test_several_workers_count_as_one_also_after_one_died(new_service: Callable[
     counted = {"route": "/health", "status": "200"}
     before = value(service, "http_requests_total", **counted)
     for _ in range(40):  # each on a connection of its own, which either may take
-        httpx.get(f"{service.url}/health", trust_env=False, timeout=30)
+        httpx2.get(f"{service.url}/health", trust_env=False, timeout=30)
     assert value(service, "http_requests_total", **counted) == before + 40
     workers[0].kill()
     workers[0].wait()

@@ -19,7 +19,7 @@ from time import time
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
+import httpx2
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,10 +28,10 @@ from jsonschema_rs import meta as json_schema
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
 import backend.app  # noqa: F401  # with it, every kind of error is known
-from backend.auth.passwords import QUEUE_PER_THREAD
+from backend.auth.accounts.passwords import QUEUE_PER_THREAD
 from backend.database.pool import WAITING_PER_CONNECTION
-from backend.errors import AppError
-from backend.middleware import MAX_BODY_BYTES
+from backend.web.errors import AppError
+from backend.web.middleware import MAX_BODY_BYTES
 from tests.conftest import Postgres, locked
 from tests.service import ROOT, Account, Service, free_port, seen
 from tests.tokens import SHARED_SECRET, claims_for, resigned, shared_token
@@ -98,7 +98,7 @@ class Operation:
             return status in self.answers and (status < 400 or method == "HEAD")
         return self.codes.get(code) == status
 
-    def conforms(self, answer: dict[str, Any], response: httpx.Response) -> bool:
+    def conforms(self, answer: dict[str, Any], response: httpx2.Response) -> bool:
         """Judge what a response holds by the answer that the document describes."""
         content = answer.get("content", {})
         if not content:
@@ -107,7 +107,7 @@ class Operation:
         value = response.json() if media_type == "application/json" else response.text
         return conforms(self.document, content[media_type]["schema"], value)
 
-    def check(self, response: httpx.Response, code: str) -> None:
+    def check(self, response: httpx2.Response, code: str) -> None:
         """Fail unless `response` is the documented refusal with this code, in every detail."""
         assert response.status_code == self.codes[code], f"{self}: {response.text}"
         answer = self.answers[response.status_code]
@@ -116,7 +116,7 @@ class Operation:
         promised = answer["headers"] if code != "internal_error" else ()  # nobody knows when that is over
         assert [name for name in promised if name not in response.headers] == [], self
 
-    def send(self, client: httpx.Client, own: dict[str, Any], **changes: Any) -> httpx.Response:
+    def send(self, client: httpx2.Client, own: dict[str, Any], **changes: Any) -> httpx2.Response:
         """Send the request of the examples, with one's own values in their place, but for `changes`."""
         if self.media_type is not None and "content" not in changes:
             changes["json" if self.media_type == "application/json" else "data"] = self.body(own)
@@ -422,8 +422,8 @@ def test_every_path_knows_the_documented_methods_and_no_other(
 
 
 def together(
-    operations: list[Operation], client: httpx.Client, tokens: dict[str, Any]
-) -> list[httpx.Response]:
+    operations: list[Operation], client: httpx2.Client, tokens: dict[str, Any]
+) -> list[httpx2.Response]:
     """Send the requests of all operations at once: each waits for retries."""
     with ThreadPoolExecutor(len(operations)) as threads:
         return list(threads.map(lambda operation: operation.send(client, own_values(tokens)), operations))
@@ -502,7 +502,7 @@ def fill_hash_queue(service: Service, waiting: ExitStack) -> None:
     assert answers.select(30), "nobody was refused"
 
 
-def refused_at_once(operation: Operation, service: Service, account: Account) -> httpx.Response:
+def refused_at_once(operation: Operation, service: Service, account: Account) -> httpx2.Response:
     """Send requests until one is refused: each that is not has got a place, and fills the queue.
 
     On a new connection: one on which something was refused is not heard for a while.
@@ -511,7 +511,7 @@ def refused_at_once(operation: Operation, service: Service, account: Account) ->
         client = service.client(account.tokens["access_token"])
         try:
             return operation.send(client, own_values(account.tokens), timeout=1)
-        except httpx.ReadTimeout:
+        except httpx2.ReadTimeout:
             continue
 
 

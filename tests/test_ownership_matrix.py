@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import httpx
+import httpx2
 import pytest
 
 from backend.app import create_app
@@ -46,7 +46,7 @@ class Operation(NamedTuple):
     def is_user_scoped(self) -> bool:
         return "{user_id}" in self.path
 
-    def send(self, client: httpx.Client, ids: dict[str, str]) -> httpx.Response:
+    def send(self, client: httpx2.Client, ids: dict[str, str]) -> httpx2.Response:
         """Send it with these path parameters; a new kind of parameter has to be taught here."""
         return client.request(self.method, self.path.format(**ids), json=self.body)
 
@@ -110,7 +110,7 @@ def victim(federated: Service) -> Victim:
     return Victim(account)
 
 
-def answer_of(response: httpx.Response) -> tuple[int, str | None]:
+def answer_of(response: httpx2.Response) -> tuple[int, str | None]:
     """Return the status, and of an error the code."""
     return response.status_code, response.json()["code"] if response.is_error else None
 

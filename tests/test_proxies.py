@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from backend.proxies import Proxies, unmapped
+from backend.web.proxies import Proxies, unmapped
 from tests.programs import needs_loopback_addresses
 from tests.service import PASSWORD, Service
 
@@ -19,7 +19,7 @@ def warnings(service: Service) -> list[dict[str, Any]]:
 
 def ask(service: Service, address: str, **headers: str) -> None:
     """Ask once as a client that really is at `address`."""
-    transport = httpx.HTTPTransport(local_address=address)
+    transport = httpx2.HTTPTransport(local_address=address)
     service.client(transport=transport, headers=headers).get("/health").raise_for_status()
 
 

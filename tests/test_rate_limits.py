@@ -12,12 +12,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 import redis
 
-from backend.rate_limits import address_of
 from backend.settings import SettingsError, load_settings
+from backend.web.rate_limits import address_of
 from tests import programs
 from tests.conftest import Postgres
 from tests.programs import needs_loopback_addresses
@@ -58,13 +58,13 @@ def limited(limited_database: Postgres, tmp_path_factory: pytest.TempPathFactory
         yield service
 
 
-def send(service: Service, address: str, method: str, path: str, **options: Any) -> httpx.Response:
+def send(service: Service, address: str, method: str, path: str, **options: Any) -> httpx2.Response:
     """Send one request as the client at `address`."""
     with service.client(headers={"X-Forwarded-For": address}) as client:
         return client.request(method, path, **options)
 
 
-def sign_in(service: Service, address: str, email: str, password: str = PASSWORD) -> httpx.Response:
+def sign_in(service: Service, address: str, email: str, password: str = PASSWORD) -> httpx2.Response:
     return send(service, address, "POST", "/auth/login", json={"email": email, "password": password})
 
 
@@ -82,7 +82,7 @@ def attack(service: Service, email: str, guesses: int = 10) -> None:
         assert sign_in(service, new_address(), email, WRONG).status_code == 401
 
 
-def assert_limited(service: Service, response: httpx.Response, limit: str, seconds: int = 60) -> None:
+def assert_limited(service: Service, response: httpx2.Response, limit: str, seconds: int = 60) -> None:
     """The answer says for how long, and the log which limit it was."""
     assert (response.status_code, response.json()["code"]) == (429, "rate_limited")
     assert 1 <= int(response.headers["Retry-After"]) <= seconds
@@ -90,12 +90,12 @@ def assert_limited(service: Service, response: httpx.Response, limit: str, secon
     assert (line["limit"], line["level"], line["status"]) == (limit, "WARNING", 429)
 
 
-def together(service: Service, *requests: tuple[str, str, dict[str, Any]]) -> list[httpx.Response]:
+def together(service: Service, *requests: tuple[str, str, dict[str, Any]]) -> list[httpx2.Response]:
     """Send all requests (method, path and options) at once."""
 
-    async def run() -> list[httpx.Response]:
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(
+    async def run() -> list[httpx2.Response]:
+        limits = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(
             base_url=service.url, limits=limits, timeout=60, trust_env=False
         ) as client:
             return await asyncio.gather(
@@ -111,7 +111,7 @@ def login(address: str, email: str, password: str = PASSWORD) -> tuple[str, str,
     return "POST", "/auth/login", {"json": credentials, "headers": {"X-Forwarded-For": address}}
 
 
-def statuses(responses: list[httpx.Response]) -> dict[int, int]:
+def statuses(responses: list[httpx2.Response]) -> dict[int, int]:
     found = [response.status_code for response in responses]
     return {status: found.count(status) for status in found}
 
@@ -244,7 +244,7 @@ def test_the_password_grant_counts_alike_and_refuses_in_the_words_of_oauth(limit
     home = new_address()
     email, _ = registered(limited, home)
 
-    def grant(address: str, password: str) -> httpx.Response:
+    def grant(address: str, password: str) -> httpx2.Response:
         form = {"username": email, "password": password}
         return send(limited, address, "POST", "/auth/token", data=form)
 
@@ -265,7 +265,7 @@ def test_whoever_holds_a_token_guesses_at_the_password_no_more_often(limited: Se
     home = new_address()
     email, token = registered(limited, home)
 
-    def confirm(address: str, password: str) -> httpx.Response:
+    def confirm(address: str, password: str) -> httpx2.Response:
         path, body = "/auth/me", {"password": password}
         if method == "POST":
             path, body = "/auth/password", {"current_password": password, "new_password": "q7 Zp!x0 new"}
@@ -356,7 +356,7 @@ def test_a_proxy_may_write_an_address_in_many_ways(
 def test_whatever_is_no_address_is_one_address(limited: Service) -> None:
     garbage = ["unknown", "_hidden", "1.2.3", "<script>", "é\u00ff", "x" * 4000, "[::1", "' OR 1=1", "%0d%0a"]
 
-    def guess(text: str) -> httpx.Response:
+    def guess(text: str) -> httpx2.Response:
         headers = [(b"X-Forwarded-For", text.encode("latin-1"))]
         body = {"email": new_email(), "password": WRONG}
         return limited.client().post("/auth/login", headers=headers, json=body)
@@ -365,10 +365,10 @@ def test_whatever_is_no_address_is_one_address(limited: Service) -> None:
     assert found == [401] * 50 + [429]
 
 
-def from_loopback(service: Service, address: str, forwarded_for: str) -> httpx.Response:
+def from_loopback(service: Service, address: str, forwarded_for: str) -> httpx2.Response:
     """Guess once, as a client that really is at `address` and says that it is another's proxy."""
     client = service.client(
-        transport=httpx.HTTPTransport(local_address=address), headers={"X-Forwarded-For": forwarded_for}
+        transport=httpx2.HTTPTransport(local_address=address), headers={"X-Forwarded-For": forwarded_for}
     )
     return client.post("/auth/login", json={"email": new_email(), "password": WRONG})
 

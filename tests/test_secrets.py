@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.conftest import Postgres
@@ -40,12 +40,12 @@ class Watched:
     """A service of its own, everything that it answered, and the tokens that it issued."""
 
     service: Service
-    client: httpx.Client
+    client: httpx2.Client
     database: Postgres
-    answers: list[httpx.Response] = field(default_factory=list)
+    answers: list[httpx2.Response] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
 
-    def send(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def send(self, method: str, path: str, **options: Any) -> httpx2.Response:
         response = self.client.request(method, path, **options)
         self.answers.append(response)
         return response

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -15,7 +15,7 @@ from tests.conftest import Postgres, locked
 from tests.service import Account, Service, program_with
 
 
-def toggle(account: Account, task_id: int) -> httpx.Response:
+def toggle(account: Account, task_id: int) -> httpx2.Response:
     return account.client.patch(f"/tasks/{task_id}/complete")
 
 
@@ -33,11 +33,11 @@ def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.05)
 
 
-def readiness(service: Service) -> httpx.Response:
+def readiness(service: Service) -> httpx2.Response:
     return service.client().get("/health/ready")
 
 
-def not_ready(service: Service) -> httpx.Response:
+def not_ready(service: Service) -> httpx2.Response:
     """Ask until a process says that it is not ready any more; of several, another may yet be."""
     deadline = time.monotonic() + 20
     while (answer := readiness(service)).status_code != 503:
@@ -79,7 +79,7 @@ def test_whom_nobody_asks_ends_at_once(new_service: Callable[..., Service]) -> N
 
 
 def test_it_serves_whoever_still_asks_and_ends_once_nobody_does(new_service: Callable[..., Service]) -> None:
-    program = program_with("backend.drain.QUIET_SECONDS = 4")  # so that a busy machine makes no pause
+    program = program_with("backend.web.drain.QUIET_SECONDS = 4")  # so that a busy machine makes no pause
     service = new_service(program=program, SHUTDOWN_DRAIN_SECONDS="30", SHUTDOWN_GRACE_SECONDS="30")
     ada = service.register()
     service.process.send_signal(signal.SIGTERM)
@@ -102,7 +102,7 @@ def test_it_ends_though_nobody_stops_asking(new_service: Callable[..., Service])
         while not ended.is_set():
             try:
                 ada.create()
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 time.sleep(0.01)
 
     with ThreadPoolExecutor() as threads:
@@ -116,7 +116,7 @@ def test_it_ends_though_nobody_stops_asking(new_service: Callable[..., Service])
 
 
 def test_a_second_sigterm_ends_the_wait(new_service: Callable[..., Service]) -> None:
-    program = program_with("backend.drain.QUIET_SECONDS = 600")
+    program = program_with("backend.web.drain.QUIET_SECONDS = 600")
     service = new_service(program=program, SHUTDOWN_DRAIN_SECONDS="600", SHUTDOWN_GRACE_SECONDS="605")
     service.register()
     service.process.send_signal(signal.SIGTERM)

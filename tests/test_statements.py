@@ -9,7 +9,7 @@ from threading import Thread
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import pytest
 
 from backend.database.url import connect_arguments
@@ -155,7 +155,7 @@ def watched(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 def send(
     proxy: Proxy, account: Account, route: tuple[str, str], task: dict[str, Any], **query: Any
-) -> httpx.Response:
+) -> httpx2.Response:
     """Send one request; the proxy tells what it cost."""
     method, path = route
     proxy.forget()
@@ -183,7 +183,7 @@ def test_every_list_is_one_statement_and_one_round_trip(watched: Service, proxy:
     ):
         query = {"status": status, "sort": sort, "order": order, "limit": 1}
         link = send(proxy, account, route, tasks[0], **query).links["next"]["url"]
-        for cursor in ({}, {"cursor": httpx.URL(link).params["cursor"]}):
+        for cursor in ({}, {"cursor": httpx2.URL(link).params["cursor"]}):
             for _ in range(WARM_UP + 1):
                 assert len(send(proxy, account, route, tasks[0], **query, **cursor).json()) == 1
             assert len(proxy.sent) == proxy.round_trips == 1

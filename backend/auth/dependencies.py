@@ -6,27 +6,24 @@ from fastapi import Depends
 from fastapi.security import OAuth2PasswordBearer
 from starlette.requests import Request
 
-from backend import events
-from backend.auth import statements
+from backend.auth.accounts import statements
 from backend.auth.caller import Caller, caller
 from backend.auth.errors import (
     ExpiredTokenError,
     ExternalAccountError,
-    InvalidTokenError,
     KeysUnavailableError,
-    NotBearerError,
     RevokedTokenError,
-    UnauthorizedError,
 )
 from backend.auth.models import LOCAL
-from backend.auth.sessions import Client, SignIn
+from backend.auth.sessions.service import Client, SignIn
 from backend.database import Database
-from backend.errors import AppError, WrongUserError
+from backend.telemetry import events
+from backend.web.bearer import InvalidTokenError, UnauthorizedError, bearer_token
+from backend.web.errors import AppError, WrongUserError
 
 __all__ = ["Caller", "CallerDep", "ClientDep", "RevokedTokenError", "SignInDep", "bearer_token", "caller"]
 
 MAX_USER_AGENT_CHARACTERS = 400
-_BEARER = b"bearer "
 
 
 class AccessToken(OAuth2PasswordBearer):
@@ -75,25 +72,13 @@ async def _authenticated(request: Request) -> Caller:
     return caller
 
 
-def bearer_token(request: Request) -> str:
-    """Return the bearer token of the request (RFC 6750 section 2.1); raises `UnauthorizedError`."""
-    sent = [value for name, value in request.scope["headers"] if name == b"authorization"]
-    if not sent:
-        raise UnauthorizedError(reason="missing")
-    if len(sent) > 1:
-        raise InvalidTokenError(reason="two_headers")
-    if sent[0][:7].lower() != _BEARER or not (token := sent[0][7:].strip(b" ")):
-        raise NotBearerError(reason="malformed")
-    return str(token, "latin-1")
-
-
-def get_sign_in(request: Request) -> SignIn:
+async def get_sign_in(request: Request) -> SignIn:
     """Return the process's one `SignIn`."""
     return request.app.state.sign_in  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
-def get_client(request: Request) -> Client:
-    """Return the client's address and user agent; behind a proxy that Uvicorn trusts, those of its client."""
+async def get_client(request: Request) -> Client:
+    """Return the client's address and user agent; behind a trusted proxy, those of the proxy's client."""
     user_agent = request.headers.get("user-agent")
     return Client(
         ip=request.client.host if request.client else None,
@@ -101,7 +86,7 @@ def get_client(request: Request) -> Client:
     )
 
 
-_scheme = {"tokenUrl": "auth/token", "refreshUrl": "auth/refresh", "scheme_name": "Bearer"}
+_scheme = {"tokenUrl": "auth/token", "refreshUrl": "auth/token", "scheme_name": "Bearer"}
 
 CallerDep = Annotated[Caller, Depends(AccessToken(**_scheme))]
 OwnAccountDep = Annotated[Caller, Depends(OwnAccount(**_scheme))]

@@ -1,38 +1,7 @@
 """The refusals of sign-in and of tokens."""
 
-from typing import ClassVar
-
-from backend.errors import AppError, DatabaseUnavailableError, FieldError, InvalidRequestError
-
-
-class UnauthorizedError(AppError):
-    """401 with the challenge of RFC 6750 section 3; `error` is there only when a token was sent."""
-
-    is_denial = True
-    status = 401
-    code = "not_authenticated"
-    detail = "Sign in first: this address needs an access token"
-    token_was_sent: ClassVar[bool] = False
-
-    def __init__(self, *, reason: str = "") -> None:
-        challenge = "Bearer"
-        if self.token_was_sent:
-            challenge += f' error="invalid_token", error_description="{self.detail}"'
-        super().__init__(reason=reason, headers={"WWW-Authenticate": challenge})
-
-
-class NotBearerError(UnauthorizedError):
-    """An `Authorization` header is there, but of another form than RFC 6750 section 2.1 has."""
-
-    detail = "Send the access token as Authorization: Bearer <access token>"
-
-
-class InvalidTokenError(UnauthorizedError):
-    """The access token is malformed, untrusted, or for something else."""
-
-    code = "invalid_token"
-    detail = "The access token is not valid"
-    token_was_sent = True
+from backend.web.bearer import InvalidTokenError, UnauthorizedError
+from backend.web.errors import AppError, DatabaseUnavailableError, FieldError, InvalidRequestError
 
 
 class ExpiredTokenError(InvalidTokenError):
@@ -67,20 +36,20 @@ class InvalidCredentialsError(UnauthorizedError):
 
 
 class InvalidGrantError(AppError):
-    """Wrong credentials in the words of RFC 6749 section 5.2."""
+    """Wrong credentials, or a refresh token that is no good, in the words of RFC 6749 section 5.2."""
 
     status = 400
     code = "invalid_grant"
-    detail = InvalidCredentialsError.detail
+    detail = "The email, the password or the refresh token is wrong"
     oauth_error = "invalid_grant"
 
 
 class UnsupportedGrantTypeError(AppError):
-    """The token endpoint knows the password grant alone."""
+    """The token endpoint knows the password grant and the refresh token grant."""
 
     status = 400
     code = "unsupported_grant_type"
-    detail = "Only the password grant is supported"
+    detail = "Only the grants password and refresh_token are supported"
     oauth_error = "unsupported_grant_type"
 
 

@@ -27,6 +27,12 @@ LOCAL = "local"
 EXTERNAL = "better-auth"
 """The issuer of all others, whichever kind of token they come with."""
 
+HASH_COST = (
+    "((substring(password_hash, "
+    "'[$,=]([4-9]|0[4-9]|[12][0-9]|3[01])[$][./A-Za-z0-9]{22}[$]?[./A-Za-z0-9]{31}$'))::integer)"
+)
+"""The cost of a hash of either scheme, in SQL; null where there is none that could be checked."""
+
 
 def _created_at() -> Column[datetime]:
     return Column(DateTime(timezone=True), nullable=False, server_default=func.now())
@@ -45,6 +51,7 @@ class User(SQLModel, table=True):
             "(email IS NOT NULL AND email_key IS NOT NULL AND password_hash IS NOT NULL)",
             name="users_local_complete",
         ),
+        Index("users_password_cost", text(HASH_COST)),
     )
 
     id: str = Field(sa_column=Column(Text, primary_key=True))

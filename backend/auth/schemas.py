@@ -1,4 +1,4 @@
-"""What the `/auth` routes take and give, as the OpenAPI document shows it."""
+"""The requests and answers of the `/auth` routes, as the OpenAPI document shows them."""
 
 import unicodedata
 from datetime import datetime
@@ -6,15 +6,10 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from email_validator import EmailNotValidError, validate_email
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-)
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from backend.text import Line, UnicodeText
+from backend.web.text import Line, UnicodeText, trim
 
 MAX_EMAIL_CHARACTERS = 254
 
@@ -29,7 +24,7 @@ def _normalised(email: str) -> str:
 
 
 def email_key(email: str) -> str:
-    """Return what is the same for the same email in any letter case (Unicode section 3.13, D145)."""
+    """Return the key of an email, which is the same in any letter case (Unicode section 3.13, D145)."""
     return unicodedata.normalize("NFC", email.casefold())
 
 
@@ -38,8 +33,10 @@ Email = Annotated[
     Field(
         max_length=MAX_EMAIL_CHARACTERS, json_schema_extra={"format": "email"}, examples=["ada@example.com"]
     ),
+    BeforeValidator(trim),
     AfterValidator(_normalised),
 ]
+"""An email, normalised. White space at its ends is taken away, because keyboards of phones add it."""
 Password = Annotated[
     UnicodeText, Field(json_schema_extra={"format": "password"}, examples=["correct horse battery"])
 ]
@@ -73,12 +70,24 @@ class Credentials(_Input):
     password: Password
 
 
-class PasswordGrant(BaseModel):
-    """The password grant of OAuth 2.0 (RFC 6749 section 4.3.2); `username` is the email."""
+class TokenGrant(BaseModel):
+    """A grant of OAuth 2.0: an email and password, or a refresh token (RFC 6749 sections 4.3.2 and 6).
 
-    username: str = Field(examples=["ada@example.com"])
-    password: Password
-    grant_type: str = Field(default="password", examples=["password"])
+    `username` is the email. `client_id`, `client_secret` and `scope` are ignored.
+    """
+
+    grant_type: str = Field(
+        default="password", description="`password` or `refresh_token`", examples=["password"]
+    )
+    username: str | None = Field(
+        default=None, description="Required for `password`", examples=["ada@example.com"]
+    )
+    password: Password | None = Field(default=None, description="Required for `password`")
+    refresh_token: str | None = Field(
+        default=None,
+        description="Required for `refresh_token`",
+        examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"],
+    )
 
 
 class ProfileUpdate(_Input):

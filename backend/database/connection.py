@@ -1,6 +1,6 @@
 """How statements reach PostgreSQL: one round trip each, sent again only where that does no harm.
 
-Whatever keeps PostgreSQL from answering becomes `DatabaseUnavailableError`; a write is never done twice.
+Whatever keeps PostgreSQL from answering becomes `UnreachableError`; a write is never done twice.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 from loguru import logger
 
-from backend import metrics
+from backend.database.errors import NotUniqueError, UnreachableError
 from backend.database.hosts import Hosts
 from backend.database.pool import Pool
 from backend.database.session import UNPREPARED, Connection, notice_silence
 from backend.database.statement import Statement
 from backend.database.url import connect_arguments, is_transaction_pooler
-from backend.errors import DatabaseUnavailableError
 from backend.settings import Settings
+from backend.telemetry import metrics
 
 Row = asyncpg.Record
 
@@ -61,10 +61,6 @@ _PAUSES_SECONDS: Final = (0.0, 0.05, 0.2, 0.8, math.inf)
 """Between attempts; the first comes at once, for a connection that died while it was idle."""
 
 
-class NotUniqueError(Exception):
-    """A transaction would have made two of what there may be one of; nothing was written."""
-
-
 class Database:
     """Runs statements, each on its own, on at most `DATABASE_POOL_SIZE` connections."""
 
@@ -102,12 +98,12 @@ class Database:
         await self.pool.close()
 
     async def one(self, statement: Statement, **values: Any) -> Row | None:
-        """Return the first row, or None; raises `DatabaseUnavailableError`."""
+        """Return the first row, or None; raises `UnreachableError`."""
         rows = await self.all(statement, **values)
         return rows[0] if rows else None
 
     async def all(self, statement: Statement, **values: Any) -> Sequence[Row]:
-        """Return all rows; raises `DatabaseUnavailableError` within `DATABASE_TIMEOUT_SECONDS`."""
+        """Return all rows; raises `UnreachableError` within `DATABASE_TIMEOUT_SECONDS`."""
         arguments = statement.arguments(values)
         now = asyncio.get_running_loop().time
         deadline = now() + self._timeout
@@ -121,7 +117,7 @@ class Database:
                     self._stop_preparing()
                 is_harmless = connection is None or statement.only_reads or isinstance(error, UNDONE)
                 if not is_harmless or now() + pause >= deadline:
-                    raise DatabaseUnavailableError(reason=type(error).__name__) from error
+                    raise UnreachableError(reason=type(error).__name__) from error
             metrics.DATABASE_RETRIES.inc()
             await asyncio.sleep(pause)
         raise AssertionError("the last pause ends it")
@@ -158,7 +154,7 @@ class Database:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator["Transaction"]:
-        """Run several statements as one, all or none; raises `DatabaseUnavailableError`.
+        """Run several statements as one, all or none; raises `UnreachableError`.
 
         Each has `DATABASE_TIMEOUT_SECONDS`, BEGIN and COMMIT too: asyncpg's own would wait for ever for a
         server that is silent, as the server would for us, with our locks.
@@ -183,7 +179,7 @@ class Database:
         except asyncpg.UniqueViolationError as error:
             raise NotUniqueError from error
         except FAILURES as error:
-            raise DatabaseUnavailableError(reason=type(error).__name__) from error
+            raise UnreachableError(reason=type(error).__name__) from error
 
 
 class Transaction:

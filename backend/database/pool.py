@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
+from backend.database.errors import PoolFullError
 from backend.database.session import Connection
-from backend.errors import OverloadedError
 
 WAITING_PER_CONNECTION: Final = 50
 """Requests that may wait for a connection, for each that there is; one more is refused at once."""
@@ -55,7 +55,7 @@ class Pool:
         return None
 
     async def take(self) -> Connection:
-        """Return a connection, waited for or made; raises `OverloadedError`, or what connecting raises."""
+        """Return a connection, waited for or made; raises `PoolFullError`, or what connecting raises."""
         connection = self.take_idle()
         if connection is None and self._open >= self._size:
             connection = await self._wait()
@@ -67,7 +67,7 @@ class Pool:
         """Return the next connection that somebody gives back, or None for the right to make one."""
         loop = asyncio.get_running_loop()
         if self._is_overloaded(loop.time()):
-            raise OverloadedError(reason="pool_exhausted")
+            raise PoolFullError(reason="pool_exhausted")
         future: asyncio.Future[Connection | None] = loop.create_future()
         self._waiting[future] = loop.time()
         try:

@@ -23,12 +23,17 @@ class SchemaError(Exception):
     """The database cannot be reached or migrated; the message is one line."""
 
 
+def newest_revision() -> str:
+    """Return the number of the newest migration."""
+    return max(path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/*.py"))
+
+
 async def is_current(url: str, *, wait_seconds: float = 0) -> bool:
     """Tell whether the newest migration is the last that was made.
 
     Waits for the database, a line each time it tries; then raises `SchemaError`.
     """
-    newest = max(path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/*.py"))
+    newest = newest_revision()
     deadline, pause = time.monotonic() + wait_seconds, 0.1
     if ignored := ignored_options(url):
         logger.info("DATABASE_URL: these options of other tools have no effect here: {}", ", ".join(ignored))

@@ -9,7 +9,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from backend.database.revision import MIGRATIONS, SchemaError, connect
+from backend.database.revision import MIGRATIONS, SchemaError, connect, newest_revision
 
 LOCK = 7_236_591_480_127
 """Any number, the same in every process: the advisory lock that serialises migrations."""
@@ -25,13 +25,25 @@ async def check(url: str) -> None:
     await _with_database(url, command.check)
 
 
+async def write_migration(url: str, words: str) -> None:
+    """Write a migration that brings the tables to the models; raises `SchemaError`.
+
+    The schema is brought to the newest migration first, which Alembic compares the models with.
+    """
+    await migrate(url)
+    number = f"{int(newest_revision()) + 1:04}"
+    await _with_database(
+        url, lambda config: command.revision(config, words, autogenerate=True, rev_id=number)
+    )
+
+
 def _move(config: Config, revision: str) -> None:
     config.attributes["connection"].execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
     is_older = revision == "base" or revision.startswith("-")
     (command.downgrade if is_older else command.upgrade)(config, revision)
 
 
-async def _with_database(url: str, work: Callable[[Config], None]) -> None:
+async def _with_database(url: str, work: Callable[[Config], object]) -> None:
     connection = await connect(url)
     engine = create_async_engine(
         "postgresql+asyncpg://",

@@ -1,6 +1,6 @@
 """The refusals of the task routes."""
 
-from backend.errors import AppError, FieldError, InvalidRequestError
+from backend.web.errors import AppError, FieldError, InvalidRequestError
 
 
 class TaskNotFoundError(AppError):

@@ -1,23 +1,42 @@
-"""Key-set paging: opaque cursors that say where a list goes on, signed for one user, sort and order."""
+"""Key-set paging: what a list is ordered by, and opaque cursors signed for one user, sort and order."""
 
 import base64
 import hashlib
 import hmac
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any, NamedTuple, get_args
 from urllib.parse import urlencode
 
+from backend.database import Row
 from backend.settings import Settings
 from backend.tasks.errors import InvalidCursorError
-from backend.tasks.schemas import TaskQuery
+from backend.tasks.schemas import Sort, TaskQuery
 
 _TAG_BYTES = 16
 
 
-class Position(NamedTuple):
-    """The sort key and the id of the last task of a page."""
+class SortKey(NamedTuple):
+    """A key that a list can be ordered by: its column, its value in a row, and that as text and back."""
 
-    key: datetime | str
+    column: str
+    of_row: Callable[[Row], Any]
+    write: Callable[[Any], str]
+    read: Callable[[str], Any]
+
+
+SORT_KEYS: dict[Sort, SortKey] = {
+    "created": SortKey("created_at", itemgetter("created_at"), datetime.isoformat, datetime.fromisoformat),
+    "title": SortKey("title_key", lambda row: row["title"].casefold(), str, str),
+}
+assert set(SORT_KEYS) == set(get_args(Sort)), "each value of `sort` has its key"
+
+
+class Position(NamedTuple):
+    """The sort key, a value of the `SortKey`'s column, and the id of the last task of a page."""
+
+    key: Any
     id: int
 
 
@@ -34,8 +53,7 @@ class Cursors:
 
     def issue(self, user_id: str, query: TaskQuery, position: Position) -> str:
         """Return the cursor that goes on after `position`."""
-        key = position.key.isoformat() if isinstance(position.key, datetime) else position.key
-        payload = f"{position.id} {key}".encode()
+        payload = f"{position.id} {SORT_KEYS[query.sort].write(position.key)}".encode()
         return _encode(_tag(self._keys[0], user_id, query, payload) + payload)
 
     def read(self, user_id: str, query: TaskQuery, cursor: str) -> Position:
@@ -50,7 +68,7 @@ class Cursors:
         if not any(hmac.compare_digest(tag, _tag(key, user_id, query, payload)) for key in self._keys):
             raise InvalidCursorError
         task_id, _, key = payload.decode().partition(" ")
-        return Position(datetime.fromisoformat(key) if query.sort == "created" else key, int(task_id))
+        return Position(SORT_KEYS[query.sort].read(key), int(task_id))
 
 
 def _encode(signed: bytes) -> str:

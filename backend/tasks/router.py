@@ -1,19 +1,22 @@
-"""The task routes, once for each surface: the same handlers under another path and another `Contract`."""
+"""The task routes, once for each surface: the same handlers with another prefix and another `Contract`."""
 
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Path, Query
 from pydantic import BeforeValidator
 from starlette.requests import Request
+from starlette.responses import Response
 
 from backend.auth.dependencies import CallerDep
-from backend.database.dependencies import DatabaseDep
-from backend.errors import Contract
-from backend.routing import Answer, raises, route_class
 from backend.tasks import service
 from backend.tasks.errors import TaskNotFoundError
 from backend.tasks.paging import Cursors, next_link
 from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskUpdate
+from backend.web.answer import Answer
+from backend.web.database import DatabaseDep
+from backend.web.error_answers import raises
+from backend.web.errors import Contract
+from backend.web.routing import route_class
 
 MAX_ID = 2**63 - 1
 
@@ -27,12 +30,12 @@ def _task_id(value: str) -> int:
     raise TaskNotFoundError
 
 
-def get_path(request: Request) -> bytes:
+async def get_path(request: Request) -> bytes:
     """Return the path as it was sent, for links to answers beside this one."""
     return request.scope["raw_path"]  # type: ignore[no-any-return]  # ASGI's scope is untyped
 
 
-def get_cursors(request: Request) -> Cursors:
+async def get_cursors(request: Request) -> Cursors:
     """Return what signs cursors; one per process."""
     return request.app.state.cursors  # type: ignore[no-any-return]  # Starlette's state is untyped
 
@@ -43,7 +46,7 @@ TaskId = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1]), BeforeValidator(_ta
 
 
 def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
-    """Return the task routes under `prefix`, answering as `contract` has it (contract sections 1 and 4)."""
+    """Return the task routes under `prefix`, with the statuses of `contract`."""
     router = APIRouter(prefix=prefix, tags=["tasks"], route_class=route_class(contract))
     misses = raises(TaskNotFoundError, service.FOREIGN_TASK[contract.foreign_task])
 
@@ -56,7 +59,7 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         The title is trimmed; all other text is kept as it is sent.
         """
         task = await service.create_task(database, caller, data)
-        return Answer(dict(task), [(b"location", b"%s/%d" % (path, task["id"]))])
+        return Answer(dict(task), 201, [(b"location", b"%s/%d" % (path, task["id"]))])
 
     @router.get("", response_model=list[TaskRead], summary="List your tasks", **openapi)
     async def list_tasks(
@@ -74,40 +77,41 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         after = None if query.cursor is None else cursors.read(caller.user_id, query, query.cursor)
         rows, last = await service.list_tasks(database, caller, query, after)
         link = last and next_link(path, query, cursors.issue(caller.user_id, query, last))
-        return Answer([dict(row) for row in rows], [(b"link", link)] if link else ())
+        return Answer([dict(row) for row in rows], headers=[(b"link", link)] if link else ())
 
     @router.get("/{task_id}", response_model=TaskRead, summary="Read a task", **openapi)
     @misses
-    async def read_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> dict[str, Any]:
+    async def read_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> Answer:
         """Return one task of yours."""
-        return dict(await service.read_task(database, caller, contract, task_id))
+        return Answer(dict(await service.read_task(database, caller, contract, task_id)))
 
     @router.put("/{task_id}", response_model=TaskRead, summary="Change a task", **openapi)
     @misses
     async def put_task(
         database: DatabaseDep, caller: CallerDep, task_id: TaskId, data: Annotated[TaskUpdate, Body()]
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Change a task as PATCH does: only what is sent changes, at least one field is."""
-        return dict(await service.update_task(database, caller, contract, task_id, data))
+        return Answer(dict(await service.update_task(database, caller, contract, task_id, data)))
 
     @router.patch("/{task_id}", response_model=TaskRead, summary="Change a task", **openapi)
     @misses
     async def update_task(
         database: DatabaseDep, caller: CallerDep, task_id: TaskId, data: Annotated[TaskUpdate, Body()]
-    ) -> dict[str, Any]:
+    ) -> Answer:
         """Change any of title, description and completed; `description: null` clears it."""
-        return dict(await service.update_task(database, caller, contract, task_id, data))
+        return Answer(dict(await service.update_task(database, caller, contract, task_id, data)))
 
     @router.patch("/{task_id}/complete", response_model=TaskRead, summary="Toggle a task", **openapi)
     @misses
-    async def toggle_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> dict[str, Any]:
+    async def toggle_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> Answer:
         """Flip `completed`, whatever it is when the statement runs."""
-        return dict(await service.toggle_task(database, caller, contract, task_id))
+        return Answer(dict(await service.toggle_task(database, caller, contract, task_id)))
 
     @router.delete("/{task_id}", status_code=204, summary="Delete a task", **openapi)
     @misses
-    async def delete_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> None:
+    async def delete_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> Response:
         """Delete one task of yours, for good."""
         await service.delete_task(database, caller, contract, task_id)
+        return Response(status_code=204)
 
     return router

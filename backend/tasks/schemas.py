@@ -1,12 +1,12 @@
-"""What the task routes take and give, as the OpenAPI document shows it."""
+"""The requests and answers of the task routes, as the OpenAPI document shows them."""
 
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import MISSING, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from backend.text import Line, Paragraph
+from backend.web.text import Line, Paragraph
 
 MAX_PAGE = 1000
 
@@ -28,13 +28,14 @@ class TaskCreate(BaseModel):
     completed: bool = Field(default=False, examples=[False])
 
 
-class TaskUpdate(BaseModel):
-    """What to change of a task: at least one field; what is not sent stays; `description: null` clears it."""
+def _require_any(schema: dict[str, Any]) -> None:
+    schema["anyOf"] = [{"required": [name]} for name in schema["properties"]]
 
-    model_config = ConfigDict(
-        strict=True,
-        json_schema_extra={"anyOf": [{"required": [name]} for name in ("title", "description", "completed")]},
-    )
+
+class TaskUpdate(BaseModel):
+    """Changes to a task: at least one field. What is not sent stays; `description: null` clears it."""
+
+    model_config = ConfigDict(strict=True, json_schema_extra=_require_any)
 
     title: Title | MISSING = MISSING
     description: Annotated[Description | MISSING | None, Field(examples=["Two litres"])] = MISSING
@@ -43,7 +44,7 @@ class TaskUpdate(BaseModel):
     @model_validator(mode="after")
     def _changes_something(self) -> Self:
         if not self.model_fields_set:
-            kind, message = "nothing_to_change", "Send at least one of title, description and completed"
+            kind, message = "nothing_to_change", "Send at least one field to change"
             raise PydanticCustomError(kind, message)
         return self
 
@@ -68,7 +69,9 @@ def _digits(value: object) -> object:
 
 
 class TaskQuery(BaseModel):
-    """Which tasks to list, in which order, and how many at once."""
+    """A query for a list of tasks: a filter, an order and a page."""
+
+    model_config = ConfigDict(frozen=True)
 
     status: Status = Field(default="all", description="Only those that are still to do, or done")
     sort: Sort = Field(default="created", description="By creation, or by title without regard to case")

@@ -3,29 +3,24 @@
 from collections.abc import Sequence
 from typing import Any
 
-from backend import events
 from backend.auth.dependencies import Caller, RevokedTokenError
 from backend.database import Database, Row, Statement
-from backend.errors import AppError, Contract
-from backend.events import Event
 from backend.tasks import statements
 from backend.tasks.errors import ConcealedTaskError, TaskForbiddenError, TaskNotFoundError
-from backend.tasks.paging import Position
+from backend.tasks.paging import SORT_KEYS, Position
 from backend.tasks.schemas import TaskCreate, TaskQuery, TaskUpdate
+from backend.telemetry import events
+from backend.telemetry.events import Event
+from backend.web.errors import AppError, Contract
 
 FOREIGN_TASK: dict[int, type[AppError]] = {403: TaskForbiddenError, 404: ConcealedTaskError}
-"""How each surface answers for a task that is another user's (contract section 1)."""
+"""The error for a task that is another user's, by the status that its surface has for it."""
 
 
 async def create_task(database: Database, caller: Caller, data: TaskCreate) -> Row:
-    """Return the new task; raises `RevokedTokenError` (R4-FR-005)."""
+    """Return the new task; raises `RevokedTokenError`."""
     task = await database.one(
-        statements.CREATE_TASK,
-        title=data.title,
-        title_key=data.title.casefold(),
-        description=data.description,
-        completed=data.completed,
-        **caller.values,
+        statements.CREATE_TASK, **dict(data), title_key=data.title.casefold(), **caller.values
     )
     if task is None:
         raise RevokedTokenError
@@ -51,8 +46,7 @@ async def list_tasks(
     if len(rows) <= query.limit:
         return rows, None
     last = rows[query.limit - 1]
-    key = last["created_at"] if query.sort == "created" else last["title"].casefold()
-    return rows[: query.limit], Position(key, last["id"])
+    return rows[: query.limit], Position(SORT_KEYS[query.sort].of_row(last), last["id"])
 
 
 async def read_task(database: Database, caller: Caller, contract: Contract, task_id: int) -> Row:
@@ -64,12 +58,12 @@ async def update_task(
     database: Database, caller: Caller, contract: Contract, task_id: int, data: TaskUpdate
 ) -> Row:
     """Change what `data` sends and nothing else; returns and raises as `read_task` does."""
-    fields = frozenset(data.model_fields_set)
-    values = {f"new_{field}": getattr(data, field) for field in fields}
-    if "new_title" in values:
-        values["new_title_key"] = values["new_title"].casefold()
-    task = await _one(database, caller, contract, statements.UPDATE_TASK[fields], task_id, **values)
-    events.record(Event.TASK_UPDATED, task_id=task_id, fields=sorted(fields))
+    sent = {field: getattr(data, field) for field in data.model_fields_set}
+    if "title" in sent:
+        sent["title_key"] = sent["title"].casefold()
+    values = statements.update_values(sent)
+    task = await _one(database, caller, contract, statements.UPDATE_TASK, task_id, **values)
+    events.record(Event.TASK_UPDATED, task_id=task_id, fields=sorted(data.model_fields_set))
     return task
 
 

@@ -1,9 +1,11 @@
-"""The statements on tasks, compiled once: each starts from `caller`, so that nobody reaches another's task.
+"""The statements on tasks, compiled once: each starts from `caller`, and so reaches that user's tasks alone.
 
 A row means that the caller's session lives; its `id` is null where they have no such task.
 """
 
-from itertools import combinations, product
+import operator
+from collections.abc import Mapping
+from itertools import product
 from typing import Any, get_args
 
 from sqlalchemy import (
@@ -15,9 +17,11 @@ from sqlalchemy import (
     Select,
     Text,
     Update,
+    asc,
     bindparam,
     case,
     delete,
+    desc,
     func,
     insert,
     literal_column,
@@ -31,14 +35,20 @@ from sqlalchemy import (
 from backend.auth.dependencies import caller
 from backend.database import Statement
 from backend.tasks.models import tasks
-from backend.tasks.schemas import Order, Sort, Status, TaskUpdate
+from backend.tasks.paging import SORT_KEYS
+from backend.tasks.schemas import Order, Sort, Status, TaskCreate, TaskRead, TaskUpdate
 
-_columns = tuple(
-    tasks.c[name]
-    for name in ("id", "user_id", "title", "description", "completed", "created_at", "updated_at")
-)
+_columns = tuple(tasks.c[name] for name in TaskRead.model_fields)
 _caller_id = select(caller.c.id).scalar_subquery()
 _is_callers = (tasks.c.id == bindparam("task_id", type_=BigInteger)) & (tasks.c.user_id == _caller_id)
+_CHANGEABLE = (*TaskUpdate.model_fields, "title_key")
+_NOTHING_SENT: dict[str, Any] = {f"{kind}_{name}": None for name in _CHANGEABLE for kind in ("new", "sends")}
+_STATUSES: dict[Status, tuple[ColumnElement[bool], ...]] = {
+    "all": (),
+    "pending": (~tasks.c.completed,),
+    "completed": (tasks.c.completed,),
+}
+_ORDERS: dict[Order, tuple[Any, Any]] = {"asc": (asc, operator.gt), "desc": (desc, operator.lt)}
 _later = func.greatest(
     func.clock_timestamp(), tasks.c.updated_at + literal_column("interval '1 microsecond'", Interval)
 )
@@ -46,27 +56,36 @@ _later = func.greatest(
 
 
 def _create() -> Statement:
-    values = select(
-        caller.c.id,
-        bindparam("title", type_=Text),
-        bindparam("title_key", type_=Text),
-        bindparam("description", type_=Text),
-        bindparam("completed", type_=Boolean),
-    )
-    names = ["user_id", "title", "title_key", "description", "completed"]
-    return Statement(insert(tasks).from_select(names, values).returning(*_columns))
+    names = (*TaskCreate.model_fields, "title_key")
+    values = select(caller.c.id, *(bindparam(name, type_=tasks.c[name].type) for name in names))
+    return Statement(insert(tasks).from_select(["user_id", *names], values).returning(*_columns))
 
 
-def _update(fields: tuple[str, ...]) -> Update:
-    """Names only what is sent, so that no write of another field is undone."""
-    new: dict[str, ColumnElement[Any]] = {
-        field: bindparam(f"new_{field}", type_=tasks.c[field].type) for field in fields
-    }
-    changes = or_(*(tasks.c[field].is_distinct_from(value) for field, value in new.items()))
-    if "title" in new:
-        new["title_key"] = bindparam("new_title_key", type_=Text)
+def _update() -> Update:
+    """Keep what is not sent as it is in the row's newest version, so that no write of another is undone.
+
+    One statement for every set of fields: with one for each set their number would double with each field.
+    """
+    new = {name: case((_sent(name), _new(name)), else_=tasks.c[name]) for name in _CHANGEABLE}
+    changes = or_(*(tasks.c[name].is_distinct_from(value) for name, value in new.items()))
     updated_at = case((changes, _later), else_=tasks.c.updated_at)
     return update(tasks).where(_is_callers).values(**new, updated_at=updated_at)
+
+
+def _sent(name: str) -> ColumnElement[bool]:
+    return bindparam(f"sends_{name}", type_=Boolean)
+
+
+def _new(name: str) -> ColumnElement[Any]:
+    return bindparam(f"new_{name}", type_=tasks.c[name].type)
+
+
+def update_values(sent: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of `UPDATE_TASK` that change the columns in `sent` and no other."""
+    values = _NOTHING_SENT.copy()
+    for name, value in sent.items():
+        values[f"sends_{name}"], values[f"new_{name}"] = True, value
+    return values
 
 
 def _changing(change: Any) -> Statement:
@@ -75,17 +94,17 @@ def _changing(change: Any) -> Statement:
 
 
 def _list(status: Status, sort: Sort, order: Order, *, goes_on: bool) -> Statement:
-    key = {"created": tasks.c.created_at, "title": tasks.c.title_key}[sort]
+    key = tasks.c[SORT_KEYS[sort].column]
+    direction, is_after = _ORDERS[order]
     position = tuple_(key, tasks.c.id)
     # A subquery, so that PostgreSQL doesn't plan anew for each user: the plan that suits one suits all.
     user_id = select(bindparam("caller_id", type_=Text)).scalar_subquery()
     page: Select[Any] = select(*_columns).where(tasks.c.user_id == user_id)
-    if status != "all":
-        page = page.where(tasks.c.completed if status == "completed" else ~tasks.c.completed)
+    page = page.where(*_STATUSES[status])
     if goes_on:
         last = tuple_(bindparam("after_key", type_=key.type), bindparam("after_id", type_=BigInteger))
-        page = page.where(position > last if order == "asc" else position < last)
-    directed = [column.asc() if order == "asc" else column.desc() for column in (key, tasks.c.id)]
+        page = page.where(is_after(position, last))
+    directed = [direction(column) for column in (key, tasks.c.id)]
     # Limited within, so that the index gives the first rows in order and nothing is sorted.
     # As a subquery, so that PostgreSQL does not know it: for a large page of few it would rather sort.
     limit = select(bindparam("row_limit", type_=Integer)).scalar_subquery()
@@ -103,12 +122,8 @@ READ_TASK = Statement(
     )
 )
 
-UPDATE_TASK = {
-    frozenset(fields): _changing(_update(fields))
-    for count in range(1, len(TaskUpdate.model_fields) + 1)
-    for fields in combinations(TaskUpdate.model_fields, count)
-}
-"""By the fields that are sent."""
+UPDATE_TASK = _changing(_update())
+"""Its values come from `update_values`."""
 
 TOGGLE_TASK = _changing(
     update(tasks).where(_is_callers).values(completed=~tasks.c.completed, updated_at=_later)

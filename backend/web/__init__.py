@@ -1,1 +1,1 @@
-"""HTTP: the server, the middleware, the routes' machinery and the pages."""
+"""HTTP: the server, the middleware, the machinery of routes, and the pages for people and probes."""

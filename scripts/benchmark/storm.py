@@ -6,7 +6,7 @@ import os
 from dataclasses import asdict, dataclass
 from time import perf_counter
 
-from backend.auth.passwords import PasswordHasher
+from backend.auth.accounts.passwords import PasswordHasher
 from scripts.benchmark.bench import Bench, progress
 from scripts.benchmark.load import Load, Outcome
 from scripts.benchmark.report import table
@@ -15,6 +15,7 @@ from scripts.benchmark.traffic import PASSWORD, fill, request, sign_in
 
 USERS, HEAVY_TASKS = 1000, 1000
 BCRYPT_ROUNDS = 12
+ADDRESS = "127.0.0.1"
 CORES = os.cpu_count() or 1
 BUSY = 4 * CORES
 """Sign-ins at once that keep the hash threads busy, none of which is refused."""
@@ -43,7 +44,7 @@ def run(bench: Bench, options: argparse.Namespace) -> None:
     seconds = 10 * options.seconds
     progress("hashing with nothing else going on")
     hasher = PasswordHasher(rounds=BCRYPT_ROUNDS)
-    stored = asyncio.run(hasher.hash(PASSWORD))
+    stored = asyncio.run(hasher.hash(PASSWORD, ADDRESS))
     alone = asyncio.run(_hashes_per_second(hasher, stored, seconds / 2))
     database = bench.postgres.new("bench_storm")
     fill(database, users=USERS, heavy_tasks=HEAVY_TASKS, password_hash=stored)
@@ -66,7 +67,7 @@ async def _hashes_per_second(hasher: PasswordHasher, stored: str, seconds: float
     async def keep_hashing() -> None:
         nonlocal count
         while perf_counter() < started + seconds:
-            await hasher.verify(PASSWORD, stored)
+            await hasher.verify(PASSWORD, stored, ADDRESS)
             count += 1
 
     await asyncio.gather(*(keep_hashing() for _ in range(2 * CORES)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from secrets import token_urlsafe
 from uuid import UUID
 
-from backend.auth.tokens import AccessTokens
+from backend.auth.tokens.access import AccessTokens
 from backend.database import Row
 from backend.settings import Settings
 from scripts.benchmark.load import NUMBER

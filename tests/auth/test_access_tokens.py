@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID, uuid4
 
-import httpx
+import httpx2
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from pydantic import SecretStr
 
-from backend.auth.errors import InvalidTokenError
-from backend.auth.tokens import AccessTokens, read_header
+from backend.auth.tokens.access import AccessTokens, read_header
 from backend.settings import Settings
+from backend.web.bearer import InvalidTokenError
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, Account, Service
 
@@ -89,17 +89,17 @@ def good(ada: Account) -> Token:
     return taken_apart(ada.tokens["access_token"])
 
 
-def present(service: Service, authorization: str | bytes, **options: Any) -> httpx.Response:
+def present(service: Service, authorization: str | bytes, **options: Any) -> httpx2.Response:
     value = authorization.encode() if isinstance(authorization, str) else authorization
     return service.client().get("/auth/me", headers=[(b"Authorization", value)], **options)
 
 
-def reason_of(service: Service, response: httpx.Response) -> Any:
+def reason_of(service: Service, response: httpx2.Response) -> Any:
     (line,) = service.lines(event="auth.denied", request_id=response.headers["X-Request-ID"])
     return line["reason"]
 
 
-def assert_refused(service: Service, response: httpx.Response, code: str, reason: str) -> None:
+def assert_refused(service: Service, response: httpx2.Response, code: str, reason: str) -> None:
     body = response.json()
     assert (response.status_code, body["code"], reason_of(service, response)) == (401, code, reason)
     challenge = response.headers["WWW-Authenticate"]
@@ -481,7 +481,7 @@ def test_two_authorization_headers_are_refused(service: Service, good: Token) ->
 def test_a_remembered_token_expires_on_time(service: Service, good: Token) -> None:
     token = good.with_claims(exp=In(4))
     expires_at = taken_apart(token).claims["exp"]
-    answers: list[tuple[float, httpx.Response]] = []
+    answers: list[tuple[float, httpx2.Response]] = []
     client = service.client(token)
     while time.time() < expires_at + 0.1:
         answers.append((time.time(), client.get("/auth/me")))

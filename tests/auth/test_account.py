@@ -9,7 +9,7 @@ from threading import Barrier, Event
 from typing import Any
 
 import asyncpg
-import httpx
+import httpx2
 import pytest
 
 from backend.database.url import connect_arguments
@@ -27,20 +27,20 @@ WRONG: dict[str, str] = {
 }
 
 
-def change(account: Account, *, current: Any = PASSWORD, new: Any = NEW) -> httpx.Response:
+def change(account: Account, *, current: Any = PASSWORD, new: Any = NEW) -> httpx2.Response:
     data = {"current_password": current, "new_password": new}
     return account.client.post("/auth/password", json=data)
 
 
-def delete(account: Account, password: Any = PASSWORD) -> httpx.Response:
+def delete(account: Account, password: Any = PASSWORD) -> httpx2.Response:
     return account.client.request("DELETE", "/auth/me", json={"password": password})
 
 
-def login(service: Service, account: Account, password: str = PASSWORD) -> httpx.Response:
+def login(service: Service, account: Account, password: str = PASSWORD) -> httpx2.Response:
     return service.client().post("/auth/login", json={"email": account.email, "password": password})
 
 
-def refresh(service: Service, tokens: dict[str, Any]) -> httpx.Response:
+def refresh(service: Service, tokens: dict[str, Any]) -> httpx2.Response:
     return service.client().post("/auth/refresh", json={"refresh_token": tokens["refresh_token"]})
 
 
@@ -48,7 +48,7 @@ def status(service: Service, tokens: dict[str, Any]) -> int:
     return service.client(tokens["access_token"]).get("/tasks").status_code
 
 
-def refusal(response: httpx.Response) -> tuple[int, str]:
+def refusal(response: httpx2.Response) -> tuple[int, str]:
     return response.status_code, response.json()["code"]
 
 
@@ -216,7 +216,7 @@ def test_of_several_changes_at_once_one_counts_and_its_password_is_right(
     passwords = [f"{NEW}, number {number}" for number in range(len(clients))]
     ready = Barrier(len(clients))
 
-    def send(account: Account, new: str) -> httpx.Response:
+    def send(account: Account, new: str) -> httpx2.Response:
         ready.wait(30)
         return change(account, new=new)
 
@@ -235,7 +235,7 @@ def test_of_several_changes_at_once_one_counts_and_its_password_is_right(
     assert len(database.sql("SELECT FROM sessions WHERE user_id = $1", ada.id)) == 2
 
 
-def _signed_in(service: Service, account: Account) -> httpx.Client:
+def _signed_in(service: Service, account: Account) -> httpx2.Client:
     return service.client(login(service, account).json()["access_token"])
 
 
@@ -265,7 +265,7 @@ async def _connect(database: Postgres) -> Any:
 
 
 def has_stopped(
-    database: Postgres, request: Future[httpx.Response], waiting: int, seconds: float = 20
+    database: Postgres, request: Future[httpx2.Response], waiting: int, seconds: float = 20
 ) -> bool:
     """Return whether the request got as far as a lock, rather than to its end."""
     blocked = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
@@ -288,7 +288,7 @@ NEWEST_SESSION = "SELECT FROM sessions WHERE user_id = $1 ORDER BY created_at DE
 ADDRESSES = "SELECT FROM known_addresses WHERE user_id = $1"
 
 
-def late_login(service: Service) -> Callable[[Account], httpx.Response]:
+def late_login(service: Service) -> Callable[[Account], httpx2.Response]:
     return lambda account: login(service, account)
 
 
@@ -346,13 +346,13 @@ def test_a_refresh_that_meets_a_change_gets_nothing_that_outlives_it(
     assert refresh(service, changed.result().json()).status_code == 200
 
 
-def late_refresh(service: Service) -> Callable[[Account], httpx.Response]:
+def late_refresh(service: Service) -> Callable[[Account], httpx2.Response]:
     return lambda account: refresh(service, account.tokens)
 
 
 RACE_SECONDS = 3
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
-ENDS: dict[str, Callable[[Account], httpx.Response]] = {
+ENDS: dict[str, Callable[[Account], httpx2.Response]] = {
     "a change of the password": lambda ada: change(ada, new=PASSWORD),
     "the end of the session": lambda ada: ada.client.post("/auth/logout"),
     "the end of the others": lambda ada: ada.client.delete("/auth/sessions"),
@@ -408,7 +408,7 @@ def test_sessions_that_end_each_other_at_once_do_not_deadlock(service: Service, 
         clients = [ada.client, *(_signed_in(service, ada) for _ in range(3))]
         ready = Barrier(len(clients))
 
-        def end(client: httpx.Client, ready: Barrier = ready) -> int:
+        def end(client: httpx2.Client, ready: Barrier = ready) -> int:
             ready.wait(30)
             return client.delete("/auth/sessions").status_code
 
@@ -420,7 +420,7 @@ def test_sessions_that_end_each_other_at_once_do_not_deadlock(service: Service, 
     assert database.sql(DEADLOCKS) == before
 
 
-LATE: dict[str, Callable[[Service, Account], httpx.Response]] = {
+LATE: dict[str, Callable[[Service, Account], httpx2.Response]] = {
     "sign in": login,
     "refresh": lambda service, ada: refresh(service, ada.tokens),
     "create a task": lambda _, ada: ada.client.post("/tasks", json={"title": "Late"}),
@@ -447,7 +447,7 @@ def test_what_comes_while_an_account_is_deleted_is_done_before_or_401(
     assert database.sql("SELECT FROM tasks WHERE user_id = $1", ada.id) == []
 
 
-OVERTAKEN: dict[str, Callable[[Account, str], httpx.Response]] = {
+OVERTAKEN: dict[str, Callable[[Account, str], httpx2.Response]] = {
     "edit a task": lambda ada, task: ada.client.patch(task, json={"title": "Late"}),
     "flip a task": lambda ada, task: ada.client.patch(f"{task}/complete"),
     "delete a task": lambda ada, task: ada.client.delete(task),

@@ -11,16 +11,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
+import httpx2
 import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from backend.auth import external, jwks
-from backend.auth.errors import InvalidTokenError, KeysUnavailableError
-from backend.auth.jwks import KeySet
+from backend.auth.errors import KeysUnavailableError
+from backend.auth.tokens import external, jwks
+from backend.auth.tokens.jwks import KeySet
 from backend.database.embedded import EmbeddedServer
 from backend.settings import SettingsError, load_settings
+from backend.web.bearer import InvalidTokenError
 from tests.better_auth.jwks import SigningKey, TokenServer, new_key, token_server
 from tests.better_auth.server import BetterAuth, ExternalUser
 from tests.conftest import Postgres
@@ -65,11 +66,11 @@ def hanging(own_tokens: TokenServer, new_service: Callable[..., Service]) -> tup
     return new_service(BETTER_AUTH_URL=own_tokens.url), key
 
 
-def ask(service: Service, token: str, path: str = "/tasks") -> httpx.Response:
+def ask(service: Service, token: str, path: str = "/tasks") -> httpx2.Response:
     return service.client(token).get(path)
 
 
-def reason(service: Service, response: httpx.Response) -> str:
+def reason(service: Service, response: httpx2.Response) -> str:
     """Return why the log says that a request was refused."""
     (line,) = service.lines(event="auth.denied", request_id=response.headers["X-Request-ID"])
     return str(line["reason"])
@@ -610,7 +611,7 @@ def test_a_known_token_alone_keeps_the_key_set_fresh(
     key = new_key()
     own_tokens.publish(key)
     program = program_with(
-        "backend.auth.jwks.STALE_SECONDS = 1", "backend.auth.jwks.FORCED_FETCH_SECONDS = 1"
+        "backend.auth.tokens.jwks.STALE_SECONDS = 1", "backend.auth.tokens.jwks.FORCED_FETCH_SECONDS = 1"
     )
     service = new_service(program=program, BETTER_AUTH_URL=own_tokens.url)
     token = own_tokens.token(key)

@@ -11,8 +11,8 @@ from typing import Any
 import bcrypt
 import pytest
 
-from backend.auth.imports import import_users
-from backend.auth.user_files import UserFileError
+from backend.auth.accounts.imports import import_users
+from backend.auth.accounts.user_files import UserFileError
 from backend.database import Database, schema
 from backend.settings import load_settings
 from tests.conftest import Postgres

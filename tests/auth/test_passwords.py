@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import bcrypt
-import httpx
+import httpx2
 import pytest
 from passlib.context import CryptContext
 
-from backend.auth.passwords import MIN_QUEUE, PasswordHasher
-from backend.errors import ServiceUnavailableError
+from backend.auth.accounts.passwords import MIN_QUEUE, PasswordHasher
+from backend.web.errors import ServiceUnavailableError
 from tests.conftest import Postgres
 from tests.service import (
     JWT_SECRET,
@@ -30,11 +30,12 @@ from tests.service import (
     wait_until_healthy,
 )
 
+ADDRESS = "192.0.2.7"
 CURRENT = "$bcrypt-sha256$v=2,t=2b,r=4$"
 """How a hash begins that is of today's scheme, at the cost that the tests run with."""
 
 
-def post(service: Service, path: str, **data: Any) -> httpx.Response:
+def post(service: Service, path: str, **data: Any) -> httpx2.Response:
     """Send JSON in ASCII alone, since a lone surrogate has no UTF-8."""
     headers = {"Content-Type": "application/json"}
     return service.client().post(path, content=json.dumps(data), headers=headers)
@@ -51,6 +52,7 @@ ALLOWED = {
     "the longest": "Tq8-" * 32,
     "the longest in four bytes each": "🔑🦆" * 64,
     "the longest after NFC": "e\u0301" * 128,
+    "the longest after NFC and as sent": "\u03b1\u0313\u0300\u0345" * 128,
     "the shortest after NFC": "a\u0308o\u0308u\u0308" * 2 + "xy",
     "NUL": "nul\0in the middle",
     "NULs": "\0" * 8,
@@ -94,6 +96,7 @@ REFUSED = {
     "too short after NFC": ("e\u0301" * 7, "string_too_short"),
     "too long": ("x7" * 64 + "x", "string_too_long"),
     "far too long": ("x" * 60_000, "string_too_long"),
+    "longer than any may be sent": ("\u03b1\u0313\u0300\u0345" * 128 + "x", "string_too_long"),
     "common": ("password", "password_common"),
     "common, in other letters": ("PassWord1", "password_common"),
     "common, of digits": ("1234567890", "password_common"),
@@ -294,9 +297,9 @@ def test_a_full_queue_answers_503_while_the_service_goes_on(slow: tuple[Service,
     login = {"email": account.email, "password": PASSWORD}
     signed_in = {"Authorization": account.client.headers["Authorization"]}
 
-    async def storm() -> tuple[list[httpx.Response], list[httpx.Response]]:
-        unlimited = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(
+    async def storm() -> tuple[list[httpx2.Response], list[httpx2.Response]]:
+        unlimited = httpx2.Limits(max_connections=None)
+        async with httpx2.AsyncClient(
             base_url=service.url, limits=unlimited, timeout=300, trust_env=False
         ) as client:
             sign_ins = asyncio.gather(
@@ -328,9 +331,9 @@ def test_the_queue_is_bounded_and_the_event_loop_free() -> None:
 
     async def fill() -> None:
         hasher = PasswordHasher(rounds=8, processes=os.cpu_count() or 1)
-        waiting = [asyncio.ensure_future(hasher.hash("a password")) for _ in range(MIN_QUEUE)]
+        waiting = [asyncio.ensure_future(hasher.hash("a password", ADDRESS)) for _ in range(MIN_QUEUE)]
         await asyncio.sleep(0)
-        for refused in (hasher.hash("one too many"), hasher.verify("one too many", None)):
+        for refused in (hasher.hash("one too many", ADDRESS), hasher.verify("one too many", None, ADDRESS)):
             with pytest.raises(ServiceUnavailableError):
                 await refused
         turns = 0
@@ -338,7 +341,7 @@ def test_the_queue_is_bounded_and_the_event_loop_free() -> None:
             await asyncio.sleep(0.001)
             turns += 1
         assert turns > MIN_QUEUE
-        assert await hasher.verify("a password", await waiting[0])
+        assert await hasher.verify("a password", await waiting[0], ADDRESS)
         hasher.close()
 
     asyncio.run(fill())

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from tests.conftest import Postgres
@@ -17,7 +17,7 @@ TABS = 50
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 
 
-def refresh(service: Service, refresh_token: Any, **headers: str) -> httpx.Response:
+def refresh(service: Service, refresh_token: Any, **headers: str) -> httpx2.Response:
     """Refresh as a client that sends no access token."""
     client = service.client(headers=headers)
     return client.post("/auth/refresh", json={"refresh_token": refresh_token})
@@ -136,7 +136,7 @@ def test_of_fifty_uses_at_once_three_get_working_pairs(
 ) -> None:
     ready, session_id = Barrier(TABS), session_of(database, ada)["id"]
 
-    def tab(_: int) -> httpx.Response:
+    def tab(_: int) -> httpx2.Response:
         client = service.client()
         ready.wait(60)
         return client.post("/auth/refresh", json={"refresh_token": ada.tokens["refresh_token"]})

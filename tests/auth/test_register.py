@@ -1,4 +1,4 @@
-"""`POST /auth/register`: who gets an account, and what of it is kept (R4-FR-003)."""
+"""`POST /auth/register` creates an account, and stores a hash of its password alone."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +70,30 @@ def test_an_email_is_stored_normalised(service: Service) -> None:
     assert response.json()["user"]["email"] == "Zo\u00eb@example.com"
 
 
+@pytest.mark.parametrize("space", [" ", "\t", "\r\n", "\u00a0", "\u3000"])
+def test_white_space_at_both_ends_of_an_email_goes_first_wherever_it_is_taken(
+    service: Service, space: str
+) -> None:
+    """A keyboard of a phone leaves it there."""
+    email = f"trimmed{ord(space[0])}@example.com"
+    sent = f"{space}{email}{space}"
+    assert register(service, sent).json()["user"]["email"] == email
+    response = register(service, email)
+    assert (response.status_code, response.json()["code"]) == (400, "email_taken")
+    data = {"email": sent, "password": PASSWORD}
+    assert service.client().post("/auth/login", json=data).json()["user"]["email"] == email
+    form = {"username": sent, "password": PASSWORD}
+    assert service.client().post("/auth/token", data=form).json()["user"]["email"] == email
+
+
+def test_an_email_is_as_long_as_it_may_be_without_the_white_space_around_it(service: Service) -> None:
+    longest = f"{'a' * 64}@{'b' * 59}.{'c' * 61}.{'d' * 63}.com"
+    assert len(longest) == 254
+    assert register(service, f" {longest}\n").status_code == 201
+    response = register(service, longest.replace("@b", "@bb"))
+    assert [error["type"] for error in response.json()["errors"]] == ["string_too_long"]
+
+
 def test_of_many_who_take_one_email_at_once_one_gets_it(service: Service) -> None:
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda _: register(service, "race@example.com"), range(8)))
@@ -86,8 +110,9 @@ def test_of_many_who_take_one_email_at_once_one_gets_it(service: Service) -> Non
         "@example.com",
         "a@b",
         "a b@example.com",
-        " ada@example.com",
-        "ada@example.com\n",
+        " \t\n",
+        "ada @example.com",
+        "ada@ example.com",
         "Ada <ada@example.com>",
         "a\0da@example.com",
         "ada@exam\u2028ple.com",

@@ -8,7 +8,7 @@ from threading import Barrier, Thread
 from typing import Any
 from uuid import uuid4
 
-import httpx
+import httpx2
 import pytest
 
 from tests.conftest import Postgres
@@ -18,7 +18,7 @@ from tests.test_statements import WARM_UP, Proxy
 SIGN_INS = 20
 
 
-def sign_in(service: Service, account: Account, user_agent: str | None = None) -> httpx.Client:
+def sign_in(service: Service, account: Account, user_agent: str | None = None) -> httpx2.Client:
     """Sign in once more, with a client that speaks for the new session."""
     headers = {"User-Agent": user_agent} if user_agent else {}
     client = service.client(headers=headers)
@@ -28,19 +28,19 @@ def sign_in(service: Service, account: Account, user_agent: str | None = None) -
     return client
 
 
-def sessions(client: httpx.Client) -> list[dict[str, Any]]:
+def sessions(client: httpx2.Client) -> list[dict[str, Any]]:
     response = client.get("/auth/sessions")
     assert response.status_code == 200, response.text
     listed: list[dict[str, Any]] = response.json()
     return listed
 
 
-def current(client: httpx.Client) -> str:
+def current(client: httpx2.Client) -> str:
     (session,) = (session for session in sessions(client) if session["current"])
     return str(session["id"])
 
 
-def is_over(client: httpx.Client) -> bool:
+def is_over(client: httpx2.Client) -> bool:
     response = client.get("/tasks")
     assert response.is_success or response.json()["code"] == "token_revoked"
     return response.is_error

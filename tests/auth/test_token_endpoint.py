@@ -1,9 +1,11 @@
-"""`POST /auth/token`: the password grant of RFC 6749, which Swagger UI's Authorize uses (R4-FR-020)."""
+"""`POST /auth/token` takes the grants of RFC 6749 that Swagger UI and OAuth libraries send."""
 
 from typing import Any
 
+import httpx2
 import pytest
 
+from tests.conftest import Postgres
 from tests.service import PASSWORD, Account, Service
 
 
@@ -23,6 +25,54 @@ def test_the_grant_type_is_the_password_by_default(service: Service, ada: Accoun
     assert response.status_code == 200
 
 
+def refresh(service: Service, refresh_token: str, **fields: str) -> httpx2.Response:
+    form = {"grant_type": "refresh_token", "refresh_token": refresh_token, **fields}
+    return service.client().post("/auth/token", data=form)
+
+
+def test_a_refresh_token_is_spent_for_new_tokens(service: Service, ada: Account, database: Postgres) -> None:
+    """As `/auth/refresh` does (RFC 6749 section 6), with the fields of a client that libraries send along."""
+    response = refresh(
+        service, ada.tokens["refresh_token"], client_id="x", client_secret="y", scope="z"
+    )  # ignored
+    assert (response.status_code, response.headers["Cache-Control"]) == (200, "no-store")
+    tokens = response.json()
+    assert set(tokens) == set(ada.tokens)
+    assert tokens["user"] == ada.tokens["user"]
+    assert tokens["refresh_token"] != ada.tokens["refresh_token"]
+    assert service.client(tokens["access_token"]).get("/auth/me").json() == ada.tokens["user"]
+    assert refresh(service, tokens["refresh_token"]).status_code == 200
+    assert len(database.sql("SELECT FROM sessions WHERE user_id = $1", ada.id)) == 1
+    assert service.lines(event="auth.refreshed", user_id=ada.id)
+
+
+def test_a_refresh_token_that_is_used_again_late_ends_its_session_there_too(
+    service: Service, ada: Account, database: Postgres
+) -> None:
+    assert refresh(service, ada.tokens["refresh_token"]).status_code == 200
+    database.sql(
+        "UPDATE refresh_tokens SET spent_at = now() - interval '1 minute' FROM sessions "
+        "WHERE sessions.id = session_id AND user_id = $1 AND spent_at IS NOT NULL",
+        ada.id,
+    )
+    response = refresh(service, ada.tokens["refresh_token"])
+    assert (response.status_code, response.json()["error"]) == (400, "invalid_grant")
+    assert ada.client.get("/auth/me").status_code == 401
+    assert service.lines(event="auth.refresh_reused", user_id=ada.id)
+
+
+def test_a_grant_type_without_a_value_is_one_that_was_left_out(service: Service, ada: Account) -> None:
+    """RFC 6749 section 3.2."""
+    form = {"grant_type": "", "username": ada.email, "password": PASSWORD}
+    assert service.client().post("/auth/token", data=form).status_code == 200
+
+
+def test_the_document_names_the_token_url_for_refreshing_too(service: Service) -> None:
+    schemes = service.client().get("/openapi.json").json()["components"]["securitySchemes"]
+    flows = [scheme["flows"]["password"] for scheme in schemes.values() if "flows" in scheme]
+    assert [flow["refreshUrl"] for flow in flows] == [flow["tokenUrl"] for flow in flows] != []
+
+
 @pytest.mark.parametrize(
     ("form", "error", "code"),
     [
@@ -37,6 +87,23 @@ def test_the_grant_type_is_the_password_by_default(service: Service, ada: Accoun
             "unsupported_grant_type",
             "unsupported_grant_type",
         ),
+        ({"grant_type": "client_credentials"}, "unsupported_grant_type", "unsupported_grant_type"),
+        ({"grant_type": "PASSWORD"}, "unsupported_grant_type", "unsupported_grant_type"),
+        (
+            {"grant_type": "authorization_code", "refresh_token": "{refresh}"},
+            "unsupported_grant_type",
+            "unsupported_grant_type",
+        ),
+        ({"grant_type": "refresh_token", "refresh_token": "none of ours"}, "invalid_grant", "invalid_grant"),
+        ({"grant_type": "refresh_token"}, "invalid_request", "validation_error"),
+        ({"grant_type": "refresh_token", "refresh_token": ""}, "invalid_request", "validation_error"),
+        (
+            {"grant_type": "refresh_token", "username": "{email}", "password": PASSWORD},
+            "invalid_request",
+            "validation_error",
+        ),
+        ({"refresh_token": "{refresh}"}, "invalid_request", "validation_error"),
+        ({}, "invalid_request", "validation_error"),
         ({"password": PASSWORD}, "invalid_request", "validation_error"),
         ({"username": "{email}"}, "invalid_request", "validation_error"),
     ],
@@ -44,7 +111,8 @@ def test_the_grant_type_is_the_password_by_default(service: Service, ada: Accoun
 def test_errors_speak_oauth_and_our_own_words(
     service: Service, ada: Account, form: dict[str, str], error: str, code: str
 ) -> None:
-    sent = {name: value.format(email=ada.email) for name, value in form.items()}
+    given = {"email": ada.email, "refresh": ada.tokens["refresh_token"]}
+    sent = {name: value.format(**given) for name, value in form.items()}
     response = service.client().post("/auth/token", data=sent)
     body = response.json()
     assert (response.status_code, body["status_code"]) == (400, 400)

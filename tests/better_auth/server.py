@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.programs import find
 from tests.service import PASSWORD, START_SECONDS, free_port
@@ -57,7 +57,7 @@ def _npm_ci(directory: Path) -> None:
 class ExternalUser:
     """Somebody who has signed up at the Better Auth server, with the browser in which they did."""
 
-    browser: httpx.Client
+    browser: httpx2.Client
     id: str
     email: str
     name: str
@@ -77,7 +77,7 @@ class BetterAuth:
     environment: dict[str, str]
     url: str
     process: subprocess.Popen[bytes] | None = None
-    clients: list[httpx.Client] = field(default_factory=list)
+    clients: list[httpx2.Client] = field(default_factory=list)
 
     def start(self) -> None:
         """Start the process, and wait until it publishes its keys."""
@@ -93,8 +93,8 @@ class BetterAuth:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                httpx.get(f"{self.url}/api/auth/jwks", trust_env=False).raise_for_status()
-            except httpx.HTTPError:
+                httpx2.get(f"{self.url}/api/auth/jwks", trust_env=False).raise_for_status()
+            except httpx2.HTTPError:
                 time.sleep(0.1)
             else:
                 return
@@ -119,12 +119,12 @@ class BetterAuth:
 
     def rotate_keys(self) -> None:
         """Sign the next token by a new key; the old one stays published."""
-        httpx.post(f"{self.url}/rotate", trust_env=False, timeout=30).raise_for_status()
+        httpx2.post(f"{self.url}/rotate", trust_env=False, timeout=30).raise_for_status()
 
     def sign_up(self, **fields: Any) -> ExternalUser:
         """Sign up somebody new."""
         person = {"name": "Eve", "email": f"eve{next(_numbers)}@example.org", "password": PASSWORD, **fields}
-        browser = httpx.Client(base_url=self.url, trust_env=False, timeout=30)
+        browser = httpx2.Client(base_url=self.url, trust_env=False, timeout=30)
         self.clients.append(browser)
         response = browser.post("/api/auth/sign-up/email", json=person)
         assert response.status_code == 200, response.text

@@ -12,12 +12,11 @@ import asyncpg
 import pytest
 from sqlalchemy import column, insert, select, table
 
-from backend.database import Database, Statement
+from backend.database import Database, Statement, UnreachableError
 from backend.database.embedded import EmbeddedServer
 from backend.database.hosts import Hosts, NoHostError
 from backend.database.revision import SchemaError, is_current
 from backend.database.url import connect_arguments
-from backend.errors import DatabaseUnavailableError
 from backend.settings import load_settings
 from tests.operations.replication import Cluster, Node, replicated
 from tests.programs import needs_silent_queues
@@ -228,7 +227,7 @@ def test_without_a_host_it_is_an_unreachable_database_in_time(cluster: Cluster, 
 
     async def read() -> None:
         async with database(url, 1) as opened:
-            with pytest.raises(DatabaseUnavailableError):
+            with pytest.raises(UnreachableError):
                 await opened.all(READ)
 
     start = time.monotonic()

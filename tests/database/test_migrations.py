@@ -13,7 +13,8 @@ import asyncpg
 import pytest
 from sqlmodel import SQLModel
 
-import backend.models  # noqa: F401  # fills SQLModel.metadata
+import backend.auth.models
+import backend.tasks.models  # noqa: F401  # both fill SQLModel.metadata
 from backend.database import revision, schema
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, ROOT, Service, environment
@@ -64,10 +65,10 @@ def shape(database: Postgres) -> set[tuple[Any, ...]]:
     return {tuple(row.values()) for query in (COLUMNS, CONSTRAINTS, INDEXES) for row in database.sql(query)}
 
 
-def command(database: Postgres, *arguments: str) -> subprocess.Popen[str]:
+def command(database: Postgres, *arguments: str, directory: Path = ROOT) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "backend", "migrate", *arguments],
-        cwd=ROOT,
+        cwd=directory,
         env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -289,3 +290,25 @@ def test_a_schema_is_current_after_the_last_migration_and_only_then(
     assert asyncio.run(revision.is_current(database.url))
     new_migration("op.add_column('tasks', sa.Column('due_at', sa.DateTime()))")
     assert not asyncio.run(revision.is_current(database.url))
+
+
+def test_a_command_writes_the_migration_for_what_the_models_have_changed(
+    new_empty_database: Callable[[], Postgres], tmp_path: Path
+) -> None:
+    backend = Path(shutil.copytree(ROOT / "backend", tmp_path / "backend"))
+    models = backend / "tasks" / "models.py"
+    column = "    priority: int = Field(sa_column=Column(BigInteger, nullable=False, server_default='0'))\n"
+    title = "    title: str = Field("
+    models.write_text(models.read_text().replace(title, column + title))
+    database = new_empty_database()
+
+    def run(*arguments: str) -> None:
+        done = command(database, *arguments, directory=tmp_path)
+        assert (done.communicate(timeout=60), done.returncode)[1] == 0
+
+    run("--new", "Tasks have a priority")
+    (written,) = backend.glob("database/migrations/versions/0002_*.py")
+    assert written.name == "0002_tasks_have_a_priority.py"
+    assert "op.add_column('tasks'" in written.read_text()
+    run()
+    run("--check")

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import asyncpg
 import pytest
 
+from backend.database import PoolFullError
 from backend.database.embedded import EmbeddedServer
 from backend.database.pool import WAITING_PER_CONNECTION, Pool
 from backend.database.session import Connection
 from backend.database.url import connect_arguments
-from backend.errors import OverloadedError
 from tests.conftest import Postgres
 
 Result = TypeVar("Result")
@@ -243,7 +243,7 @@ def test_more_may_not_wait_than_can_be_served_soon(scene: Scene) -> None:
             first = await pool.take()
             waiting = [asyncio.create_task(pool.take()) for _ in range(WAITING_PER_CONNECTION)]
             await until(lambda: pool.waiting == WAITING_PER_CONNECTION)
-            with pytest.raises(OverloadedError, match="pool_exhausted"):
+            with pytest.raises(PoolFullError, match="pool_exhausted"):
                 await pool.take()
             pool.give(first)
             for task in waiting:

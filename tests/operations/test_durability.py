@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Barrier
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -37,7 +37,7 @@ class Writer:
             self.in_doubt = f"Task {number}"
             try:
                 self._write_one(self.in_doubt, is_kept=number % 3 > 0)
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 return
 
     def _write_one(self, title: str, *, is_kept: bool) -> None:
@@ -49,7 +49,7 @@ class Writer:
             self.account.client.delete(path).raise_for_status()
             self.acknowledged[title] = None
 
-    def check(self, client: httpx.Client) -> None:
+    def check(self, client: httpx2.Client) -> None:
         """Assert that each acknowledged write is there exactly once, and nothing that was never sent."""
         tasks = client.get("/tasks").raise_for_status().json()
         found = {task["title"]: task for task in tasks}

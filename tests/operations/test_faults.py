@@ -20,7 +20,7 @@ from threading import Event
 from typing import Any
 
 import asyncpg
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -147,7 +147,7 @@ class Clerk:
         elif title:
             assert answer.json()["title"] == title
 
-    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _ask(self, method: str, path: str, **options: Any) -> httpx2.Response:
         begun = time.monotonic()
         answer = self.account.client.request(method, path, **options)
         assert time.monotonic() - begun < TIMEOUT_SECONDS + SLACK_SECONDS
@@ -156,7 +156,7 @@ class Clerk:
         return answer
 
 
-def assert_unavailable(answer: httpx.Response, status: int = 503) -> None:
+def assert_unavailable(answer: httpx2.Response, status: int = 503) -> None:
     """Assert that it is the contract's answer for a database that cannot be reached."""
     assert (answer.status_code, answer.json()["code"]) == (status, "database_unavailable"), answer.text
     assert 1 <= int(answer.headers["Retry-After"]) <= 60

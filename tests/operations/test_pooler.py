@@ -27,8 +27,8 @@ from backend.database import Database
 from backend.database.embedded import EmbeddedServer
 from backend.database.schema import LOCK
 from backend.database.url import connect_arguments
-from backend.health import PING
 from backend.settings import Settings
+from backend.web.health import PING
 from tests import test_isolation
 from tests.auth import (
     test_account,

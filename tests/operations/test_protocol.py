@@ -2,9 +2,10 @@
 
 import json
 import re
+import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,27 @@ from typing import Any
 import psutil
 import pytest
 
-from backend import protocol
+from backend.web.middleware import MAX_UNSENT_BYTES
+from backend.web.protocol import Protocol
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, Service, program_with, running
+from tests.service import JWT_SECRET, Service, running
 
-HASTY = program_with(
-    "backend.protocol.ARRIVAL_SECONDS = 3",
-    "backend.server.KEEP_ALIVE_SECONDS = 4",
-    "backend.transport.UNACKNOWLEDGED_SECONDS = 2",
+HASTY = (
+    "-c",
+    (
+        "from backend import protocol, server;"
+        "protocol.Protocol.arrival_time = 3;"
+        "server.KEEP_ALIVE_SECONDS = 4;"
+        "from backend.__main__ import main; main(['serve'])"
+    ),
+)
+QUICK = (
+    "-c",
+    (
+        "from backend import protocol;"
+        "protocol.Protocol.answer_time, protocol.Protocol.answer_rate = 2, 2**22;"
+        "from backend.__main__ import main; main(['serve'])"
+    ),
 )
 MOST = 20
 POST = b"POST /auth/login HTTP/1.1\r\nHost: api\r\nContent-Type: application/json\r\n"
@@ -35,6 +49,14 @@ def hasty(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Itera
     log = tmp_path_factory.mktemp("hasty") / "log"
     settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "MAX_CONNECTIONS": str(MOST)}
     with running(log, program=HASTY, **settings) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def quick(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service that gives a client seconds to read an answer, and a second more for each 4 MiB."""
+    log = tmp_path_factory.mktemp("quick") / "log"
+    with running(log, program=QUICK, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET) as service:
         yield service
 
 
@@ -91,14 +113,14 @@ def test_a_length_over_the_limit_is_413_however_long_it_is(
 @pytest.mark.parametrize("end", [b"", b"\r\n"], ids=["unfinished", "finished"])
 def test_headers_over_the_limit_are_431(service: Service, sockets: ExitStack, end: bytes) -> None:
     client = connect(sockets, service)
-    header = b"X-Long: %s\r\n" % (b"x" * (protocol.MAX_HEAD_BYTES // 40))
+    header = b"X-Long: %s\r\n" % (b"x" * (Protocol.max_head_size // 40))
     client.sendall(GET + header * 40 + end)
     assert answer(client)[2]["code"] == "headers_too_large"
 
 
 def test_the_request_line_counts_as_well(service: Service, sockets: ExitStack) -> None:
     client = connect(sockets, service)
-    line = b"GET /health?%s HTTP/1.1\r\n" % (b"x" * (protocol.MAX_HEAD_BYTES - 500))
+    line = b"GET /health?%s HTTP/1.1\r\n" % (b"x" * (Protocol.max_head_size - 500))
     client.sendall(line + b"Host: api\r\nX-Request-ID: too-long\r\nX-Long: %s\r\n\r\n" % (b"x" * 1000))
     _, _, error = answer(client)
     assert (error["code"], error["request_id"]) == ("headers_too_large", "too-long")
@@ -106,14 +128,14 @@ def test_the_request_line_counts_as_well(service: Service, sockets: ExitStack) -
 
 def test_the_second_head_of_a_piece_has_the_same_limit(service: Service, sockets: ExitStack) -> None:
     client = connect(sockets, service)
-    client.sendall(GET + b"\r\n" + GET + b"X-Long: %s\r\n\r\n" % (b"x" * protocol.MAX_HEAD_BYTES))
+    client.sendall(GET + b"\r\n" + GET + b"X-Long: %s\r\n\r\n" % (b"x" * Protocol.max_head_size))
     received = until_closed(client)
     assert re.findall(rb"HTTP/1.1 (\d+)", received) in ([b"200"], [b"200", b"431"])
 
 
 def test_a_head_that_begins_behind_another_has_the_same_limit(service: Service, sockets: ExitStack) -> None:
     client = connect(sockets, service)
-    client.sendall(GET + b"\r\n" + GET + b"X-Long: " + b"x" * protocol.MAX_HEAD_BYTES)
+    client.sendall(GET + b"\r\n" + GET + b"X-Long: " + b"x" * Protocol.max_head_size)
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
     client.sendall(b"\r\n\r\n")
     assert answer(client)[2]["code"] == "headers_too_large"
@@ -151,7 +173,7 @@ def test_a_header_without_an_end_is_not_collected_for_ever(service: Service, soc
 def test_headers_just_under_the_limit_are_served(service: Service, sockets: ExitStack) -> None:
     client = connect(sockets, service)
     head = GET + b"Connection: close\r\nX-Long: "
-    client.sendall(head + b"x" * (protocol.MAX_HEAD_BYTES - len(head) - 100) + b"\r\n\r\n")
+    client.sendall(head + b"x" * (Protocol.max_head_size - len(head) - 100) + b"\r\n\r\n")
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
@@ -191,15 +213,11 @@ def test_a_body_that_is_late_is_refused_like_all_else(hasty: Service, sockets: E
         (b"GET /health HTTP/1.1\r\nHost: api\r\nHost: other\r\n", 400),
         (b"GET /health HTTP/1.0\r\nHost: api\r\nHost: other\r\n", 400),
         (b"GET /health HTTP/1.0\r\n", 200),
-        (b"GET /health HTTP/1.1\r\nHost: api other\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nHost: api/path\r\n", 400),
-        (b"GET /health HTTP/1.1\r\nHost: \xe4pi\r\n", 400),
         (b"GET /health HTTP/1.1\r\nHost: [::1]:8000 \r\n", 200),
         (b"GET /health HTTP/1.1\r\nHost:\r\n", 200),
     ],
     ids=[
-        *("none", "two", "two in HTTP/1.0", "none in HTTP/1.0"),
-        *("a space", "a path", "beyond ASCII", "an address", "an empty one"),
+        *("none", "two", "two in HTTP/1.0", "none in HTTP/1.0", "an address", "an empty one"),
     ],
 )
 def test_a_request_names_its_host_once(
@@ -223,13 +241,12 @@ def test_a_request_names_its_host_once(
 def test_what_is_refused_leaves_the_request_before_it_alone(
     service: Service, sockets: ExitStack, second: bytes
 ) -> None:
-    """Two in one piece: the first has its own body and its answer; then all ends (RFC 9112 section 9.3.2)."""
+    """Two in one piece: both are answered in their order (RFC 9112 section 9.3.2)."""
     client = connect(sockets, service)
     client.sendall(LOGIN + second)
     received = until_closed(client)
-    assert received.startswith(b"HTTP/1.1 401")
-    assert b"invalid_credentials" in received
-    assert received.count(b"HTTP/1.1 ") == 1
+    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"401", b"400"]
+    assert re.findall(rb'"code":"(\w+)"', received) == [b"invalid_credentials", b"malformed_request"]
 
 
 def test_a_broken_body_leaves_the_request_before_it_alone(service: Service, sockets: ExitStack) -> None:
@@ -245,33 +262,83 @@ def test_a_broken_body_leaves_the_request_before_it_alone(service: Service, sock
     assert [[line["status"] for line in found] for found in lines] == [[401], [400]]
 
 
-def test_who_has_said_all_still_hears_the_answer(service: Service, sockets: ExitStack) -> None:
-    """RFC 9112 section 9.6: some clients shut down their side once they have sent a request."""
-    for request, status in (
-        (LOGIN, 401),
-        (GET + b"\r\n", 200),
-        (POST + b"Content-Length: 100\r\n\r\n{", 400),
-    ):
-        client = connect(sockets, service)
-        client.sendall(request)
-        client.shutdown(socket.SHUT_WR)
-        received = until_closed(client)
-        assert received.startswith(b"HTTP/1.1 %d" % status)
-
-
-@pytest.mark.parametrize("end", [b"Connection: Upgrade\r\nUpgrade: h2c\r\n", b""], ids=["upgrade", "CONNECT"])
-def test_where_no_other_protocol_follows_the_next_request_does(
-    service: Service, sockets: ExitStack, end: bytes
+def test_a_request_that_would_upgrade_is_answered_in_http_1_and_so_is_the_next(
+    service: Service, sockets: ExitStack
 ) -> None:
-    """RFC 9110 section 7.8: who does not switch goes on as before, also with what came in the same piece."""
-    method = b"GET" if end else b"CONNECT"
+    """RFC 9110 section 7.8: a server may ignore `Upgrade`. The requests arrive in one piece."""
     client = connect(sockets, service)
-    client.sendall(
-        b"%s /health HTTP/1.1\r\nHost: api\r\n%s\r\n" % (method, end) * 3 + GET + b"Connection: close\r\n\r\n"
-    )
-    received = until_closed(client)
-    assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200" if end else b"405"] * 3 + [b"200"]
+    upgrade = GET + b"Connection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    client.sendall(upgrade * 3 + GET + b"Connection: close\r\n\r\n")
+    assert re.findall(rb"HTTP/1.1 (\d+)", until_closed(client)) == [b"200"] * 4
     assert [line for line in service.lines(level="WARNING") if "pgrade" in line["event"]] == []
+
+
+def test_connect_is_405_and_nothing_behind_it_is_a_request(service: Service, sockets: ExitStack) -> None:
+    client = connect(sockets, service)
+    client.sendall(b"CONNECT /health HTTP/1.1\r\nHost: api\r\n\r\n" + GET + b"\r\n")
+    status, headers, error = answer(client)
+    assert (status, error["code"], headers["allow"]) == (405, "method_not_allowed", "GET, HEAD")
+
+
+@pytest.mark.parametrize(
+    ("framing", "status", "code"),
+    [
+        (b"Transfer-Encoding: gzip, chunked", 501, "transfer_coding_unsupported"),
+        (b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked", 501, "transfer_coding_unsupported"),
+        (b"Transfer-Encoding: gzip", 501, "transfer_coding_unsupported"),
+        (b"Transfer-Encoding: identity", 501, "transfer_coding_unsupported"),
+        (b"Transfer-Encoding: chunked, chunked", 400, "malformed_request"),
+        (b"Transfer-Encoding: chunked\r\nContent-Length: 5", 400, "malformed_request"),
+        (b"Content-Length: 5\r\nTransfer-Encoding: chunked", 400, "malformed_request"),
+        (b"Content-Length: 5\r\nContent-Length: 6", 400, "malformed_request"),
+    ],
+)
+@pytest.mark.parametrize("upgrade", [b"", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"], ids=["", "upgrade"])
+def test_a_body_that_is_not_plainly_framed_is_refused_and_never_a_request(  # noqa: PLR0917  # a table
+    service: Service, sockets: ExitStack, framing: bytes, status: int, code: str, upgrade: bytes
+) -> None:
+    """RFC 9112 sections 6.1 and 6.3, with or without an `Upgrade`."""
+    client = connect(sockets, service)
+    client.sendall(POST + upgrade + b"X-Request-ID: framed\r\n" + framing + b"\r\n\r\n" + GET + b"\r\n")
+    answered, headers, error = answer(client)
+    assert (answered, error["code"]) == (status, code)
+    if status == 501:
+        assert headers["x-request-id"] == "framed"
+    assert not [line for line in service.lines(level="ERROR") if line["event"] != "http.request"]
+
+
+def test_a_chunk_that_is_no_chunk_is_400_also_where_the_request_would_upgrade(
+    service: Service, sockets: ExitStack
+) -> None:
+    client = connect(sockets, service)
+    upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    client.sendall(POST + upgrade + b"Transfer-Encoding: chunked\r\n\r\nZZ\r\n" + GET + b"\r\n")
+    status, _, error = answer(client)
+    assert (status, error["code"]) == (400, "malformed_request")
+
+
+@pytest.mark.parametrize("method", [b"FOO", b"get", b"BREW-TEA", b"GETT"])
+def test_a_method_that_nobody_knows_is_501_and_hears_which_there_are(
+    service: Service, sockets: ExitStack, method: bytes
+) -> None:
+    client = connect(sockets, service)
+    client.sendall(method + b" /tasks HTTP/1.1\r\nHost: api\r\n\r\n")
+    status, _, error = answer(client)
+    assert (status, error["code"]) == (501, "method_unknown")
+    assert "GET, HEAD, POST, PUT, PATCH, DELETE and OPTIONS" in error["detail"]
+
+
+@pytest.mark.parametrize("target", [b"http://host", b"http://host:80?x=1", b"HTTP://host"])
+def test_an_absolute_target_without_a_path_means_the_root(
+    service: Service, sockets: ExitStack, target: bytes
+) -> None:
+    """RFC 9110 section 4.2.3."""
+    for method in ("GET", "OPTIONS"):
+        root = service.client().request(method, "/").status_code
+        client = connect(sockets, service)
+        line = f"{method} {target.decode()} HTTP/1.1\r\nHost: host\r\nConnection: close\r\n\r\n"
+        client.sendall(line.encode())
+        assert until_closed(client).startswith(b"HTTP/1.1 %d" % root)
 
 
 @pytest.mark.parametrize(
@@ -381,30 +448,13 @@ def test_idle_and_trickling_clients_make_room_for_those_who_ask(hasty: Service, 
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
-def test_room_is_made_by_those_who_ask_nothing_first(hasty: Service, sockets: ExitStack) -> None:
-    half = MOST // 2
-    asking = [connect(sockets, hasty) for _ in range(half)]
-    silent = [connect(sockets, hasty) for _ in range(half)]
-    for client in (*asking, *silent):
-        client.sendall(GET + b"\r\n")
-        assert client.recv(65536).startswith(b"HTTP/1.1 200")
-    for client in asking:
-        client.sendall(b"GET /health HT")
-    for _ in range(half):
-        client = connect(sockets, hasty)
-        client.sendall(GET + b"\r\n")
-        assert client.recv(65536).startswith(b"HTTP/1.1 200")
-    for client in asking:
-        client.sendall(b"TP/1.1\r\nHost: api\r\n\r\n")
-        assert client.recv(65536).startswith(b"HTTP/1.1 200")
-
-
 def test_where_all_are_at_work_one_more_is_503(hasty: Service, sockets: ExitStack) -> None:
     for _ in range(MOST):
         client = connect(sockets, hasty)
         client.sendall(POST + b"Expect: 100-continue\r\nContent-Length: 100\r\n\r\n")
         assert client.recv(65536).startswith(b"HTTP/1.1 100")
     client = connect(sockets, hasty)
+    client.sendall(GET + b"\r\n")
     status, headers, error = answer(client)
     assert (status, error["code"]) == (503, "overloaded")
     assert int(headers["retry-after"]) >= 1
@@ -414,21 +464,100 @@ def test_where_all_are_at_work_one_more_is_503(hasty: Service, sockets: ExitStac
         assert time.monotonic() < deadline
 
 
-def test_an_answer_that_nobody_reads_does_not_hold_its_connection(hasty: Service, sockets: ExitStack) -> None:
-    ada = hasty.register()
-    for number in range(300):
-        ada.create(f"Task {number}", description="x" * 1000)
-    client = connect(sockets, hasty)
+READERS = 39
+TASKS = 1000
+
+
+@pytest.fixture
+def long_list(database: Postgres) -> Callable[[Service], bytes]:
+    """Make a request for a list of four megabytes."""
+
+    def make(service: Service) -> bytes:
+        ada = service.register()
+        database.sql(
+            "INSERT INTO tasks (user_id, title, title_key, description, completed, created_at, updated_at)"
+            " SELECT $1, 'Task', 'task', repeat('\U0001f600', 1000), false, now(), now()"
+            " FROM generate_series(1, $2)",
+            ada.id,
+            TASKS,
+        )
+        token = ada.tokens["access_token"]
+        return f"GET /tasks HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
+
+    return make
+
+
+def slow_reader(sockets: ExitStack, service: Service, request: bytes) -> socket.socket:
+    """Ask, and take in little at once."""
+    client = sockets.enter_context(socket.socket())
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    request = (
-        f"GET /tasks HTTP/1.1\r\nHost: api\r\nAuthorization: Bearer {ada.tokens['access_token']}\r\n\r\n"
-    )
-    client.sendall(request.encode() * 40)
-    assert held_by_the_peer(client) != []
+    client.settimeout(20)
+    client.connect(("127.0.0.1", int(service.url.rpartition(":")[2])))
+    client.sendall(request)
+    return client
+
+
+def trickle(clients: Iterable[socket.socket], seconds: float) -> None:
+    """Read a little of each again and again."""
+    begun = time.monotonic()
+    while time.monotonic() - begun < seconds:
+        for client in select.select(clients, [], [], 0)[0]:
+            with suppress(OSError):
+                client.recv(100)
+        time.sleep(0.1)
+
+
+def test_slow_readers_hold_a_bounded_memory_and_the_rest_hear_503(
+    service: Service, sockets: ExitStack, long_list: Callable[[Service], bytes]
+) -> None:
+    request = long_list(service)
+    process = psutil.Process(service.process.pid)
+    before = process.memory_info().rss
+    readers = [slow_reader(sockets, service, request * 2) for _ in range(READERS)]
+    trickle(readers, 5)
+    assert process.memory_info().rss - before < MAX_UNSENT_BYTES + 100 * 2**20
+    client = connect(sockets, service)
+    client.sendall(request.replace(b"Host: api", b"Host: api\r\nConnection: close"))
+    status, headers, error = answer(client)
+    assert (status, error["code"]) == (503, "overloaded")
+    assert int(headers["retry-after"]) >= 1
+    assert service.client().get("/health").status_code == 200
+
+
+def test_the_second_request_of_a_connection_waits_until_the_first_answer_is_sent(
+    service: Service, sockets: ExitStack, long_list: Callable[[Service], bytes]
+) -> None:
+    request = long_list(service)
+    second = request.replace(b"Host: api", b"Host: api\r\nConnection: close\r\nX-Request-ID: the-second")
+    client = slow_reader(sockets, service, request + second)
+    trickle([client], 2)
+    assert service.lines(request_id="the-second") == []
+    received = until_closed(client)
+    assert service.lines(request_id="the-second", event="http.request")[0]["status"] == 200
+    assert received.count(b'"title"') in {2 * TASKS, 2 * TASKS - 1}  # a little of the first was read before
+
+
+@pytest.mark.parametrize("times", [1, 40])
+def test_an_answer_that_is_read_too_slowly_does_not_hold_its_connection(
+    quick: Service, sockets: ExitStack, long_list: Callable[[Service], bytes], times: int
+) -> None:
+    client = slow_reader(sockets, quick, long_list(quick) * times)
     deadline = time.monotonic() + 20
+    trickle([client], 1)
+    assert held_by_the_peer(client) != []
     while held_by_the_peer(client) and time.monotonic() < deadline:
-        time.sleep(0.2)
+        trickle([client], 0.2)
     assert held_by_the_peer(client) == []
+
+
+def test_an_answer_that_is_read_in_its_time_is_whole(
+    service: Service, sockets: ExitStack, long_list: Callable[[Service], bytes]
+) -> None:
+    request = long_list(service).replace(b"Host: api", b"Host: api\r\nConnection: close")
+    client = slow_reader(sockets, service, request)
+    head, _, body = until_closed(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200")
+    assert len(json.loads(body)) == TASKS
 
 
 def held_by_the_peer(client: socket.socket) -> list[str]:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from tests.conftest import Postgres
@@ -65,9 +65,9 @@ def wrote(service: Service) -> bool:
     return bool(service.lines(event="task.created"))
 
 
-def at(address: str) -> httpx.HTTPTransport:
+def at(address: str) -> httpx2.HTTPTransport:
     """Return a way to the service for a client that really is at `address`."""
-    return httpx.HTTPTransport(local_address=address)
+    return httpx2.HTTPTransport(local_address=address)
 
 
 def test_a_session_that_ends_on_one_replica_is_dead_on_all_at_once(

@@ -15,7 +15,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -207,7 +207,7 @@ def python_for(account: pwd.struct_passwd) -> str:
 
 
 def as_user(account: pwd.struct_passwd) -> dict[str, Any]:
-    packages = str(Path(httpx.__file__).parents[1])
+    packages = str(Path(httpx2.__file__).parents[1])
     return {
         "user": account.pw_uid,
         "group": account.pw_gid,
@@ -306,6 +306,36 @@ def test_sigterm_ends_it_though_a_client_keeps_it_waiting(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize(
+    ("host", "opened", "addresses"),
+    [
+        ("::", "[::1]", ["127.0.0.1", "[::1]"]),
+        ("::1", "[::1]", ["[::1]"]),
+        ("0.0.0.0", "127.0.0.1", ["127.0.0.1"]),  # noqa: S104  # what is tested
+        ("localhost", "localhost", ["127.0.0.1"]),
+    ],
+)
+def test_it_listens_at_the_same_addresses_with_any_number_of_workers_and_says_one(  # noqa: PLR0917  # fixtures and a table
+    used_data_dir: Path,
+    launch: Callable[..., Service],
+    workers: str,
+    host: str,
+    opened: str,
+    addresses: list[str],
+) -> None:
+    service = launch(DATA_DIR=str(used_data_dir), HOST=host, WORKERS=workers)
+    port = service.url.rpartition(":")[2]
+    service.url = f"http://{addresses[0]}:{port}"
+    wait_until_healthy(service)
+    for address in addresses:
+        response = httpx2.get(f"http://{address}:{port}/tasks", trust_env=False)
+        (line,) = service.lines(request_id=response.headers["x-request-id"], event="http.request")
+        assert line["ip"] == address.strip("[]")
+    assert service.lines(event=f"ready: http://{opened}:{port}/docs")
+    assert service.stop() == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_port_in_use_is_one_line_and_harms_nobody(
     used_data_dir: Path, serve: Callable[..., Service], launch: Callable[..., Service], workers: str
 ) -> None:
@@ -327,7 +357,7 @@ def test_reload_serves_the_code_as_it_is_now(
     app.write_text(app.read_text() + "\nVERSION = '99.9'\n")
 
     def is_new() -> bool:
-        with suppress(httpx.TransportError):
+        with suppress(httpx2.TransportError):
             return bool(service.client().get("/openapi.json").json()["info"]["version"] == "99.9")
         return False
 

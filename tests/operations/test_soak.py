@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from random import Random, SystemRandom
 
-import httpx
+import httpx2
 import psutil
 import pytest
 
@@ -264,9 +264,9 @@ def test_the_books_tell_what_went_wrong(books: Books, found: list[Task]) -> None
     assert [*books.problems(found)] != []
 
 
-def answer(path: str, status: int, code: str, **headers: str) -> httpx.Response:
-    request = httpx.Request("GET", f"http://localhost{path}")
-    return httpx.Response(status, json={"code": code}, headers=headers, request=request)
+def answer(path: str, status: int, code: str, **headers: str) -> httpx2.Response:
+    request = httpx2.Request("GET", f"http://localhost{path}")
+    return httpx2.Response(status, json={"code": code}, headers=headers, request=request)
 
 
 RETRY = {"Retry-After": "1"}
@@ -286,7 +286,7 @@ RETRY = {"Retry-After": "1"}
     ],
 )
 def test_a_fault_excuses_its_own_failures_in_the_words_of_the_contract(
-    response: httpx.Response, is_excused: bool
+    response: httpx2.Response, is_excused: bool
 ) -> None:
     journal = Journal()
     with journal.fault("one", frozenset({Failure.UNAVAILABLE})), pytest.raises(UnansweredError):

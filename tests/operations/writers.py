@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from itertools import count
 from threading import Event
 
-import httpx
+import httpx2
 
 from tests.conftest import Postgres
 from tests.operations.replication import wait_for
@@ -45,7 +45,7 @@ class Writer:
     def _create(self, title: str) -> int:
         try:
             return self.account.client.post("/tasks", json={"title": title}).status_code
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return NO_ANSWER
 
     def wrote_since(self, moment: float) -> list[float]:

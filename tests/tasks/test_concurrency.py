@@ -6,19 +6,19 @@ from datetime import UTC, datetime, timedelta
 from threading import Barrier
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.conftest import Postgres
 from tests.service import Account
 
-Request = Callable[[], httpx.Response]
+Request = Callable[[], httpx2.Response]
 
 
-def at_once(*requests: Request) -> list[httpx.Response]:
+def at_once(*requests: Request) -> list[httpx2.Response]:
     """Send all requests at the same moment, each from a thread of its own."""
     ready = Barrier(len(requests))
 
-    def send(request: Request) -> httpx.Response:
+    def send(request: Request) -> httpx2.Response:
         ready.wait(30)
         return request()
 

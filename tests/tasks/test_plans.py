@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from backend.auth.statements import CONFIRM_CALLER, FIND_ACCOUNT
+from backend.auth.accounts.statements import CONFIRM_CALLER, FIND_ACCOUNT
 from backend.database import Statement
 from backend.database.schema import migrate
 from backend.database.url import connect_arguments
@@ -21,7 +21,8 @@ HEAVY = "0"
 
 FILL = """
     INSERT INTO users (id, issuer, email, email_key, password_hash)
-    SELECT n, 'local', n || '@example.com', n || '@example.com', '' FROM generate_series(0, {users}) n;
+    SELECT n, 'local', n || '@example.com', n || '@example.com',
+        '$2b$12$' || repeat('a', 53) FROM generate_series(0, {users}) n;
     INSERT INTO sessions (id, user_id, expires_at)
     SELECT lpad(id, 32, '0')::uuid, id, now() + interval '1 day' FROM users;
     INSERT INTO known_addresses (user_id, address) SELECT id, '192.0.2.' || id FROM users;
@@ -37,8 +38,8 @@ PLANNED_ANEW = 5
 ON_ONE_TASK: dict[str, tuple[Statement, dict[str, Any]]] = {
     "READ_TASK": (statements.READ_TASK, {}),
     "UPDATE_TASK": (
-        statements.UPDATE_TASK[frozenset({"title"})],
-        {"new_title": "Z", "new_title_key": "z"},
+        statements.UPDATE_TASK,
+        statements.update_values({"title": "Z", "title_key": "z"}),
     ),
     "TOGGLE_TASK": (statements.TOGGLE_TASK, {}),
     "DELETE_TASK": (statements.DELETE_TASK, {}),
@@ -156,8 +157,11 @@ def test_the_look_that_tells_403_from_404_is_by_key(large: Postgres, plans: str)
 
 @EITHER_PLAN
 def test_an_account_is_found_by_its_email(large: Postgres, plans: str) -> None:
-    (scan,) = scans_of(explain(large, plans, FIND_ACCOUNT, email_key="7@example.com", address=""), "users")
-    assert (scan["Index Name"], scan["Actual Rows"]) == ("users_email_key_key", 1)
+    scans = scans_of(explain(large, plans, FIND_ACCOUNT, email_key="7@example.com", address=""), "users")
+    assert {(scan["Index Name"], scan["Actual Rows"]) for scan in scans} == {
+        ("users_email_key_key", 1),
+        ("users_password_cost", 1),  # the highest of all, from the index's end
+    }
 
 
 @pytest.mark.parametrize("variant", statements.LIST_TASKS, ids=lambda variant: "-".join(map(str, variant)))

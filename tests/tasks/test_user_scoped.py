@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
-import httpx
+import httpx2
 import pytest
 
 from backend.database.embedded import EmbeddedServer
@@ -208,11 +208,11 @@ def test_an_unreachable_database_is_500_where_the_user_is_in_the_path(
 # The same job on both surfaces
 
 
-def the_job(client: httpx.Client, tasks: str, foreign_task: int) -> list[tuple[httpx.Response, str]]:
+def the_job(client: httpx2.Client, tasks: str, foreign_task: int) -> list[tuple[httpx2.Response, str]]:
     """Do everything that can be done to tasks, right and wrong; return the answers, named."""
-    answers: list[tuple[httpx.Response, str]] = []
+    answers: list[tuple[httpx2.Response, str]] = []
 
-    def do(method: str, path: str = "", **options: Any) -> httpx.Response:
+    def do(method: str, path: str = "", **options: Any) -> httpx2.Response:
         response = client.request(method, f"{tasks}{path}", **options)
         answers.append((response, f"{method} {path.partition('cursor=')[0]} {options}"))
         return response
@@ -246,7 +246,7 @@ def the_job(client: httpx.Client, tasks: str, foreign_task: int) -> list[tuple[h
     return answers
 
 
-def comparable(response: httpx.Response, tasks: str, ids: dict[str, str]) -> tuple[int, str, str]:
+def comparable(response: httpx2.Response, tasks: str, ids: dict[str, str]) -> tuple[int, str, str]:
     """Return status, headers and body, without what differs from one request to the next."""
     text = response.text
     headers = dict(response.headers)

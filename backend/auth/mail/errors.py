@@ -1,6 +1,6 @@
 """Errors of the routes that send mail or take a token from one."""
 
-from backend.errors import AppError, ServiceUnavailableError
+from backend.web.errors import AppError, ServiceUnavailableError
 
 
 class MailUnavailableError(ServiceUnavailableError):

@@ -93,7 +93,10 @@ _templates = Environment(
 
 
 def compose(kind: Kind, *, to: str, sender: str, link: str | None) -> EmailMessage:
-    """Return a mail of this kind, as plain text and HTML; raises ValueError for an address with a line end."""
+    """Return a mail of this kind, as plain text and HTML.
+
+    Raises ValueError for an address with a line end.
+    """
     words = WORDS[kind]
     message = EmailMessage(policy=SMTP)
     message["Subject"] = words.subject

@@ -1,7 +1,7 @@
 """The outbox: sends each mail until the server accepts it, by any number of processes at once.
 
-A process looks once at its start for mails that a dead one left. Then it waits for a request of its own or for
-the next retry: an idle service sends no query.
+A process looks once at its start for mails that a dead one left. Then it waits for a request of its own or
+for the next retry: an idle service sends no query.
 """
 
 import asyncio
@@ -9,15 +9,14 @@ from typing import Any, Final
 
 from loguru import logger
 
-from backend.auth import tokens
 from backend.auth.mail import statements
 from backend.auth.mail.errors import MailUnavailableError
 from backend.auth.mail.sender import Sender, sender_for
 from backend.auth.mail.statements import NEW_TOKEN, Kind
-from backend.database import Database, Row
-from backend.errors import DatabaseUnavailableError
-from backend.events import Event
+from backend.auth.tokens import access as tokens
+from backend.database import Database, DatabaseError, Row
 from backend.settings import Settings
+from backend.telemetry.events import Event
 
 PAUSES_SECONDS: Final = (5, 30, 120, 600)
 """Between the attempts to send a mail; after the last one it has failed."""
@@ -54,7 +53,7 @@ class Outbox:
             self._woken.clear()
             try:
                 seconds = await self._drain(database, self._sender)
-            except DatabaseUnavailableError:
+            except DatabaseError:
                 seconds = DATABASE_PAUSE_SECONDS
             try:
                 async with asyncio.timeout(seconds):
@@ -83,7 +82,7 @@ class Outbox:
             if where is not None:
                 await database.one(statements.FINISH, id=mail["id"])
                 _log(Event.MAIL_SENT, user_id, kind=mail["kind"], **where)
-        except DatabaseUnavailableError:
+        except DatabaseError:
             return  # due again after `LEASE`
 
     async def _prepare(self, database: Database, mail: Row) -> tuple[str | None, str | None] | None:

@@ -3,7 +3,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 
 from backend.auth.schemas import Email, NewPassword, Password
-from backend.text import UnicodeText
+from backend.web.text import UnicodeText
 
 
 class _Input(BaseModel):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from backend import events
-from backend.auth import passwords, tokens
+from backend.auth.accounts import passwords
+from backend.auth.accounts.service import confirm_password
 from backend.auth.caller import Caller
 from backend.auth.errors import RevokedTokenError, WrongPasswordError
 from backend.auth.mail import statements
@@ -11,10 +11,11 @@ from backend.auth.mail.errors import MailTokenError
 from backend.auth.mail.schemas import EmailChange, MailRequest, MailToken, PasswordReset
 from backend.auth.mail.statements import Kind
 from backend.auth.schemas import email_key
-from backend.auth.service import confirm_password
-from backend.auth.sessions import Client, SignIn
+from backend.auth.sessions.service import Client, SignIn
+from backend.auth.tokens import access as tokens
 from backend.database import Database, NotUniqueError, Row, Statement
-from backend.events import Event
+from backend.telemetry import events
+from backend.telemetry.events import Event
 
 
 async def request_reset(database: Database, sign_in: SignIn, client: Client, data: MailRequest) -> None:
@@ -37,7 +38,7 @@ async def _ask(database: Database, sign_in: SignIn, client: Client, statement: S
     sign_in.outbox.wake()
 
 
-async def reset_password(database: Database, sign_in: SignIn, data: PasswordReset) -> None:
+async def reset_password(database: Database, sign_in: SignIn, client: Client, data: PasswordReset) -> None:
     """Set a new password by a mailed token, and end all sessions of the user.
 
     Raises `MailTokenError`, or `PasswordRefusedError`, which does not spend the token.
@@ -47,7 +48,7 @@ async def reset_password(database: Database, sign_in: SignIn, data: PasswordRese
     passwords.check_rules(
         data.new_password, email=token["email"], min_length=sign_in.password_min_length, field="new_password"
     )
-    new_hash = await sign_in.hasher.hash(data.new_password)
+    new_hash = await sign_in.hasher.hash(data.new_password, client.address)
     values = {"new_hash": new_hash, **sign_in.outbox.values}
     await _spend(database, digest, Kind.RESET, token, statements.RESET_PASSWORD, **values)
     events.record(Event.PASSWORD_RESET)

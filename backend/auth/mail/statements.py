@@ -34,7 +34,7 @@ from sqlalchemy import (
 from backend.auth.caller import caller
 from backend.auth.mail.models import mail_tokens, outbox
 from backend.auth.models import LOCAL, users
-from backend.auth.session_statements import CALLER_ID, CALLER_SESSION, ago, void_sessions
+from backend.auth.sessions.statements import CALLER_ID, CALLER_SESSION, ago, void_sessions
 from backend.database import Statement
 
 

@@ -3,7 +3,8 @@
 from alembic import context
 from sqlmodel import SQLModel
 
-import backend.models  # noqa: F401  # fills SQLModel.metadata
+import backend.auth.models
+import backend.tasks.models  # noqa: F401  # both fill SQLModel.metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

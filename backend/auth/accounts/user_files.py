@@ -1,0 +1,160 @@
+"""Reads files of users that another system has exported: CSV or JSON Lines, checked whole before use."""
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO
+
+from pydantic import AfterValidator, BaseModel, ValidationError
+
+from backend.auth.schemas import Email, email_key
+from backend.web.text import Line
+
+COLUMNS = ("email", "name", "password_hash")
+
+# A cost over 16 would keep a hash thread busy for seconds at every sign-in.
+_BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{53}")
+
+_Record = tuple[int, object]
+"""The number of a line, from 1, and what stands there, or what is wrong with it."""
+
+
+class UserFileError(Exception):
+    """The file cannot be imported, and nothing of it was; the message has a line for each problem."""
+
+
+def _bcrypt(value: str) -> str:
+    if not _BCRYPT.fullmatch(value):
+        raise ValueError("is no bcrypt hash ($2a$, $2b$ or $2y$, cost 04 to 16, 60 characters)")
+    return value
+
+
+class ImportedUser(BaseModel):
+    """One user of the file, under the columns' own names."""
+
+    email: Email
+    name: Line | None = None
+    password_hash: Annotated[str, AfterValidator(_bcrypt)]
+
+
+def read_users(file: Path, names: Mapping[str, str]) -> list[tuple[int, ImportedUser]]:
+    """Return the users of `file` with the numbers of their lines, from 1; raises `UserFileError`.
+
+    `names` says what the file calls those of `COLUMNS` that it has under another name.
+    """
+    names = {column: names.get(column, column) for column in COLUMNS}
+    users: list[tuple[int, ImportedUser]] = []
+    first_line: dict[str, int] = {}
+    problems: list[str] = []
+    for number, record in _records(file, names):
+        try:
+            user = ImportedUser.model_validate(_renamed(record, names))
+        except ValueError as error:
+            problems.append(f"{file}, line {number}: {_problem(error, names)}")
+            continue
+        earlier = first_line.setdefault(email_key(user.email), number)
+        if earlier != number:
+            problems.append(f"{file}, line {number}: {names['email']}: is the one of line {earlier} too")
+        users.append((number, user))
+    if problems:
+        summary = f"nothing was imported: {len(problems):,} of the lines are wrong"
+        raise UserFileError("\n".join([*problems, summary]))
+    return users
+
+
+def _renamed(record: object, names: Mapping[str, str]) -> dict[str, Any]:
+    if isinstance(record, ValueError):
+        raise record
+    if not isinstance(record, dict):
+        raise ValueError("is no JSON object")  # noqa: TRY004  # bad lines are errors of value
+    return {column: record[name] for column, name in names.items() if name in record}
+
+
+def _problem(error: ValueError, names: Mapping[str, str]) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    problem = error.errors(include_url=False, include_input=False)[0]
+    column = names[str(problem["loc"][0])]
+    return f"{column}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _records(file: Path, names: Mapping[str, str]) -> Iterator[_Record]:
+    read: Callable[..., Iterator[_Record]] = _csv if file.suffix.lower() == ".csv" else _json_lines
+    try:
+        with file.open("rb") as content:
+            yield from read(file, _text(file, content), names)
+    except OSError as error:
+        raise UserFileError(f"{file}: {error.strerror}") from error
+
+
+def _text(file: Path, content: BinaryIO) -> Iterator[str]:
+    for number, line in enumerate(content, 1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserFileError(f"{file}, line {number}: is not UTF-8") from error
+
+
+def _csv(file: Path, lines: Iterator[str], names: Mapping[str, str]) -> Iterator[_Record]:
+    header = list(COLUMNS)
+    is_first = True
+    for number, row in _rows(file, lines):
+        if is_first and _is_header(row):
+            header = _columns(f"{file}, line {number}", row, names)
+        elif is_first and list(names.values()) != header:
+            raise UserFileError(f"{file}, line {number}: is no header, which names of columns need")
+        elif len(row) > len(header):
+            yield number, ValueError(f"has {len(row)} columns instead of {len(header)}")
+        else:
+            yield number, {name: cell for name, cell in zip(header, row, strict=False) if cell}
+        is_first = False
+
+
+def _rows(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the rows that are not empty, without blanks around cells and empty cells at the end."""
+    reader = csv.reader(lines, strict=True)
+    while True:
+        number = reader.line_num + 1
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise UserFileError(f"{file}, line {number}: {error}") from error
+        if row is None:
+            return
+        cells = [cell.strip() for cell in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            yield number, cells
+
+
+def _is_header(row: Sequence[str]) -> bool:
+    return not any("@" in cell or cell.startswith("$") for cell in row)
+
+
+def _columns(place: str, row: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """Return the header's names, those of `names` in their own letters; raises `UserFileError`."""
+    own = {name.lower(): name for name in names.values()}
+    header = [own.get(cell.lower(), cell) for cell in row]
+    for column, name in names.items():
+        if header.count(name) > 1:
+            raise UserFileError(f"{place}: {name}: is there twice")
+        # A name may be missing, but not one that was asked for.
+        if name not in header and (column != "name" or name != column):
+            raise UserFileError(
+                f"{place}: {name}: is no column of this file; --column {column}=... names another, "
+                "and commas separate them"
+            )
+    return header
+
+
+def _json_lines(_: Path, lines: Iterator[str], __: Mapping[str, str]) -> Iterator[_Record]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except (ValueError, RecursionError):
+            yield number, ValueError("is no JSON (the name of a CSV file ends in .csv)")

@@ -1,0 +1,97 @@
+"""The statements on refresh tokens, compiled once; each is one round trip.
+
+`session_statements` says in which order they lock rows.
+"""
+
+from datetime import timedelta
+
+from sqlalchemy import CTE, LargeBinary, Text, and_, bindparam, delete, func, or_, select, update
+
+from backend.auth.models import refresh_tokens, sessions, users
+from backend.auth.sessions.statements import IDLE_LIFE, LIFE, PROFILE, ago, new_refresh_token
+from backend.database import Statement
+
+REFRESH_GRACE = timedelta(seconds=10)
+"""A refresh token used again so soon was used by two tabs; later it was stolen (RFC 9700 section 4.14.2)."""
+USES_WITHIN_GRACE = 3
+_spent_digest = bindparam("spent_digest", type_=LargeBinary)
+
+
+def _refresh() -> Statement:
+    session = (
+        select(sessions.c.id)
+        .join(refresh_tokens, refresh_tokens.c.session_id == sessions.c.id)
+        .where(
+            refresh_tokens.c.digest == _spent_digest,
+            refresh_tokens.c.generation == sessions.c.refresh_generation,
+            sessions.c.expires_at > func.now(),
+        )
+        .with_for_update(of=sessions)
+        .cte("locked_session")
+    )
+    spent = _spend(session)
+    renewed = (
+        update(sessions)
+        .where(sessions.c.id == spent.c.session_id)
+        .values(
+            last_used_at=func.now(),
+            expires_at=func.least(sessions.c.created_at + LIFE, func.now() + IDLE_LIFE),
+            user_agent=bindparam("user_agent", type_=Text),
+            ip=bindparam("ip", type_=Text),
+        )
+        .returning(sessions.c.id, sessions.c.user_id, sessions.c.refresh_generation)
+        .cte("renewed")
+    )
+    # By age and not by number, or a thief refreshes until the token that would give them away is gone.
+    pruned = (
+        delete(refresh_tokens)
+        .where(
+            refresh_tokens.c.session_id == renewed.c.id, refresh_tokens.c.spent_at <= func.now() - IDLE_LIFE
+        )
+        .returning(refresh_tokens.c.session_id)
+        .cte("pruned")
+    )
+    return Statement(
+        select(*PROFILE, renewed.c.id.label("session_id"), (spent.c.uses > 1).label("within_grace"))
+        .select_from(spent.join(renewed, renewed.c.id == spent.c.session_id))
+        .join(users, users.c.id == renewed.c.user_id)
+        .add_cte(new_refresh_token(renewed), pruned)
+    )
+
+
+def _spend(session: CTE) -> CTE:
+    spent_at, uses = refresh_tokens.c.spent_at, refresh_tokens.c.uses
+    return (
+        update(refresh_tokens)
+        .where(
+            refresh_tokens.c.digest == _spent_digest,
+            refresh_tokens.c.session_id == session.c.id,
+            or_(spent_at.is_(None), and_(spent_at > ago(REFRESH_GRACE), uses < USES_WITHIN_GRACE)),
+        )
+        .values(spent_at=func.coalesce(spent_at, func.now()), uses=uses + 1)
+        .returning(refresh_tokens.c.session_id, uses)
+        .cte("spent")
+    )
+
+
+REFRESH = _refresh()
+"""The session goes on with a new refresh token; no row when the old one is unknown, expired, void or spent.
+
+`within_grace` tells a use that was not the first. Tokens spent longer ago than a session may be idle
+are pruned: a client that comes back so late is signed out anyway.
+"""
+
+END_REUSED = Statement(
+    delete(sessions)
+    .where(
+        sessions.c.id
+        == select(refresh_tokens.c.session_id)
+        .where(
+            refresh_tokens.c.digest == _spent_digest,
+            refresh_tokens.c.spent_at <= ago(REFRESH_GRACE),
+        )
+        .scalar_subquery()
+    )
+    .returning(sessions.c.id, sessions.c.user_id)
+)
+"""Ends the session whose refresh token was used again too late."""

@@ -1,0 +1,155 @@
+"""Sessions: begun by signing in, kept alive by refresh tokens, ended by their owner or by a thief."""
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+from uuid_utils import compat
+
+from backend.auth.accounts.passwords import PasswordHasher
+from backend.auth.caller import Caller
+from backend.auth.errors import InvalidRefreshTokenError, RevokedTokenError, SessionNotFoundError
+from backend.auth.mail.outbox import Outbox
+from backend.auth.schemas import Refresh
+from backend.auth.sessions import refresh_statements
+from backend.auth.sessions import statements as session_statements
+from backend.auth.tokens import access as tokens
+from backend.auth.tokens.access import AccessTokens
+from backend.database import Database, DatabaseError, Row
+from backend.settings import Settings
+from backend.telemetry import events
+from backend.telemetry.events import Event
+from backend.web.rate_limits import RateLimits, address_of
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Where a request comes from, as the list of sessions shows it."""
+
+    ip: str | None
+    user_agent: str | None
+
+    @property
+    def address(self) -> str:
+        """What counts as one address for limits."""
+        return address_of(self.ip)
+
+
+class SignIn:
+    """What signing in needs besides the database: keys, hash threads, rules, limits and lifetimes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.access_tokens = AccessTokens(settings)
+        self.hasher = PasswordHasher(rounds=settings.bcrypt_rounds, processes=settings.workers)
+        self.limits = RateLimits(settings)
+        self.outbox = Outbox(settings)
+        self.requires_verification = settings.email_verification == "required"
+        self.password_min_length = settings.password_min_length
+        self.lifetimes = {
+            "session_life": timedelta(days=settings.session_days),
+            "session_idle_life": timedelta(days=settings.session_idle_days),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    """A refresh token that is about to be stored, for a session that may be new as well."""
+
+    sign_in: SignIn
+    client: Client
+    session_id: UUID = field(default_factory=compat.uuid7)
+    refresh_token: str = field(default_factory=tokens.new_refresh_token)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What the statements take that store it."""
+        return {
+            "session_id": self.session_id,
+            "refresh_digest": tokens.digest(self.refresh_token),
+            "user_agent": self.client.user_agent,
+            "ip": self.client.ip,
+            "address": self.client.address,
+            **self.sign_in.lifetimes,
+        }
+
+    def issue(self, user: Row, session_id: UUID | None = None) -> dict[str, Any]:
+        """Return the answer that signs `user` in, to this new session or to the one that goes on."""
+        return {
+            "access_token": self.sign_in.access_tokens.issue(user["id"], session_id or self.session_id),
+            "token_type": "bearer",
+            "expires_in": self.sign_in.access_tokens.lifetime,
+            "refresh_token": self.refresh_token,
+            "user": {name: user[name] for name in session_statements.USER_FIELDS},
+        }
+
+
+async def refresh(database: Database, sign_in: SignIn, client: Client, data: Refresh) -> dict[str, Any]:
+    """Spend a refresh token for new tokens; raises `InvalidRefreshTokenError` (RFC 9700 section 4.14).
+
+    A token is good for `USES_WITHIN_GRACE` uses within `REFRESH_GRACE`. A later use ends the session, by
+    a statement of its own that the refusal does not take back.
+    """
+    spent, new = tokens.digest(data.refresh_token), NewTokens(sign_in, client)
+    user = await database.one(refresh_statements.REFRESH, spent_digest=spent, **new.values)
+    if user is not None:
+        events.identify(user["id"])
+        again = {"level": "WARNING", "within_grace": True} if user["within_grace"] else {}
+        events.record(Event.REFRESHED, session_id=user["session_id"], **again)
+        return new.issue(user, user["session_id"])
+    reused = await database.one(refresh_statements.END_REUSED, spent_digest=spent)
+    if reused is None:
+        raise InvalidRefreshTokenError(reason="refresh_token")
+    events.identify(reused["user_id"])
+    events.record(Event.REFRESH_REUSED, session_id=reused["id"])
+    raise InvalidRefreshTokenError(reason="refresh_reused")
+
+
+async def list_sessions(database: Database, caller: Caller) -> list[dict[str, Any]]:
+    """Return the caller's live sessions, the last used first; raises `RevokedTokenError`."""
+    rows = await database.all(session_statements.LIST_SESSIONS, **caller.values)
+    if not rows:
+        raise RevokedTokenError
+    return [dict(row) for row in rows]
+
+
+async def logout(database: Database, caller: Caller) -> None:
+    """End the caller's session, for every process at once; raises `RevokedTokenError`."""
+    ended = await database.one(session_statements.END_SESSION, session_id=caller.session_id, **caller.values)
+    if ended is None or ended["id"] is None:
+        raise RevokedTokenError
+    events.record(Event.LOGOUT, session_id=caller.session_id)
+
+
+async def end_session(database: Database, caller: Caller, session_id: UUID) -> None:
+    """End one session of the caller's; raises `RevokedTokenError`, `SessionNotFoundError`."""
+    ended = await database.one(session_statements.END_SESSION, session_id=session_id, **caller.values)
+    if ended is None:
+        raise RevokedTokenError
+    if ended["id"] is None:
+        raise SessionNotFoundError
+    events.record(Event.SESSION_REVOKED, session_id=session_id)
+
+
+async def end_other_sessions(database: Database, caller: Caller) -> None:
+    """End all sessions of the caller's but this one; raises `RevokedTokenError`."""
+    ended = await database.one(session_statements.END_OTHER_SESSIONS, **caller.values)
+    if ended is None:
+        raise RevokedTokenError
+    _record_ended(ended)
+
+
+async def end_oldest_sessions(database: Database, signed_in: Row) -> None:
+    """End what the user has beyond `MAX_SESSIONS`, after a sign-in; `signed_in` is its row."""
+    # Sign-ins at the same moment do not see each other: near the limit each looks again.
+    if signed_in["count"] < session_statements.MAX_SESSIONS // 2:
+        return
+    with suppress(DatabaseError):  # the next sign-in will do
+        ended = await database.one(session_statements.END_OLDEST_SESSIONS, user_id=signed_in["id"])
+        _record_ended(ended)
+
+
+def _record_ended(ended: Row | None) -> None:
+    if ended is not None and ended["count"]:
+        events.record(Event.SESSION_REVOKED, count=ended["count"])

@@ -1,0 +1,1 @@
+"""Access tokens: our own, and those of a trusted issuer."""

@@ -1,0 +1,178 @@
+"""Issues and verifies access tokens (RFC 9068); makes and digests refresh tokens.
+
+The algorithm and the key come from the settings alone: a token's header chooses neither.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from datetime import timedelta
+from time import time
+from typing import Any, Final
+from uuid import UUID
+
+import jwt
+from uuid_utils import uuid7
+
+from backend.auth.caller import Caller
+from backend.auth.models import LOCAL
+from backend.settings import Settings
+from backend.web.bearer import InvalidTokenError
+
+ALGORITHM: Final = "HS256"
+TYPE: Final = "at+jwt"
+MAX_TOKEN_CHARACTERS: Final = 8 * 1024
+MAX_SUBJECT_CHARACTERS: Final = 255
+LEEWAY: Final = timedelta(seconds=30)
+"""Tolerance for an issuer's clock that runs ahead (`nbf`, `iat`); `exp` has none."""
+MAX_EXPIRY: Final = 2**53
+"""Seconds since the epoch; the bound also refuses NaN and infinity."""
+_ACCESS_TYPES = {TYPE, "jwt"}
+# Base64url without padding, whose unused last bits are zero: PyJWT takes padding too (RFC 7515 section 2).
+_BASE64URL = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-][AQgw]|[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048])?"
+_SPELLING = re.compile(rf"{_BASE64URL}\.{_BASE64URL}\.{_BASE64URL}")
+
+
+class AccessTokens:
+    """Issues and verifies this service's own access tokens."""
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.jwt_secret is not None
+        self.lifetime = settings.access_token_minutes * 60
+        """Seconds."""
+        self._issuer, self._audience = settings.jwt_issuer, settings.jwt_audience
+        secret_keys = [
+            secret.get_secret_value().encode()
+            for secret in (settings.jwt_secret, *settings.jwt_previous_secrets)
+        ]
+        self._keys = {_key_id(key): key for key in secret_keys}
+        self._current = _key_id(secret_keys[0])
+
+    def issue(self, user_id: str, session_id: UUID) -> str:
+        """Return a new access token for a session."""
+        now = int(time())
+        claims = {
+            "iss": self._issuer,
+            "aud": self._audience,
+            "sub": user_id,
+            "sid": str(session_id),
+            "iat": now,
+            "exp": now + self.lifetime,
+            "jti": uuid7().hex,
+        }
+        headers = {"typ": TYPE, "kid": self._current}
+        return jwt.encode(claims, self._keys[self._current], ALGORITHM, headers=headers)
+
+    def may_have_issued(self, header: dict[str, Any]) -> bool:
+        """Return whether the header's `kid` is one of this service's own keys."""
+        return header.get("kid") in self._keys
+
+    def verify(self, token: str, header: dict[str, Any]) -> Caller:
+        """Return the caller that `token` names, expired or not; raises `InvalidTokenError`."""
+        claims = self._decode(token, header.get("kid"))
+        return Caller(
+            user_id=subject(claims),
+            issuer=LOCAL,
+            session_id=_session_id(claims.get("sid")),
+            expires_at=expiry(claims),
+        )
+
+    def _decode(self, token: str, key_id: object) -> dict[str, Any]:
+        if key_id is not None and key_id not in self._keys:
+            raise InvalidTokenError(reason="unknown_key")
+        keys = [self._keys[str(key_id)]] if key_id is not None else list(self._keys.values())
+        for key in keys[:-1]:
+            try:
+                return decode(token, key, ALGORITHM, issuer=self._issuer, audience=self._audience)
+            except InvalidTokenError:
+                continue
+        return decode(token, keys[-1], ALGORITHM, issuer=self._issuer, audience=self._audience)
+
+
+def read_header(token: str) -> dict[str, Any]:
+    """Return the header of an unverified token; raises `InvalidTokenError` if it is no access token.
+
+    A token has one spelling, so that a text which is refused once is not let in under another.
+    """
+    if len(token) > MAX_TOKEN_CHARACTERS:
+        raise InvalidTokenError(reason="too_long")
+    if not _SPELLING.fullmatch(token):
+        raise InvalidTokenError(reason="malformed")
+    try:
+        header = jwt.get_unverified_header(token)
+    except (jwt.PyJWTError, ValueError, RecursionError) as error:
+        raise InvalidTokenError(reason="malformed") from error
+    kind = header.get("typ", TYPE)
+    if not isinstance(kind, str) or kind.lower() not in _ACCESS_TYPES:
+        raise InvalidTokenError(reason="type")
+    return header
+
+
+def decode(
+    token: str, key: Any, algorithm: str, *, issuer: str | None, audience: str | None
+) -> dict[str, Any]:
+    """Return the claims of a token that `key` signed with `algorithm`; raises `InvalidTokenError`."""
+    try:
+        return jwt.decode(
+            token,
+            key,
+            algorithms=[algorithm],
+            issuer=issuer,
+            audience=audience,
+            leeway=LEEWAY,
+            options={"require": ["exp", "sub"], "verify_exp": False, "verify_aud": audience is not None},
+        )
+    except jwt.InvalidSignatureError as error:
+        raise InvalidTokenError(reason="signature") from error
+    except jwt.InvalidAlgorithmError as error:
+        raise InvalidTokenError(reason="algorithm") from error
+    except jwt.ImmatureSignatureError as error:
+        raise InvalidTokenError(reason="not_yet_valid") from error
+    except jwt.DecodeError as error:
+        raise InvalidTokenError(reason="malformed") from error
+    except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise InvalidTokenError(reason="claims") from error
+
+
+def subject(claims: dict[str, Any]) -> str:
+    """Return `sub`, 1 to 255 characters that PostgreSQL can store; raises `InvalidTokenError`."""
+    value = claims["sub"]
+    if not isinstance(value, str) or not 1 <= len(value) <= MAX_SUBJECT_CHARACTERS or not is_text(value):
+        raise InvalidTokenError(reason="claims")
+    return value
+
+
+def is_text(value: str) -> bool:
+    """Return whether PostgreSQL can store `value`."""
+    return "\0" not in value and not any("\ud800" <= char <= "\udfff" for char in value)
+
+
+def expiry(claims: dict[str, Any]) -> float:
+    """Return `exp` in seconds since the epoch (RFC 7519 section 4.1.4); raises `InvalidTokenError`."""
+    value = claims["exp"]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_EXPIRY:
+        raise InvalidTokenError(reason="claims")
+    return value
+
+
+def _session_id(value: object) -> UUID:
+    try:
+        return UUID(value)  # type: ignore[arg-type]  # whatever is no UUID text raises
+    except (ValueError, TypeError, AttributeError):
+        raise InvalidTokenError(reason="claims") from None
+
+
+def _key_id(key: bytes) -> str:
+    """Return a key's `kid`: an HMAC, because a plain hash would let likely secrets be tried against it."""
+    return hmac.digest(key, b"tasks-api key id", hashlib.sha256).hex()[:16]
+
+
+def new_refresh_token() -> str:
+    """Return a refresh token: 256 random bits."""
+    return secrets.token_urlsafe(32)
+
+
+def digest(refresh_token: str) -> bytes:
+    """Return the SHA-256 of a refresh token, which is stored in its place."""
+    return hashlib.sha256(refresh_token.encode()).digest()

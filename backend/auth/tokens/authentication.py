@@ -1,0 +1,104 @@
+"""Turns an access token into its caller, whichever issuer signed it, and caches verified tokens."""
+
+from time import time
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from backend.auth.accounts import statements
+from backend.auth.caller import Caller
+from backend.auth.errors import ExpiredTokenError
+from backend.auth.models import EXTERNAL
+from backend.auth.schemas import MAX_EMAIL_CHARACTERS
+from backend.auth.tokens.access import AccessTokens, is_text, read_header
+from backend.auth.tokens.external import ExternalTokens, Verified
+from backend.database import Database
+from backend.settings import Settings
+from backend.web.bearer import InvalidTokenError
+from backend.web.text import Line
+
+REMEMBERED_TOKENS: Final = 4096
+"""Verified tokens kept per process, of at most `REMEMBERED_CHARACTERS` each."""
+REMEMBERED_CHARACTERS: Final = 1024
+REMEMBERED_USERS: Final = 16_384
+"""External users kept per process, whose row in `users` is known to exist."""
+
+_Value = TypeVar("_Value")
+_NAME: TypeAdapter[str] = TypeAdapter(Line)
+
+
+class Authenticator:
+    """Authenticates callers by their access tokens; the cache saves the check of the signature alone.
+
+    The statement that does the work checks each time whether the session and the user still exist.
+    """
+
+    def __init__(self, settings: Settings, own: AccessTokens) -> None:
+        self._own = own
+        self._external = ExternalTokens(settings)
+        self._verified: dict[str, Verified] = {}
+        self._introduced: dict[str, None] = {}
+
+    async def authenticate(self, database: Database, token: str) -> Caller:
+        """Return the caller; raises `InvalidTokenError`, `ExpiredTokenError`, `KeysUnavailableError`."""
+        verified = self._verified.get(token)
+        if verified is None:
+            return await self._verify(database, token)
+        if verified.caller.expires_at <= time():
+            self._verified.pop(token)
+            raise ExpiredTokenError(reason="expired")
+        if not self._external.still_trusts(verified.key):
+            # The renewed set may have dropped the key, or have another one under its id.
+            self._verified.pop(token)
+            return await self._verify(database, token)
+        return verified.caller
+
+    async def _verify(self, database: Database, token: str) -> Caller:
+        """Return the caller of a token that is not in the cache, and add it there."""
+        header = read_header(token)
+        if self._own.may_have_issued(header) or not self._external.takes(header.get("alg")):
+            verified = Verified(self._own.verify(token, header), {})
+        else:
+            verified = await self._external.verify(token, header)
+        caller = verified.caller
+        if caller.expires_at <= time():
+            raise ExpiredTokenError(reason="expired")
+        if caller.issuer == EXTERNAL:
+            await self._introduce(database, caller, verified.claims)
+        if len(token) <= REMEMBERED_CHARACTERS:
+            _remember(self._verified, token, verified._replace(claims={}), REMEMBERED_TOKENS)
+        return caller
+
+    async def _introduce(self, database: Database, caller: Caller, claims: dict[str, Any]) -> None:
+        """Insert an external user at the first request; raises `InvalidTokenError` if the id is taken."""
+        if caller.user_id in self._introduced:
+            return
+        user = await database.one(
+            statements.INTRODUCE_USER,
+            user_id=caller.user_id,
+            issuer=caller.issuer,
+            email=_email(claims.get("email")),
+            name=_name(claims.get("name")),
+        )
+        if user is None:
+            raise InvalidTokenError(reason="other_issuer")
+        _remember(self._introduced, caller.user_id, None, REMEMBERED_USERS)
+
+
+def _remember(memory: dict[str, _Value], key: str, value: _Value, most: int) -> None:
+    """Add `value`, and drop the oldest entry where there are `most` already."""
+    if len(memory) >= most:
+        del memory[next(iter(memory))]
+    memory[key] = value
+
+
+def _email(value: object) -> str | None:
+    is_usable = isinstance(value, str) and is_text(value) and len(value) <= MAX_EMAIL_CHARACTERS
+    return str(value) if is_usable else None
+
+
+def _name(value: object) -> str | None:
+    try:
+        return _NAME.validate_python(value, strict=True)
+    except ValidationError:
+        return None

@@ -1,0 +1,85 @@
+"""Verifies tokens of other issuers: a Better Auth server, or a front end with a shared secret.
+
+Keys come from the configured server alone, never from a token. Each key is used with one algorithm only.
+"""
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from backend.auth.caller import Caller
+from backend.auth.models import EXTERNAL
+from backend.auth.tokens.access import decode, expiry, subject
+from backend.settings import Settings
+from backend.web.bearer import InvalidTokenError
+
+if TYPE_CHECKING:
+    from backend.auth.tokens.jwks import Key, KeySet
+
+SHARED_ALGORITHM: Final = "HS256"
+
+
+class Verified(NamedTuple):
+    """The caller and the claims of a verified token, and the key of the JWKS that verified it."""
+
+    caller: Caller
+    claims: dict[str, Any]
+    key: "Key | None" = None
+    """None where no fetched key is needed: a secret of the settings verified the token."""
+
+
+class ExternalTokens:
+    """Verifies the tokens of both kinds of external issuer, which count as one issuer."""
+
+    def __init__(self, settings: Settings) -> None:
+        secret, url = settings.better_auth_secret, settings.better_auth_url
+        self._secret = secret.get_secret_value().encode() if secret else None
+        self._keys = _key_set(url) if url else None
+        self._origin = _origin(url) if url else None
+        self._issuer, self._audience = settings.better_auth_issuer, settings.better_auth_audience
+
+    def takes(self, algorithm: object) -> bool:
+        """Return whether a configured external issuer signs with `algorithm`."""
+        by_secret = algorithm == SHARED_ALGORITHM and self._secret is not None
+        return by_secret or (self._keys is not None and algorithm in self._keys.algorithms)
+
+    async def verify(self, token: str, header: dict[str, Any]) -> Verified:
+        """Return what `token` says, expired or not; raises `InvalidTokenError`, `KeysUnavailableError`."""
+        if header.get("alg") == SHARED_ALGORITHM and self._secret is not None:
+            claims = decode(
+                token, self._secret, SHARED_ALGORITHM, issuer=self._issuer, audience=self._audience
+            )
+            return Verified(_caller(claims), claims)
+        if self._keys is None:
+            raise InvalidTokenError(reason="algorithm")
+        key = await self._keys.find(header.get("kid"))
+        claims = decode(
+            token,
+            key.material,
+            key.algorithm,
+            issuer=self._issuer or self._origin,
+            audience=self._audience or self._origin,
+        )
+        return Verified(_caller(claims), claims, key)
+
+    def still_trusts(self, key: "Key | None") -> bool:
+        """Return whether a token that `key` verified needs no new check: the key set is still the same."""
+        return key is None or (self._keys is not None and self._keys.holds(key))
+
+
+def _caller(claims: dict[str, Any]) -> Caller:
+    return Caller(subject(claims), EXTERNAL, None, expiry(claims))
+
+
+def _key_set(url: str) -> "KeySet":
+    from backend.auth.tokens.jwks import KeySet  # noqa: PLC0415  # its HTTP client is for those who need it
+
+    return KeySet(f"{url}/api/auth/jwks")
+
+
+def _origin(url: str) -> str:
+    """Return the origin of `url` (RFC 6454 section 6.2)."""
+    parts = urlsplit(url)
+    default = {"http": 80, "https": 443}[parts.scheme]
+    port = "" if parts.port in (None, default) else f":{parts.port}"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return f"{parts.scheme}://{host}{port}"

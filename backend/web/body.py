@@ -1,0 +1,100 @@
+"""The body of a request: at most 64 KiB, of the type that its route takes, and strict JSON (RFC 8259)."""
+
+import json
+import math
+from collections.abc import AsyncGenerator
+from typing import Any, Final, NoReturn
+from urllib.parse import parse_qsl
+
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import FormData
+from starlette.requests import ClientDisconnect, Request
+
+from backend.web import errors
+from backend.web.middleware import CUT_SHORT, MAX_BODY_BYTES, header
+
+FORM: Final = "application/x-www-form-urlencoded"
+_MAX_FORM_FIELDS = 20
+
+
+class BoundedRequest(Request):
+    """A request of Starlette's whose body is limited and whose JSON is strict, whoever reads it."""
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body; raises `ContentTooLargeError`, or the error that tells why it has no end."""
+        size = 0
+        try:
+            async for chunk in super().stream():
+                size += len(chunk)
+                if size > MAX_BODY_BYTES:
+                    raise errors.ContentTooLargeError
+                yield chunk
+        except ClientDisconnect:
+            raise errors.IncompleteBodyError from None
+        if error := self.scope.get("state", {}).get(CUT_SHORT):
+            raise error
+
+    async def json(self) -> Any:
+        """Return what the body says; raises `MalformedJSONError`."""
+        try:
+            # The decoder refuses a byte order mark, as RFC 8259 section 8.1 allows.
+            return _decode((await self.body()).decode())
+        except (ValueError, RecursionError):
+            raise errors.MalformedJSONError from None
+
+    def content_type(self) -> str:
+        """Return the media type of the body, in lower case and without parameters."""
+        sent = header(self.scope, b"content-type") or b""
+        return sent.decode("latin-1").partition(";")[0].strip().lower()
+
+
+async def read_json(request: BoundedRequest) -> bytes:
+    """Return a body that is strict JSON, or an empty one.
+
+    Raises `UnsupportedMediaTypeError` and `MalformedJSONError`.
+    """
+    body = await request.body()
+    if body:
+        kind = request.content_type()
+        if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+            raise errors.UnsupportedMediaTypeError
+        await request.json()
+    return body
+
+
+async def read_form(request: BoundedRequest) -> FormData:
+    """Return the fields of a form.
+
+    Raises `UnsupportedMediaTypeError`, and `RequestValidationError` where a field is sent twice
+    (RFC 6749 section 3.2) or the text is not UTF-8.
+    """
+    body = await request.body()
+    if body and request.content_type() != FORM:
+        raise errors.UnsupportedMediaTypeError
+    try:
+        fields = parse_qsl(
+            body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FORM_FIELDS
+        )
+    except ValueError:
+        raise RequestValidationError([_BAD_FORM]) from None
+    if len({name for name, _ in fields}) != len(fields):
+        raise RequestValidationError([_BAD_FORM])
+    return FormData(dict(fields))
+
+
+_BAD_FORM = {"loc": ("body",), "msg": "Each form field is UTF-8 and sent once", "type": "form_invalid"}
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    message = f"{name} is no JSON number"
+    raise ValueError(message)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        _refuse_constant(digits)
+    return number
+
+
+_decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode

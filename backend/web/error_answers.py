@@ -1,0 +1,70 @@
+"""The error answers of a route in the OpenAPI document: each status, with an example of each code."""
+
+from collections.abc import Callable, Iterable, Iterator
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+from fastapi import params
+from fastapi.dependencies.models import Dependant
+from fastapi.dependencies.utils import get_dependant
+from starlette.routing import compile_path
+
+from backend.web import errors
+from backend.web.errors import AppError, Contract, ErrorBody
+
+_Callable = TypeVar("_Callable", bound=Callable[..., Any])
+
+
+def raises(*kinds: type[AppError]) -> Callable[[_Callable], _Callable]:
+    """Say which errors a handler or a dependency raises, so that its routes document them."""
+
+    def mark(function: _Callable) -> _Callable:
+        function.raises = kinds  # type: ignore[attr-defined]  # a plain attribute, read below
+        return function
+
+    return mark
+
+
+def error_answers(
+    contract: Contract, path: str, endpoint: Callable[..., Any], dependencies: Iterable[params.Depends]
+) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route: what its parameters, its dependencies and its handler raise."""
+    dependant = get_dependant(path=compile_path(path)[1], call=endpoint)
+    calls = [endpoint, *(one.dependency for one in dependencies), *_calls(dependant)]
+    kinds = [kind for call in calls for kind in getattr(call, "raises", ())]
+    kinds += [*_refusals(dependant), errors.ContentTooLargeError, errors.InternalError]
+    if "{user_id}" in path:
+        kinds.append(errors.WrongUserError)
+    answers: dict[int | str, dict[str, Any]] = {}
+    for kind in dict.fromkeys(kinds):
+        _add(answers, kind(), contract)
+    return answers
+
+
+def _calls(dependant: Dependant) -> Iterator[Any]:
+    for one in dependant.dependencies:
+        yield one.call
+        yield from _calls(one)
+
+
+def _refusals(dependant: Dependant) -> Iterator[type[AppError]]:
+    if dependant.query_params or dependant.header_params or dependant.body_params:
+        yield errors.InvalidRequestError
+    for field in dependant.body_params:
+        yield errors.UnsupportedMediaTypeError
+        if not isinstance(field.field_info, params.Form):
+            yield errors.MalformedJSONError
+
+
+def _add(answers: dict[int | str, dict[str, Any]], error: AppError, contract: Contract) -> None:
+    status = error.status_under(contract)
+    blank = {
+        "model": ErrorBody,
+        "description": HTTPStatus(status).phrase,
+        "content": {"application/json": {"examples": {}}},
+        "headers": {},
+    }
+    answer = answers.setdefault(status, blank)
+    answer["headers"] |= {name: {"schema": {"type": "string"}} for name in error.headers}
+    example = {"summary": error.detail, "value": error.example(contract)}
+    answer["content"]["application/json"]["examples"][error.code] = example

@@ -1,0 +1,279 @@
+"""The errors that the service answers, and their JSON body.
+
+An error body holds nothing internal and nothing that the client sent.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """The statuses in which the two surfaces differ, and whether errors are written as OAuth 2.0 has them."""
+
+    invalid: Literal[400, 422]
+    foreign_task: Literal[403, 404]
+    unavailable: Literal[503, 500]
+    speaks_oauth: bool = False
+    """Errors carry `error` and `error_description` too (RFC 6749 section 5.2)."""
+
+
+SELF_CONTAINED = Contract(invalid=400, foreign_task=403, unavailable=503)
+USER_SCOPED = Contract(invalid=422, foreign_task=404, unavailable=500)
+TOKEN_ENDPOINT = replace(SELF_CONTAINED, speaks_oauth=True)
+
+
+class FieldError(TypedDict):
+    """One reason why a request is invalid; never holds the rejected value."""
+
+    field: str
+    message: str
+    type: str
+
+
+_CODE = (
+    "A slug for programs, which stays. Each operation lists its own. Whatever is asked, the answer may be"
+    " `not_found`, `method_not_allowed`, `method_unknown`, `transfer_coding_unsupported`, `cors_refused`,"
+    " `malformed_request`, `headers_too_large`, `request_timeout`, `incomplete_body` or `overloaded`."
+)
+
+
+class ErrorBody(TypedDict):
+    """The JSON of every error, of every route."""
+
+    status_code: int
+    detail: str
+    code: Annotated[str, Field(description=_CODE)]
+    request_id: str
+    errors: NotRequired[list[FieldError]]
+    error: NotRequired[str]
+    error_description: NotRequired[str]
+
+
+class AppError(Exception):
+    """A refusal with its status, a sentence for a person and a slug for a program.
+
+    `reason` goes to the log alone; `decided_by` names the `Contract` field that overrides `status`.
+    """
+
+    status: int = 500
+    code: str = "internal_error"
+    detail: str = "Something went wrong on our side"
+    decided_by: ClassVar[Literal["invalid", "unavailable"] | None] = None
+    oauth_error: ClassVar[str] = "invalid_request"
+    is_denial: ClassVar[bool] = False
+    """Logged as `auth.denied`."""
+
+    def __init__(self, *, reason: str = "", headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(reason or self.code)
+        self.reason = reason or self.code
+        self.headers = dict(headers or {})
+
+    def status_under(self, contract: Contract) -> int:
+        """Return the HTTP status that this error has on the surface of `contract`."""
+        return getattr(contract, self.decided_by) if self.decided_by else self.status
+
+    def body(self, contract: Contract, request_id: str) -> ErrorBody:
+        """Return the JSON of this error."""
+        body: ErrorBody = {
+            "status_code": self.status_under(contract),
+            "detail": self.detail,
+            "code": self.code,
+            "request_id": request_id,
+        }
+        if contract.speaks_oauth:
+            body |= {"error": self.oauth_error, "error_description": self.detail}
+        return body
+
+    def example(self, contract: Contract) -> ErrorBody:
+        """Return a body of this kind for the documentation."""
+        return self.body(contract, "0199f3c2a7b47cc09d1b3f5e8a6d4c21")
+
+
+class InternalError(AppError):
+    """A defect of the service; the answer tells nothing about it."""
+
+    oauth_error = "server_error"
+
+
+class MalformedJSONError(AppError):
+    """The body is no JSON text (RFC 8259), or has a number that no double can hold."""
+
+    status = 400
+    code = "malformed_json"
+    detail = "The request body is not valid JSON"
+
+
+class InvalidRequestError(AppError):
+    """The body or the query does not fit the schema."""
+
+    status = 400
+    code = "validation_error"
+    detail = "The request is not valid"
+    decided_by = "invalid"
+
+    def __init__(self, errors: Iterable[FieldError] = ()) -> None:
+        super().__init__()
+        self.errors = list(errors)
+
+    def body(self, contract: Contract, request_id: str) -> ErrorBody:
+        """Return the error body, with each field that is wrong."""
+        return {**super().body(contract, request_id), "errors": self.errors}
+
+    def example(self, contract: Contract) -> ErrorBody:
+        """Return a body of this kind for the documentation."""
+        return {
+            **super().example(contract),
+            "errors": [FieldError(field="field", message="Field required", type="missing")],
+        }
+
+
+class MalformedRequestError(AppError):
+    """The bytes are no HTTP request (RFC 9112)."""
+
+    status = 400
+    code = "malformed_request"
+    detail = "This is not an HTTP request"
+
+    def __init__(self, *, reason: str = "") -> None:
+        super().__init__(reason=reason, headers={"Connection": "close"})
+
+
+class UnknownMethodError(AppError):
+    """No route has the method, and HTTP's registry does not list it (RFC 9110 section 15.6.2)."""
+
+    status = 501
+    code = "method_unknown"
+    detail = "This service knows the methods GET, HEAD, POST, PUT, PATCH, DELETE and OPTIONS"
+
+
+class TransferCodingError(AppError):
+    """The body has a transfer coding other than `chunked` (RFC 9112 section 6.1)."""
+
+    status = 501
+    code = "transfer_coding_unsupported"
+    detail = "The only supported transfer coding is chunked"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Connection": "close"})
+
+
+class RequestTimeoutError(AppError):
+    """The request began and did not come to its end in time (RFC 9110 section 15.5.9)."""
+
+    status = 408
+    code = "request_timeout"
+    detail = "The request took too long to arrive"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Connection": "close"})
+
+
+class HeadersTooLargeError(AppError):
+    """The request line and the headers are longer than the limit (RFC 6585 section 5)."""
+
+    status = 431
+    code = "headers_too_large"
+    detail = "The request line and headers are larger than 64 KiB"
+
+
+class IncompleteBodyError(AppError):
+    """The client ended its side, or went away, before it had sent all of the body (RFC 9112 section 8)."""
+
+    status = 400
+    code = "incomplete_body"
+    detail = "The request body ended too early"
+
+
+class WrongUserError(AppError):
+    """The `{user_id}` of the path is not the token's user."""
+
+    is_denial = True
+    status = 403
+    code = "wrong_user"
+    detail = "This address belongs to somebody else"
+
+    def __init__(self) -> None:
+        super().__init__(reason="wrong_user")
+
+
+class NotFoundError(AppError):
+    """No such route."""
+
+    status = 404
+    code = "not_found"
+    detail = "There is nothing at this address"
+
+
+class MethodNotAllowedError(AppError):
+    """The route does not know the method; `Allow` says which it knows (RFC 9110 section 15.5.6)."""
+
+    status = 405
+    code = "method_not_allowed"
+    detail = "This address does not support that method"
+
+
+class ContentTooLargeError(AppError):
+    """The body is longer than the limit (RFC 9110 section 15.5.14)."""
+
+    status = 413
+    code = "content_too_large"
+    detail = "The request body is larger than 64 KiB"
+
+
+class UnsupportedMediaTypeError(AppError):
+    """The `Content-Type` of the body is none that the route takes."""
+
+    status = 415
+    code = "unsupported_media_type"
+    detail = "The request body is not of the type that this address takes"
+
+
+class RateLimitedError(AppError):
+    """A rate limit is reached (RFC 6585 section 4); `Retry-After` is in seconds."""
+
+    status = 429
+    code = "rate_limited"
+    detail = "Too many attempts, please try again later"
+    oauth_error = "temporarily_unavailable"
+
+    def __init__(self, *, reason: str = "", retry_after: int = 1) -> None:
+        super().__init__(reason=reason, headers={"Retry-After": str(retry_after)})
+
+
+class ServiceUnavailableError(AppError):
+    """A queue is full; `Retry-After` is in seconds."""
+
+    status = 503
+    code = "service_unavailable"
+    detail = "The service is not available right now, please try again shortly"
+    oauth_error = "temporarily_unavailable"
+
+    def __init__(self, *, reason: str = "", retry_after: int = 1) -> None:
+        super().__init__(reason=reason, headers={"Retry-After": str(retry_after)})
+
+
+class OverloadedError(ServiceUnavailableError):
+    """Too many requests wait for the database, or too many clients connect; nothing was written."""
+
+    code = "overloaded"
+    detail = "Too much is going on right now, please try again shortly"
+
+
+class ShuttingDownError(ServiceUnavailableError):
+    """The process is stopping: a probe that asks whether it is ready shall send it no new clients."""
+
+    code = "shutting_down"
+    detail = "This process is about to end"
+
+
+class DatabaseUnavailableError(ServiceUnavailableError):
+    """The database cannot be reached, after retries; nothing was written."""
+
+    code = "database_unavailable"
+    detail = "The database cannot be reached right now, please try again shortly"
+    decided_by = "unavailable"

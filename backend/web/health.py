@@ -1,0 +1,85 @@
+"""Routes for probes and scrapers: liveness, readiness and metrics."""
+
+import hmac
+from collections.abc import Callable
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Depends
+from pydantic import BaseModel
+from sqlalchemy import literal, select
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from backend.database import Statement
+from backend.telemetry import metrics
+from backend.web.answer import Answer
+from backend.web.bearer import InvalidTokenError, bearer_token
+from backend.web.database import DatabaseDep
+from backend.web.drain import Drain
+from backend.web.error_answers import raises
+from backend.web.errors import ShuttingDownError
+from backend.web.routing import Route
+
+PING = Statement(select(literal(1)))
+
+router = APIRouter(tags=["service"], route_class=Route)
+
+
+class Health(BaseModel):
+    """The service answers."""
+
+    status: Literal["ok"]
+
+
+@router.get("/health", response_model=Health, summary="Is the process alive?")
+async def health() -> Answer:
+    """Answer 200 while the process serves. The database is not asked, so that a serverless one can sleep."""
+    return Answer({"status": "ok"})
+
+
+async def get_drain(request: Request) -> Drain:
+    """Return the process's one `Drain`, which knows whether the process is about to end."""
+    return request.app.state.drain  # type: ignore[no-any-return]  # Starlette's state is untyped
+
+
+async def get_gauge(request: Request) -> Callable[[], None]:
+    """Return the function that sets the gauges of this process."""
+    return request.app.state.gauge  # type: ignore[no-any-return]  # Starlette's state is untyped
+
+
+async def admit_scraper(request: Request) -> None:
+    """Check the bearer token where `METRICS_TOKEN` is set; raises `UnauthorizedError`."""
+    wanted = request.app.state.settings.metrics_token
+    if wanted is None:
+        return
+    sent = bearer_token(request).encode("latin-1")
+    if not hmac.compare_digest(sent, wanted.get_secret_value().encode()):
+        raise InvalidTokenError(reason="metrics_token")
+
+
+GaugeDep = Annotated[Callable[[], None], Depends(get_gauge)]
+ScraperDep = Annotated[None, Depends(admit_scraper)]
+DrainDep = Annotated[Drain, Depends(get_drain)]
+
+
+@router.get("/health/ready", response_model=Health, summary="Can the service work?")
+@raises(ShuttingDownError)
+async def ready(database: DatabaseDep, drain: DrainDep) -> Answer:
+    """Answer 200 if the database answers, else 503. From SIGTERM on 503, so that proxies send no more."""
+    if drain.is_draining:
+        raise ShuttingDownError
+    await database.one(PING)
+    return Answer({"status": "ok"})
+
+
+@router.get(
+    "/metrics", summary="What has the service done?", response_model=None, response_class=PlainTextResponse
+)
+async def read_metrics(_: ScraperDep, gauge: GaugeDep) -> Response:
+    """Return the metrics of all workers in Prometheus' text format.
+
+    Where the service has a `METRICS_TOKEN`, that is needed as a bearer token; else the answer is 401.
+    """
+    gauge()
+    text, content_type = await metrics.exposition()
+    return Response(text, headers={"Content-Type": content_type})

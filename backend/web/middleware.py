@@ -1,0 +1,281 @@
+"""The middleware of every request: its id, log lines and CORS, the body limit, the answers to errors."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from time import perf_counter
+
+from loguru import logger
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uuid_utils import uuid7
+
+from backend.telemetry import events, logs, metrics
+from backend.telemetry.events import Event, RequestRecord
+from backend.web import errors
+from backend.web.answer import Answer
+from backend.web.drain import Drain
+from backend.web.errors import AppError, Contract
+from backend.web.framework_errors import of_framework
+
+MAX_BODY_BYTES = 64 * 1024
+OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"
+"""In the scope of a request whose body is sent in chunks."""
+REFUSAL = "tasks.refusal"
+"""In the state of a request whose head is not acceptable: the error to answer with."""
+CUT_SHORT = "tasks.cut_short"
+"""In the state of a request whose body comes to no end: the error to answer with."""
+UNSENT = "tasks.unsent"
+"""In the state of every request: a function that returns the bytes of answers this process holds unsent."""
+LARGE_ANSWER_BYTES = 64 * 1024
+MAX_UNSENT_BYTES = 64 * 1024 * 1024
+"""Past so much unsent in a process, an answer above `LARGE_ANSWER_BYTES` is 503 instead."""
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+EXPOSED_HEADERS = ("Location", "Link", "Retry-After", "X-Request-ID")
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+_SAFE = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    # For an answer that somebody takes for a page: it may load and run nothing, and be framed nowhere.
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""On every answer that does not say otherwise."""
+_CLOSE = (b"connection", b"close")
+_PROBES = ("/health", "/health/ready", "/metrics")
+_WARNINGS = {Event.DENIED, Event.LOGIN_FAILED, Event.RATE_LIMITED, Event.REFRESH_REUSED}
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """Return the first header of that (lower case) name."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return value  # type: ignore[no-any-return]  # ASGI's scope is untyped
+    return None
+
+
+class Observer:
+    """Gives the request its id, adds the headers of every answer, and writes the log lines."""
+
+    def __init__(self, app: ASGIApp, log: logs.Log, drain: Drain) -> None:
+        self.app = app
+        self.log = log
+        self.drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; its lines are written before its last byte is sent."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = perf_counter()
+        record = events.begin(request_id_of(scope))
+        method = scope["method"]
+        start: Message | None = None
+        status = 0
+        if method == "HEAD":
+            # The server leaves out the body by its own copy of the method (RFC 9110 section 9.3.2).
+            scope = {**scope, "method": "GET"}
+
+        async def respond(message: Message) -> None:
+            nonlocal start, status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = self._headers(message["headers"], record)
+                # Sent with the body: where there is none, a client has its answer with the headers.
+                start = message
+                return
+            if not message.get("more_body"):
+                self._observe(scope, method, record, status, perf_counter() - started)
+            if start is not None:
+                await send(start)
+                start = None
+            await send(message)
+
+        if scope["path"] not in _PROBES:
+            self.drain.last_request_at = started
+        self.drain.under_way += 1
+        try:
+            await self.app(scope, receive, respond)
+        finally:
+            self.drain.under_way -= 1
+
+    def _headers(
+        self, given: Sequence[tuple[bytes, bytes]], record: RequestRecord
+    ) -> list[tuple[bytes, bytes]]:
+        names = {name for name, _ in given}
+        headers = [*given, (b"x-request-id", record.request_id.encode())]
+        headers += [line for line in _SAFE if line[0] not in names]
+        if self.drain.is_draining:
+            headers.append(_CLOSE)
+        return headers
+
+    def _observe(self, scope: Scope, method: str, record: RequestRecord, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", None)
+        metrics.observe(method, route, status, seconds)
+        line: dict[str, object] = {
+            "timestamp": logs.now(),
+            "level": "INFO",
+            "event": "",
+            "request_id": record.request_id,
+            "user_id": record.user_id,
+            "ip": scope["client"][0] if scope["client"] else None,
+            "method": method or None,
+            "route": route,
+            "status": status,
+            "duration_ms": round(seconds * 1000, 3),
+        }
+        lines = [
+            {**line, "level": "WARNING" if event in _WARNINGS else "INFO", "event": event, **fields}
+            for event, fields in record.events
+        ]
+        line["event"] = "http.request"
+        line["level"] = "ERROR" if status >= 500 else "INFO"  # noqa: PLR2004  # RFC 9110 section 15.6
+        self.log.write(*lines, line)
+
+
+def request_id_of(scope: Scope) -> str:
+    """Return the id that the client has given its request, if it is one, or a new one."""
+    sent = header(scope, b"x-request-id")
+    return sent.decode() if sent and _REQUEST_ID.fullmatch(sent) else uuid7().hex
+
+
+class CrossOrigin(CORSMiddleware):
+    """CORS for the SPAs of `CORS_ORIGINS`; a refused preflight is an error like any other."""
+
+    def __init__(self, app: ASGIApp, origins: Iterable[str]) -> None:
+        super().__init__(
+            app,
+            allow_origins=tuple(origins),
+            allow_methods=METHODS,
+            allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
+            expose_headers=EXPOSED_HEADERS,
+        )
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight (Fetch standard, section 3.3)."""
+        response = super().preflight_response(request_headers)
+        is_too_large = _is_too_large(request_headers.get("content-length", ""))
+        if response.status_code == 200 and not is_too_large:  # noqa: PLR2004
+            return response
+        error = errors.ContentTooLargeError() if is_too_large else CrossOriginError()
+        refusal = _render(error, errors.SELF_CONTAINED)
+        for name in ("Vary", "Access-Control-Allow-Origin"):
+            if name in response.headers:
+                refusal.headers[name] = response.headers[name]
+        return refusal
+
+
+class CrossOriginError(AppError):
+    """A preflight asks for an origin, a method or a header that is not allowed."""
+
+    status = 400
+    code = "cors_refused"
+    detail = "This origin, method or header is not allowed"
+
+
+class Boundary:
+    """Refuses what is too large before reading it, and turns a crash into a clean 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request; never raises."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = is_too_much = False
+
+        async def respond(message: Message) -> None:
+            nonlocal started, is_too_much
+            started = True
+            if message["type"] == "http.response.start" and _is_too_much(scope, message):
+                is_too_much = True
+                await refuse(scope, errors.OverloadedError(reason="unsent_answers"))(scope, receive, send)
+            elif not is_too_much:
+                await send(message)
+
+        try:
+            _refuse_head(scope)
+            await self.app(scope, receive, respond)
+        except AppError as error:
+            await refuse(scope, error)(scope, receive, send)
+        except Exception as error:
+            logger.opt(exception=error).error("unexpected", request_id=events.request_id())
+            if started:
+                raise
+            await refuse(scope, errors.InternalError())(scope, receive, send)
+
+
+def _is_too_much(scope: Scope, start: Message) -> bool:
+    """Tell whether clients that read slowly leave no memory for an answer of this size."""
+    size = int(dict(start["headers"]).get(b"content-length", 0))
+    if size <= LARGE_ANSWER_BYTES or UNSENT not in scope.get("state", ()):
+        return False
+    return bool(scope["state"][UNSENT]() + size > MAX_UNSENT_BYTES)
+
+
+def _refuse_head(scope: Scope) -> None:
+    if error := scope.get("state", {}).get(REFUSAL):
+        raise error
+    hosts, codings = 0, []
+    for name, value in scope["headers"]:
+        if name == b"content-length" and _is_too_large(value):
+            raise errors.ContentTooLargeError
+        if name == b"host":
+            hosts += 1
+        elif name == b"transfer-encoding":
+            codings.append(value.lower())
+    if hosts > 1 or (not hosts and scope["http_version"] != "1.0"):  # RFC 9112 section 3.2
+        raise errors.MalformedRequestError(reason="host")
+    if codings:
+        # Its length shows only when it is read: a route does, even one that takes no body.
+        scope[OF_UNKNOWN_LENGTH] = True
+        if codings != [b"chunked"]:
+            raise errors.TransferCodingError
+
+
+def _is_too_large(length: str | bytes) -> bool:
+    return length.isdigit() and int(length) > MAX_BODY_BYTES
+
+
+async def handle_error(request: Request, error: Exception) -> Response:
+    """Answer an `AppError`, an `HTTPException` or a `RequestValidationError`; Starlette calls this."""
+    return refuse(request.scope, of_framework(error))
+
+
+def refuse(scope: Scope, error: AppError) -> Response:
+    """Return the response of `error`; records `auth.denied` where it refuses a caller."""
+    # One of a large body comes before the route is known, and one of a method from beside it.
+    route = scope.get("route") or next((route for match, route in _matches(scope)), None)
+    response = _render(error, getattr(route, "contract", errors.SELF_CONTAINED))
+    if isinstance(error, errors.MethodNotAllowedError):
+        known = {
+            method for match, route in _matches(scope) if match is Match.PARTIAL for method in _methods(route)
+        }
+        response.headers["Allow"] = ", ".join(sorted(known))
+    if error.is_denial:
+        events.record(Event.DENIED, reason=error.reason)
+    return response
+
+
+def _matches(scope: Scope) -> Iterator[tuple[Match, BaseRoute]]:
+    for route in scope["app"].routes:
+        match, _ = route.matches(scope)
+        if match is not Match.NONE:
+            yield match, route
+
+
+def _methods(route: BaseRoute) -> set[str]:
+    methods = set(route.methods or ()) if isinstance(route, Route) else set()
+    return methods | {"HEAD"} if "GET" in methods else methods
+
+
+def _render(error: AppError, contract: Contract) -> Response:
+    answer = Answer(error.body(contract, events.request_id()), error.status_under(contract))
+    answer.headers.update(error.headers)
+    return answer

@@ -1,0 +1,201 @@
+"""Limits failed sign-ins per account and per address, and registrations per address.
+
+Successful sign-ins are never counted. A storage that is down or hangs never fails or stalls a sign-in.
+
+slowapi counts in memory. Its storages block, so those that processes share are asked through `limits.aio`.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+from limits import RateLimitItem, parse
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter
+from loguru import logger
+from slowapi import Limiter
+from slowapi.util import get_remote_address
+
+from backend.settings import Settings
+from backend.telemetry import events
+from backend.telemetry.events import Event
+from backend.web.errors import RateLimitedError, ServiceUnavailableError
+
+STORAGE_SECONDS = 1.0
+"""The longest that a shared storage may take to answer before this process counts by itself."""
+STORAGE_CONNECTIONS = 8
+"""Connections to it for each process; further questions wait for one of them."""
+MAX_WAITING = 128
+"""Sign-ins that may wait for others of their account or address to end; one more gets 503 at once."""
+STORAGE_PAUSE_SECONDS = 5.0
+"""The pause before a storage that did not answer is asked again."""
+IN_MEMORY = "memory://"
+
+_Answer = TypeVar("_Answer")
+
+
+def address_of(ip: str | None) -> str:
+    """Return the IPv4 address, or the /64 of an IPv6 address, the least that a site has (RFC 6177)."""
+    try:
+        address = ipaddress.ip_address(ip or "")
+    except ValueError:
+        return "unknown"
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(address.ipv4_mapped or ipaddress.ip_network((int(address), 64), strict=False))
+    return str(address)
+
+
+class RateLimits:
+    """The three limits, or none of them with `RATE_LIMIT_ENABLED=false`."""
+
+    def __init__(self, settings: Settings) -> None:
+        storage = _Storage(settings.rate_limit_storage_uri.get_secret_value())
+        self._is_enabled = settings.rate_limit_enabled
+        assert settings.jwt_secret is not None
+        self._secret = settings.jwt_secret.get_secret_value().encode()
+        self._account = _Limit("account", settings.rate_limit_signin_account, storage)
+        self._address = _Limit("address", settings.rate_limit_signin_address, storage)
+        self._mail = _Limit("mail", settings.rate_limit_mail, storage)
+        self._register = _Limit("register", settings.rate_limit_register, storage)
+
+    async def registration(self, address: str) -> None:
+        """Count one registration; raises `RateLimitedError`."""
+        if self._is_enabled:
+            await self._register.count(address)
+
+    async def mail(self, address: str) -> None:
+        """Count one request that sends mail; raises `RateLimitedError`."""
+        if self._is_enabled:
+            await self._mail.count(address)
+
+    @asynccontextmanager
+    async def guess(self, address: str, account: str | None) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+        """Allow one attempt at a password and yield a function that counts it as failed.
+
+        `account` is None at an address that is known to the account: its own limit does not count there.
+        Raises `RateLimitedError`, or `ServiceUnavailableError` when too many attempts wait.
+        """
+        keys = [(self._address, address)]
+        if account is not None:
+            # A digest with a key, because a shared storage must not learn emails.
+            keys.append((self._account, hmac.digest(self._secret, account.encode(), "sha256").hex()))
+        async with AsyncExitStack() as stack:
+            entered = keys if self._is_enabled else []
+            for limit, key in entered:
+                await stack.enter_async_context(limit.turn(key))
+
+            async def failed() -> None:
+                for limit, key in entered:
+                    await limit.add(key)
+
+            yield failed
+
+
+class _Limit:
+    """Allows N events per window and key. Concurrent attempts count as failures until they end."""
+
+    def __init__(self, name: str, limit: str, storage: "_Storage") -> None:
+        self._name = name
+        self._item = parse(limit)
+        self._storage = storage
+        self._under_way: Counter[str] = Counter()
+        self._one_left = asyncio.Event()
+        self._waiting = 0
+
+    async def count(self, key: str) -> None:
+        if not await self._storage.add(self._item, self._name, key):
+            await self._check(key)
+
+    async def add(self, key: str) -> None:
+        await self._storage.add(self._item, self._name, key)
+
+    @asynccontextmanager
+    async def turn(self, key: str) -> AsyncIterator[None]:
+        await self._enter(key)
+        self._under_way[key] += 1
+        try:
+            yield
+        finally:
+            self._under_way[key] -= 1
+            if not self._under_way[key]:
+                del self._under_way[key]
+            self._one_left.set()
+            self._one_left = asyncio.Event()
+
+    async def _enter(self, key: str) -> None:
+        while True:
+            one_left = self._one_left
+            happened = await self._check(key)
+            if one_left.is_set():
+                continue  # an attempt ended meanwhile, and the count may be older than its failure
+            if happened + self._under_way[key] < self._item.amount:
+                return
+            # If all attempts under way fail, the limit is reached: wait for one to end.
+            if self._waiting >= MAX_WAITING:
+                raise ServiceUnavailableError(reason="limits_queue_full", retry_after=5)
+            self._waiting += 1
+            try:
+                await one_left.wait()
+            finally:
+                self._waiting -= 1
+
+    async def _check(self, key: str) -> int:
+        """Return how many events were counted; raises `RateLimitedError` at the limit."""
+        happened, seconds = await self._storage.happened(self._item, self._name, key)
+        if happened >= self._item.amount:
+            events.record(Event.RATE_LIMITED, limit=self._name)
+            raise RateLimitedError(reason=self._name, retry_after=max(1, math.ceil(seconds)))
+        return happened
+
+
+class _Storage:
+    """Counts in a storage that processes share, or in memory while that one fails or where there is none."""
+
+    def __init__(self, uri: str) -> None:
+        self._memory = Limiter(get_remote_address, storage_uri=IN_MEMORY).limiter
+        self._shared = None if uri == IN_MEMORY else _shared_limiter(uri)
+        self._left_alone_until = 0.0
+
+    async def happened(self, item: RateLimitItem, *key: str) -> tuple[int, float]:
+        """Return how many events were counted, and the seconds until they are forgotten."""
+        window = await self._ask_shared(lambda limiter: limiter.get_window_stats(item, *key))
+        window = window or self._memory.get_window_stats(item, *key)
+        return item.amount - window.remaining, window.reset_time - time.time()
+
+    async def add(self, item: RateLimitItem, *key: str) -> bool:
+        """Count one event; returns whether it was within the limit."""
+        is_within = await self._ask_shared(lambda limiter: limiter.hit(item, *key))
+        return self._memory.hit(item, *key) if is_within is None else is_within
+
+    async def _ask_shared(self, question: Callable[[RateLimiter], Awaitable[_Answer]]) -> _Answer | None:
+        """Return the answer of the shared storage, or None where there is none or it fails."""
+        if self._shared is None or time.monotonic() < self._left_alone_until:
+            return None
+        try:
+            async with asyncio.timeout(STORAGE_SECONDS):
+                return await question(self._shared)
+        except Exception as error:  # noqa: BLE001  # an option of the URL may fail at any step, in any way
+            if time.monotonic() >= self._left_alone_until:  # one line for all that waited
+                logger.warning("the rate limit storage does not answer", error=type(error).__name__)
+            self._left_alone_until = time.monotonic() + STORAGE_PAUSE_SECONDS
+            return None
+
+
+def _shared_limiter(uri: str) -> RateLimiter:
+    # Here, since Redis' client costs a process 6 MB, and few use it.
+    from redis.asyncio import BlockingConnectionPool  # noqa: PLC0415
+    from redis.asyncio.retry import Retry  # noqa: PLC0415
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+
+    # A failed command is not sent again: the pause after it, and memory, are quicker.
+    pool = BlockingConnectionPool.from_url(
+        uri, max_connections=STORAGE_CONNECTIONS, retry=Retry(NoBackoff(), retries=0)
+    )
+    options: dict[str, Any] = {"implementation": "redispy", "connection_pool": pool}
+    return FixedWindowRateLimiter(RedisStorage(f"async+{uri}", **options))

@@ -1,0 +1,1 @@
+"""Tests of `backend`: what is served over HTTP, whatever it is."""

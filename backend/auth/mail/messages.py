@@ -106,6 +106,6 @@ def compose(kind: Kind, *, to: str, sender: str, link: str | None) -> EmailMessa
     message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2].strip("> ") or "localhost")
     message["Auto-Submitted"] = "auto-generated"  # RFC 3834: answering machines stay silent
     values = {"words": words, "link": link}
-    message.set_content(_templates.get_template("mail.txt").render(values))
-    message.add_alternative(_templates.get_template("mail.html").render(values), subtype="html")
+    message.set_content(_templates.get_template("mail.txt").render(values), cte="7bit")
+    message.add_alternative(_templates.get_template("mail.html").render(values), subtype="html", cte="7bit")
     return message

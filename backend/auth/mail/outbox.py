@@ -84,6 +84,8 @@ class Outbox:
                 _log(Event.MAIL_SENT, user_id, kind=mail["kind"], **where)
         except DatabaseError:
             return  # due again after `LEASE`
+        except Exception as error:  # noqa: BLE001  # a defect must not keep other mails from being sent
+            logger.opt(exception=error).error("unexpected", kind=mail["kind"])
 
     async def _prepare(self, database: Database, mail: Row) -> tuple[str | None, str | None] | None:
         """Return the user's id and the link, or None where nobody waits for this mail."""

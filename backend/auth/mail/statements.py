@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     bindparam,
+    cast,
     delete,
     func,
     insert,
@@ -190,7 +191,7 @@ def _reset_password() -> Statement:
     notice = enqueue(literal(Kind.PASSWORD_CHANGED.value), changed.c.email, changed.c.email_key, changed.c.id)
     return Statement(
         select(changed.c.id).add_cte(
-            *void_sessions(changed, literal(None, Uuid)), void_mail_tokens(changed), notice
+            *void_sessions(changed, cast(null(), Uuid)), void_mail_tokens(changed), notice
         )
     )
 
@@ -339,7 +340,7 @@ def _token_for(kind: Kind, owner: Select[Any]) -> Statement:
     return Statement(token.returning(mail_tokens.c.user_id, mail_tokens.c.email))
 
 
-_no_session: ColumnElement[Any] = literal(None, Uuid).label("session_id")
+_no_session: ColumnElement[Any] = cast(null(), Uuid).label("session_id")
 _by_email = select(users.c.id, users.c.email, _no_session).where(
     users.c.email_key == _email_key, users.c.issuer == LOCAL, users.c.disabled_at.is_(None)
 )

@@ -155,6 +155,8 @@ def _database() -> Iterator[tuple[Settings, str]]:
         logger.info("the embedded PostgreSQL runs under {}", settings.data_dir)
         # In the environment, for the worker processes.
         os.environ["DATABASE_URL"] = postgres.url
+        if settings.mail_url is None:
+            os.environ["MAIL_URL"] = (settings.data_dir.resolve() / "mail").as_uri()
         if settings.jwt_secret is None:
             os.environ["JWT_SECRET"] = kept_secret(settings.data_dir)
         yield load_settings(), postgres.url

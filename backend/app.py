@@ -20,6 +20,7 @@ from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.types import ASGIApp
 
 from backend.auth import router as auth_router
+from backend.auth.mail import router as mail_router
 from backend.auth.sessions.service import SignIn
 from backend.auth.tokens.authentication import Authenticator
 from backend.database import Database, DatabaseError
@@ -32,6 +33,7 @@ from backend.web.docs import add_docs
 from backend.web.drain import Drain
 from backend.web.errors import SELF_CONTAINED, USER_SCOPED, AppError
 from backend.web.middleware import Boundary, CrossOrigin, Observer, handle_error
+from backend.web.pages import add_pages
 from backend.web.proxies import Proxies
 from backend.web.routing import Route, literal_first
 
@@ -118,11 +120,13 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         task_router("/api/{user_id}/tasks", USER_SCOPED, openapi_extra={"parameters": [USER_ID]}),
         auth_router.router,
         auth_router.token_router,
+        mail_router.router,
         health.router,
     ):
         # Routes of the application itself: an included router costs each request 20 % more instructions.
         app.router.routes.extend(route.of(app) for route in router.routes if isinstance(route, Route))
     add_docs(app)
+    add_pages(app)
     app.add_middleware(Boundary)
     app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     app.add_middleware(Observer, log=logs.configure(settings.log_format), drain=app.state.drain)
@@ -163,6 +167,14 @@ def _gauge(app: FastAPI) -> None:
 
 
 @contextmanager
+def _sending_mail(app: FastAPI) -> Iterator[None]:
+    """Send mails while the process serves; one that is under way at the end is sent after the next start."""
+    task = asyncio.create_task(app.state.sign_in.outbox.run(app.state.database))
+    yield
+    task.cancel()
+
+
+@contextmanager
 def _sampling(app: FastAPI) -> Iterator[None]:
     """Keep the gauges fresh for whichever worker is asked for the sum of all."""
 
@@ -189,7 +201,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         # What is loaded by now stays: looking at it again costs the collector tens of milliseconds.
         gc.collect()
         gc.freeze()
-        with app.state.drain.on_sigterm(), _sampling(app), _ending_with_its_parent():
+        with app.state.drain.on_sigterm(), _sampling(app), _sending_mail(app), _ending_with_its_parent():
             logger.info("ready: {}/docs", _url(app.state.settings))
             yield
     app.state.sign_in.hasher.close()

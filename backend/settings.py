@@ -6,6 +6,7 @@ No message that leaves this module contains a value: a wrong secret is named, ne
 import ipaddress
 import re
 from collections.abc import Mapping
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -48,6 +49,7 @@ SECRETS = (
     "better_auth_secret",
     "metrics_token",
     "rate_limit_storage_uri",
+    "mail_url",
 )
 """Each may stand in a file instead, which the variable of the same name and `_FILE` names."""
 
@@ -157,6 +159,37 @@ def _origin(value: str) -> str:
         raise ValueError(message) from None
 
 
+def _mail_url(secret: SecretStr) -> SecretStr:
+    parts = urlsplit(secret.get_secret_value())
+    try:
+        port = parts.port
+    except ValueError:
+        port = 0
+    if parts.scheme == "file" and parts.path.startswith("/"):
+        return secret
+    if parts.scheme not in {"smtp", "smtps"} or not parts.hostname or port == 0:
+        raise ValueError("must be like smtp://user:password@host:587 or smtps://user:password@host")
+    if parts.query not in {"", "starttls=off"} or (parts.query and parts.scheme == "smtps"):
+        raise ValueError("knows no option but ?starttls=off of smtp://")
+    if parts.query and parts.password and not _is_loopback(parts.hostname):
+        raise ValueError("would send its password in clear: ?starttls=off is for a relay on loopback")
+    return secret
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _mail_from(value: str) -> str:
+    name, address = parseaddr(value)
+    if "@" not in address or not value.isprintable() or not name.isascii():
+        raise ValueError("must be like Tasks <tasks@example.com>")
+    return value
+
+
 RateLimit = Annotated[str, AfterValidator(_rate_limit)]
 Secret = Annotated[SecretStr, AfterValidator(_long_enough)]
 CommaSeparated = (NoDecode, BeforeValidator(_comma_separated))
@@ -200,6 +233,12 @@ class Settings(BaseSettings):
     rate_limit_signin_account: RateLimit = "10/minute"
     rate_limit_signin_address: RateLimit = "50/minute"
     rate_limit_register: RateLimit = "200/hour"
+    rate_limit_mail: RateLimit = "20/hour"
+
+    mail_url: Annotated[SecretStr, AfterValidator(_mail_url)] | None = None
+    mail_from: Annotated[str, AfterValidator(_mail_from)] = "Tasks API <tasks@localhost>"
+    app_url: Annotated[str, AfterValidator(_base_url)] | None = None
+    email_verification: Literal["optional", "required"] = "optional"
 
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
@@ -242,6 +281,20 @@ class Settings(BaseSettings):
             message = "JWT_SECRET: is required as soon as DATABASE_URL is set"
             raise ValueError(message)
         return self
+
+    @model_validator(mode="after")
+    def _verification_needs_mail(self) -> Self:
+        if self.email_verification == "required" and self.database_url and self.mail_url is None:
+            raise ValueError("EMAIL_VERIFICATION: required needs MAIL_URL")
+        return self
+
+    @property
+    def pages_url(self) -> str:
+        """The base of the links in mails: `APP_URL`, or this service's own pages."""
+        if self.app_url is not None:
+            return self.app_url
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # read, not bound
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @model_validator(mode="after")
     def _each_issuer_has_its_secret(self) -> Self:

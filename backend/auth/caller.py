@@ -32,8 +32,11 @@ def _caller() -> CTE:
     has_session = select(sessions.c.user_id == user_id).where(
         sessions.c.id == session_id, sessions.c.expires_at > func.now()
     )
-    is_known = select(users.c.issuer == bindparam("caller_issuer", type_=Text)).where(users.c.id == user_id)
-    # A session goes with its user, so whoever has one is not looked up: of the two, one is run.
+    is_known = select(users.c.issuer == bindparam("caller_issuer", type_=Text)).where(
+        users.c.id == user_id, users.c.disabled_at.is_(None)
+    )
+    # A session goes with its user, and disabling the user ends it, so the user is not looked up as well:
+    # of the two, one is run.
     is_let_in = case((session_id.is_(None), is_known.scalar_subquery()), else_=has_session.scalar_subquery())
     return select(user_id.label("id")).where(is_let_in).cte("caller")
 

@@ -69,6 +69,26 @@ class WrongPasswordError(AppError):
     detail = "The password is wrong"
 
 
+class AccountDisabledError(AppError):
+    """The password is right, but an operator has disabled the account."""
+
+    is_denial = True
+    status = 403
+    code = "account_disabled"
+    detail = "This account is disabled"
+    oauth_error = "invalid_grant"
+
+
+class EmailUnverifiedError(AppError):
+    """The password is right, but the service asks for a verified email first."""
+
+    is_denial = True
+    status = 403
+    code = "email_unverified"
+    detail = "Verify your email first: follow the link that was mailed to you"
+    oauth_error = "invalid_grant"
+
+
 class ExternalAccountError(AppError):
     """The caller's account is kept elsewhere: its sessions and its password are not ours."""
 

@@ -4,6 +4,7 @@ from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import (
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     Uuid,
+    false,
     func,
     text,
 )
@@ -57,6 +59,13 @@ class User(SQLModel, table=True):
     email: str | None = Field(sa_column=Column(Text))
     email_key: str | None = Field(sa_column=Column(Text, unique=True))
     """The case-folded email of a local user; null for others, whose emails may repeat."""
+    email_verified: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
+    )
+    pending_email: str | None = Field(sa_column=Column(Text))
+    """The email that a change, not confirmed yet, asks for."""
+    disabled_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
+    """Since when an operator refuses this user; null otherwise."""
     name: str | None = Field(sa_column=Column(Text))
     password_hash: str | None = Field(sa_column=Column(Text))
     created_at: datetime = Field(sa_column=_created_at())

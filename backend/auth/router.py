@@ -61,13 +61,14 @@ token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(
 @raises(EmailTakenError, RateLimitedError, ServiceUnavailableError)
 async def register(
     database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: Annotated[Registration, Body()]
-) -> Answer:
+) -> Response:
     """Create an account with an email, a password and, if you like, a name, and sign it in at once.
 
     The email is checked for its form, stored normalised, and unique without regard to case. A password has
     8 to 128 characters, whatever they are, is not one of the most common ones and not the email.
     """
-    return Answer(await service.register(database, sign_in, client, data), 201)
+    tokens = await service.register(database, sign_in, client, data)
+    return Response(status_code=202) if tokens is None else Answer(tokens, 201)
 
 
 @router.post("/login", response_model=Tokens, summary="Sign in")

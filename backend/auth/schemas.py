@@ -134,6 +134,10 @@ class UserRead(BaseModel):
 
     id: str = Field(examples=["01a1f95c-de9c-72e4-af2f-cb076b07b635"])
     email: str | None = Field(examples=["ada@example.com"])
+    email_verified: bool = Field(description="Whether a mailed link was followed", examples=[True])
+    pending_email: str | None = Field(
+        description="The email that a change asks for, until it is confirmed", examples=["ada@example.org"]
+    )
     name: str | None = Field(examples=["Ada"])
     created_at: datetime = Field(examples=["2026-11-20T09:30:00Z"])
 

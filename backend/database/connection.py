@@ -13,7 +13,7 @@ import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 from loguru import logger
 
-from backend.database.errors import UnreachableError
+from backend.database.errors import NotUniqueError, UnreachableError
 from backend.database.hosts import Hosts
 from backend.database.pool import Pool
 from backend.database.session import UNPREPARED, Connection, notice_silence
@@ -176,6 +176,8 @@ class Database:
                 self._discard(connection, error)  # without COMMIT PostgreSQL takes back what was done
                 raise
             self.pool.give(connection)
+        except asyncpg.UniqueViolationError as error:
+            raise NotUniqueError from error
         except FAILURES as error:
             raise UnreachableError(reason=type(error).__name__) from error
 

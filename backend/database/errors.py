@@ -15,3 +15,7 @@ class UnreachableError(DatabaseError):
 
 class PoolFullError(DatabaseError):
     """Too many requests wait for a connection."""
+
+
+class NotUniqueError(Exception):
+    """A transaction would have made two of what there may be one of; nothing was written."""

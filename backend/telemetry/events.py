@@ -20,7 +20,14 @@ class Event(StrEnum):
     LOGOUT = "auth.logout"
     SESSION_REVOKED = "auth.session_revoked"
     PASSWORD_CHANGED = "auth.password_changed"  # noqa: S105
+    PASSWORD_RESET = "auth.password_reset"  # noqa: S105
+    EMAIL_VERIFIED = "auth.email_verified"
+    EMAIL_CHANGED = "auth.email_changed"
     ACCOUNT_DELETED = "auth.account_deleted"
+    ACCOUNT_DISABLED = "auth.account_disabled"
+    ACCOUNT_ENABLED = "auth.account_enabled"
+    MAIL_SENT = "mail.sent"
+    MAIL_FAILED = "mail.failed"
     DENIED = "auth.denied"
     RATE_LIMITED = "auth.rate_limited"
     TASK_CREATED = "task.created"

@@ -61,12 +61,18 @@ class RateLimits:
         self._secret = settings.jwt_secret.get_secret_value().encode()
         self._account = _Limit("account", settings.rate_limit_signin_account, storage)
         self._address = _Limit("address", settings.rate_limit_signin_address, storage)
+        self._mail = _Limit("mail", settings.rate_limit_mail, storage)
         self._register = _Limit("register", settings.rate_limit_register, storage)
 
     async def registration(self, address: str) -> None:
         """Count one registration; raises `RateLimitedError`."""
         if self._is_enabled:
             await self._register.count(address)
+
+    async def mail(self, address: str) -> None:
+        """Count one request that sends mail; raises `RateLimitedError`."""
+        if self._is_enabled:
+            await self._mail.count(address)
 
     @asynccontextmanager
     async def guess(self, address: str, account: str | None) -> AsyncIterator[Callable[[], Awaitable[None]]]:

@@ -9,7 +9,9 @@ from uuid_utils import compat
 from backend.auth.accounts import passwords, statements
 from backend.auth.caller import Caller
 from backend.auth.errors import (
+    AccountDisabledError,
     EmailTakenError,
+    EmailUnverifiedError,
     InvalidCredentialsError,
     InvalidGrantError,
     InvalidRefreshTokenError,
@@ -35,10 +37,18 @@ from backend.telemetry.events import Event
 from backend.web.errors import AppError, FieldError, InvalidRequestError, ServiceUnavailableError
 
 
-async def register(database: Database, sign_in: SignIn, client: Client, data: Registration) -> dict[str, Any]:
-    """Create an account and sign it in; raises `EmailTakenError` or `PasswordRefusedError`."""
+async def register(
+    database: Database, sign_in: SignIn, client: Client, data: Registration
+) -> dict[str, Any] | None:
+    """Create an account and sign it in; raises `EmailTakenError` or `PasswordRefusedError`.
+
+    Where emails must be verified first the result is None, for a taken email too; a mail tells its owner.
+    """
     passwords.check_rules(data.password, email=data.email, min_length=sign_in.password_min_length)
     await sign_in.limits.registration(client.address)
+    if sign_in.requires_verification:
+        await _register_unverified(database, sign_in, client.address, data)
+        return None
     new, key = NewTokens(sign_in, client), email_key(data.email)
     account = _own(await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address))
     if account["id"] is not None:
@@ -59,6 +69,23 @@ async def register(database: Database, sign_in: SignIn, client: Client, data: Re
     return new.issue(user)
 
 
+async def _register_unverified(database: Database, sign_in: SignIn, address: str, data: Registration) -> None:
+    """Do the same work whether or not the email is taken: one hash, one statement, one mail."""
+    user = await database.one(
+        statements.REGISTER_UNVERIFIED,
+        user_id=str(compat.uuid7()),
+        email=data.email,
+        email_key=email_key(data.email),
+        name=data.name,
+        password_hash=await sign_in.hasher.hash(data.password, address),
+        **sign_in.outbox.values,
+    )
+    if user is not None and user["id"] is not None:
+        events.identify(user["id"])
+        events.record(Event.REGISTERED)
+    sign_in.outbox.wake()
+
+
 async def login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
     """Sign in; raises `InvalidCredentialsError` after one hash, the email known or not."""
     try:
@@ -77,6 +104,7 @@ async def _login(database: Database, sign_in: SignIn, client: Client, data: Cred
     limited_email = None if account["is_known"] else key
     user = None
     if await _is_right(sign_in, client, data.password, account, limited_email):
+        _check_may_sign_in(sign_in, account)
         user = await database.one(statements.SIGN_IN, password_hash=stored, email_key=key, **new.values)
     if user is None or stored is None:
         events.record(Event.LOGIN_FAILED, account_id=account["id"])
@@ -86,6 +114,15 @@ async def _login(database: Database, sign_in: SignIn, client: Client, data: Cred
     await end_oldest_sessions(database, user)
     await _upgrade_hash(database, sign_in, client, data.password, account)
     return new.issue(user)
+
+
+def _check_may_sign_in(sign_in: SignIn, account: Row) -> None:
+    """Raise `AccountDisabledError` or `EmailUnverifiedError`; after the right password alone."""
+    events.identify(account["id"])
+    if account["disabled_at"] is not None:
+        raise AccountDisabledError(reason="account_disabled")
+    if sign_in.requires_verification and not account["email_verified"]:
+        raise EmailUnverifiedError(reason="email_unverified")
 
 
 async def _is_right(
@@ -184,7 +221,7 @@ async def change_password(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, data: PasswordChange
 ) -> dict[str, Any]:
     """Change the password, end all other sessions; raises `WrongPasswordError`, `PasswordRefusedError`."""
-    account = await _confirm_password(database, sign_in, client, caller, data.current_password)
+    account = await confirm_password(database, sign_in, client, caller, data.current_password)
     passwords.check_rules(
         data.new_password,
         email=account["email"],
@@ -201,11 +238,13 @@ async def change_password(
                 old_hash=account["password_hash"],
                 new_hash=new_hash,
                 refresh_digest=new.values["refresh_digest"],
+                **sign_in.outbox.values,
                 **caller.values,
             )
     user = _own(user)
     if user["id"] is None:
         raise WrongPasswordError(reason="wrong_password")
+    sign_in.outbox.wake()
     events.record(Event.PASSWORD_CHANGED, session_id=caller.session_id, sessions_ended=user["count"])
     return new.issue(user, caller.session_id)
 
@@ -214,7 +253,7 @@ async def delete_account(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, data: PasswordConfirmation
 ) -> None:
     """Delete the user, their sessions and their tasks; raises `WrongPasswordError`."""
-    account = await _confirm_password(database, sign_in, client, caller, data.password)
+    account = await confirm_password(database, sign_in, client, caller, data.password)
     deleted = await database.one(
         statements.DELETE_ACCOUNT, old_hash=account["password_hash"], **caller.values
     )
@@ -224,7 +263,7 @@ async def delete_account(
     events.record(Event.ACCOUNT_DELETED)
 
 
-async def _confirm_password(
+async def confirm_password(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, password: str
 ) -> Row:
     """Return the caller's account if `password` is theirs; a wrong one counts as a failed sign-in."""

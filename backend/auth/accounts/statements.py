@@ -6,12 +6,15 @@
 from sqlalchemy import (
     ColumnElement,
     Integer,
+    Text,
     and_,
     bindparam,
+    case,
     delete,
     func,
     literal,
     literal_column,
+    null,
     select,
     true,
     update,
@@ -19,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import caller
+from backend.auth.mail.statements import Kind, enqueue, void_mail_tokens
 from backend.auth.models import HASH_COST, LOCAL, known_addresses, sessions, users
 from backend.auth.sessions.statements import (
     ADDRESS,
@@ -72,8 +76,8 @@ def _find_account() -> Statement:
     highest = select(func.max(literal_column(HASH_COST, Integer)).label("highest_cost"))
     costs = highest.select_from(users).subquery("costs")
     found = costs.outerjoin(users, users.c.email_key == bindparam("email_key"))
-    columns = users.c.id, users.c.password_hash, costs.c.highest_cost, _is_known()
-    return Statement(select(*columns).select_from(found))
+    account = (users.c[name] for name in ("id", "password_hash", "email_verified", "disabled_at"))
+    return Statement(select(*account, costs.c.highest_cost, _is_known()).select_from(found))
 
 
 def _register() -> Statement:
@@ -85,6 +89,20 @@ def _register() -> Statement:
         .cte("new_user")
     )
     return Statement(select(user).add_cte(*begin_session(user)))
+
+
+def _register_unverified() -> Statement:
+    user = (
+        postgresql.insert(users)
+        .values(_new_user)
+        .on_conflict_do_nothing(index_elements=["email_key"])
+        .returning(users.c.id)
+        .cte("new_user")
+    )
+    user_id = select(user.c.id).scalar_subquery()
+    kind = case((user_id.is_(None), Kind.EMAIL_TAKEN.value), else_=Kind.VERIFY.value)
+    mail = enqueue(kind, bindparam("email", type_=Text), bindparam("email_key", type_=Text), user_id)
+    return Statement(select(user_id.label("id")).add_cte(mail))
 
 
 def _introduce_user() -> Statement:
@@ -107,7 +125,9 @@ def _sign_in() -> Statement:
     owner = (
         select(*PROFILE)
         .where(
-            users.c.email_key == bindparam("email_key"), users.c.password_hash == bindparam("password_hash")
+            users.c.email_key == bindparam("email_key"),
+            users.c.password_hash == bindparam("password_hash"),
+            users.c.disabled_at.is_(None),
         )
         # A change of the password waits for this sign-in, or this one for it.
         .with_for_update(key_share=True, of=users)
@@ -121,20 +141,24 @@ def _change_password() -> Statement:
     changed = (
         update(users)
         .where(users.c.id == CALLER_ID, users.c.password_hash == bindparam("old_hash"))
-        .values(password_hash=bindparam("new_hash"))
-        .returning(*PROFILE)
+        .values(password_hash=bindparam("new_hash"), pending_email=null())
+        .returning(*PROFILE, users.c.email_key)
         .cte("changed")
     )
     ended, voided = void_sessions(changed, CALLER_SESSION)
+    notice = enqueue(literal(Kind.PASSWORD_CHANGED.value), changed.c.email, changed.c.email_key, changed.c.id)
     return Statement(
         select(changed, number_of(ended))
         .select_from(caller.outerjoin(changed, true()))
-        .add_cte(new_refresh_token(voided))
+        .add_cte(new_refresh_token(voided), void_mail_tokens(changed), notice)
     )
 
 
 REGISTER = _register()
 """A user with a first session, or no row when the email is taken."""
+
+REGISTER_UNVERIFIED = _register_unverified()
+"""A user without a session and a mail to verify the email; `id` is null when the email is taken."""
 
 INTRODUCE_USER = _introduce_user()
 """The external user as their token has them, written or found; no row if the id is another issuer's."""

@@ -11,6 +11,7 @@ from uuid_utils import compat
 from backend.auth.accounts.passwords import PasswordHasher
 from backend.auth.caller import Caller
 from backend.auth.errors import InvalidRefreshTokenError, RevokedTokenError, SessionNotFoundError
+from backend.auth.mail.outbox import Outbox
 from backend.auth.schemas import Refresh
 from backend.auth.sessions import refresh_statements
 from backend.auth.sessions import statements as session_statements
@@ -43,6 +44,8 @@ class SignIn:
         self.access_tokens = AccessTokens(settings)
         self.hasher = PasswordHasher(rounds=settings.bcrypt_rounds, processes=settings.workers)
         self.limits = RateLimits(settings)
+        self.outbox = Outbox(settings)
+        self.requires_verification = settings.email_verification == "required"
         self.password_min_length = settings.password_min_length
         self.lifetimes = {
             "session_life": timedelta(days=settings.session_days),
@@ -78,7 +81,7 @@ class NewTokens:
             "token_type": "bearer",
             "expires_in": self.sign_in.access_tokens.lifetime,
             "refresh_token": self.refresh_token,
-            "user": {name: user[name] for name in ("id", "email", "name", "created_at")},
+            "user": {name: user[name] for name in session_statements.USER_FIELDS},
         }
 
 

@@ -45,7 +45,8 @@ ADDRESS_KNOWN_FOR = timedelta(days=30)
 SWEPT_AT_ONCE = 10
 """Expired sessions that each new one clears away: more than come in, so that they never pile up."""
 
-PROFILE = tuple(users.c[name] for name in ("id", "email", "name", "created_at"))
+USER_FIELDS = ("id", "email", "email_verified", "pending_email", "name", "created_at")
+PROFILE = tuple(users.c[name] for name in USER_FIELDS)
 CALLER_ID = select(caller.c.id).scalar_subquery()
 CALLER_SESSION = bindparam("caller_session", type_=Uuid)
 ADDRESS = bindparam("address", type_=Text)

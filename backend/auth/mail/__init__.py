@@ -1,0 +1,1 @@
+"""Mail about accounts: reset, verification and change of email; an outbox that survives a crash."""

@@ -1,0 +1,19 @@
+"""Errors of the routes that send mail or take a token from one."""
+
+from backend.web.errors import AppError, ServiceUnavailableError
+
+
+class MailUnavailableError(ServiceUnavailableError):
+    """The service has no MAIL_URL, so it can send nothing; the answer is the same for every email."""
+
+    code = "mail_unavailable"
+    detail = "This service sends no mail"
+    is_shed = False
+
+
+class MailTokenError(AppError):
+    """The token of a link is unknown, expired, used or void."""
+
+    status = 400
+    code = "token_invalid"
+    detail = "This link is not valid any more, ask for a new one"

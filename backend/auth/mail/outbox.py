@@ -1,0 +1,145 @@
+"""The outbox: sends each mail until the server accepts it, by any number of processes at once.
+
+A process looks once at its start for mails that a dead one left. Then it waits for a request of its own or
+for the next retry: an idle service sends no query.
+"""
+
+import asyncio
+from typing import Any, Final
+
+from loguru import logger
+
+from backend.auth.mail import statements
+from backend.auth.mail.errors import MailUnavailableError
+from backend.auth.mail.sender import Sender, sender_for
+from backend.auth.mail.statements import NEW_TOKEN, Kind
+from backend.auth.tokens import access as tokens
+from backend.database import Database, DatabaseError, Row
+from backend.settings import Settings
+from backend.telemetry.events import Event
+
+PAUSES_SECONDS: Final = (5, 30, 120, 600)
+"""Between the attempts to send a mail; after the last one it has failed."""
+DATABASE_PAUSE_SECONDS: Final = 5.0
+
+
+class Outbox:
+    """Sends the mails of one process; `sender` is None where the service sends no mail."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._sender: Sender | None = sender_for(settings)
+        self._app_url = settings.pages_url
+        self._woken = asyncio.Event()
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The value of the statements that write a notice beside their own work."""
+        return {"sends_mail": self._sender is not None}
+
+    def check_available(self) -> None:
+        """Raise `MailUnavailableError` where the service sends no mail."""
+        if self._sender is None:
+            raise MailUnavailableError(reason="mail_unavailable")
+
+    def wake(self) -> None:
+        """Have the outbox looked at now."""
+        self._woken.set()
+
+    async def run(self, database: Database) -> None:
+        """Send mails until cancelled."""
+        if self._sender is None:
+            return
+        while True:
+            self._woken.clear()
+            try:
+                seconds = await self._drain(database, self._sender)
+            except DatabaseError:
+                seconds = DATABASE_PAUSE_SECONDS
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._woken.wait()
+            except TimeoutError:
+                continue
+
+    async def _drain(self, database: Database, sender: Sender) -> float | None:
+        """Send all that is due; return the seconds until the next mail is due, None where none waits."""
+        while mails := await database.all(statements.CLAIM):
+            async with asyncio.TaskGroup() as group:
+                for mail in mails:
+                    group.create_task(self._process(database, sender, mail))
+        row = await database.one(statements.NEXT_DUE)
+        return None if row is None or row["seconds"] is None else max(0.0, float(row["seconds"]))
+
+    async def _process(self, database: Database, sender: Sender, mail: Row) -> None:
+        """Send one mail, or drop or postpone it; never raises for what the server says."""
+        try:
+            ready = await self._prepare(database, mail)
+            if ready is None:
+                await database.one(statements.DROP, id=mail["id"])
+                return
+            user_id, link = ready
+            where = await self._send(database, sender, mail, user_id, link)
+            if where is not None:
+                await database.one(statements.FINISH, id=mail["id"])
+                _log(Event.MAIL_SENT, user_id, kind=mail["kind"], **where)
+        except DatabaseError:
+            return  # due again after `LEASE`
+        except Exception as error:  # noqa: BLE001  # a defect must not keep other mails from being sent
+            logger.opt(exception=error).error("unexpected", kind=mail["kind"])
+
+    async def _prepare(self, database: Database, mail: Row) -> tuple[str | None, str | None] | None:
+        """Return the user's id and the link, or None where nobody waits for this mail."""
+        kind, key = Kind(mail["kind"]), mail["email_key"]
+        if mail["attempts"] == 1 and await database.one(
+            statements.IS_REPEATED,
+            kind=kind.value,
+            email_key=key,
+            id=mail["id"],
+            created_at=mail["created_at"],
+        ):
+            return None
+        if kind is Kind.EMAIL_TAKEN:
+            owner = await database.one(statements.HAS_ACCOUNT, email_key=key)
+            return (owner["user_id"], None) if owner else None
+        if kind not in NEW_TOKEN:
+            return mail["user_id"], None
+        token = tokens.new_refresh_token()
+        values = {"user_id": mail["user_id"], "email": mail["email"], "session_id": mail["session_id"]}
+        owner = await database.one(
+            NEW_TOKEN[kind], digest=tokens.digest(token), **_needed(kind, values), email_key=key
+        )
+        return (owner["user_id"], f"{self._app_url}{PAGES[kind]}#token={token}") if owner else None
+
+    async def _send(
+        self, database: Database, sender: Sender, mail: Row, user_id: str | None, link: str | None
+    ) -> dict[str, Any] | None:
+        """Return what the log tells of the mail, or None when it is postponed or has failed."""
+        try:
+            return await sender.send(Kind(mail["kind"]), mail["email"], link)
+        except Exception as error:  # noqa: BLE001  # whatever the server or its library does, the mail is kept
+            reason = type(error).__name__
+        if mail["attempts"] > len(PAUSES_SECONDS):
+            await database.one(statements.FINISH, id=mail["id"])
+            _log(Event.MAIL_FAILED, user_id, kind=mail["kind"], reason=reason, level="WARNING")
+        else:
+            pause = PAUSES_SECONDS[mail["attempts"] - 1]
+            await database.one(statements.POSTPONE, id=mail["id"], seconds=pause)
+        return None
+
+
+PAGES: Final = {Kind.RESET: "/reset-password", Kind.VERIFY: "/verify-email", Kind.CHANGE: "/confirm-email"}
+
+
+async def _is_repeated(database: Database, mail: Row) -> bool:
+    names = ("id", "kind", "email_key", "created_at")
+    return await database.one(statements.IS_REPEATED, **{name: mail[name] for name in names}) is not None
+
+
+def _needed(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:
+    return values if kind is Kind.CHANGE else {}
+
+
+def _log(event: Event, user_id: str | None, *, level: str = "INFO", **fields: Any) -> None:
+    """Write the line of an event that belongs to no request."""
+    unknown = dict.fromkeys(("request_id", "ip", "method", "route", "status", "duration_ms"))
+    logger.bind(**unknown, user_id=user_id, **fields).log(level, event.value)

@@ -1,0 +1,83 @@
+"""The pages that mailed links lead to; they act on a press alone, because mail scanners open links."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fastapi import FastAPI
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+POLICY: Final = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""The page's own style sheet, script and requests, and nothing else."""
+
+_FILES: Final = Path(__file__).parent
+_ASSETS: Final = {"page.css": "text/css", "page.js": "text/javascript"}
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page: its words, the route that its button calls, and whether it asks for a new password."""
+
+    title: str
+    intro: str
+    button: str
+    action: str
+    done: str
+    asks_password: bool = False
+
+
+PAGES: Final = {
+    "/reset-password": Page(
+        "Reset your password",
+        "Choose a new password for your account. All devices that are signed in will be signed out.",
+        "Save the new password",
+        "/auth/password/reset",
+        "Your password is changed. You can sign in with it now.",
+        asks_password=True,
+    ),
+    "/verify-email": Page(
+        "Verify your email",
+        "Press the button to verify that this is your email.",
+        "Verify this email",
+        "/auth/email/verify",
+        "Your email is verified. You can close this page.",
+    ),
+    "/confirm-email": Page(
+        "Confirm your new email",
+        "Press the button to use this email for your account. Other devices will be signed out.",
+        "Confirm this email",
+        "/auth/email/confirm",
+        "Your email is changed. Sign in with the new one from now on.",
+    ),
+}
+
+
+def add_pages(app: FastAPI) -> None:
+    """Add the pages and their two assets to `app`."""
+    templates = Environment(
+        loader=FileSystemLoader(_FILES), autoescape=select_autoescape(["html"]), undefined=StrictUndefined
+    )
+
+    def add_page(path: str, page: Page) -> None:
+        @app.get(path, include_in_schema=False)
+        async def read_page(request: Request) -> Response:
+            root = request.scope.get("root_path", "")
+            html = templates.get_template("page.html").render(page=page, root=root)
+            return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
+
+    def add_asset(name: str, media_type: str) -> None:
+        content = (_FILES / name).read_bytes()
+
+        @app.get(f"/pages/{name}", include_in_schema=False)
+        async def read_asset() -> Response:
+            return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
+
+    for path, page in PAGES.items():
+        add_page(path, page)
+    for name, media_type in _ASSETS.items():
+        add_asset(name, media_type)

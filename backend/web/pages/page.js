@@ -1,0 +1,41 @@
+// Does what the link is for when the button is pressed, and not before: mail scanners open every link.
+const form = document.querySelector("form");
+const message = document.getElementById("message");
+const token = new URLSearchParams(location.hash.slice(1)).get("token");
+// The token leaves the address at once, so that neither the history nor a screenshot keeps it.
+history.replaceState(null, "", location.pathname);
+
+const say = (text, kind) => {
+  message.dataset.kind = kind;
+  message.textContent = text;
+  message.focus();
+};
+
+if (!token) {
+  form.hidden = true;
+  say("This link is not complete. Copy it from the mail as a whole.", "error");
+}
+
+form.addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = form.querySelector("button");
+  button.disabled = true;
+  try {
+    const response = await fetch(form.dataset.action, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ ...Object.fromEntries(new FormData(form)), token }),
+      credentials: "omit",
+    });
+    if (response.ok) {
+      form.hidden = true;
+      say(form.dataset.done, "done");
+      return;
+    }
+    const error = await response.json();
+    say(error.errors?.[0]?.message ?? error.detail, "error");
+  } catch {
+    say("The service cannot be reached. Try again in a moment.", "error");
+  }
+  button.disabled = false;
+});

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
+from typing import Any
 
 import httpx2
 import pytest
@@ -80,7 +81,7 @@ def new_mailing(
     """Run a service with settings of its own and a mail server of its own."""
     with smtp_server() as mailbox:
 
-        def run(**settings: str) -> Mailing:
+        def run(**settings: Any) -> Mailing:
             database = new_database()
             url = settings.pop("MAIL_URL", mailbox.url)
             service = new_service(DATABASE_URL=database.url, MAIL_URL=url, **settings)

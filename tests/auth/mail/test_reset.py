@@ -133,3 +133,20 @@ def test_a_change_of_password_tells_the_owner(mailing: Mailing, carol: Account) 
     _change_password(mailing, carol)
     notice = mailing.mailbox.wait(carol.email, "Your password was changed")
     assert "token=" not in notice.text()
+
+
+@pytest.mark.parametrize("asked_with", ["STRASSE{}@example.com", "stra\N{LATIN SMALL LETTER SHARP S}e{}@example.com"])
+def test_the_mail_goes_to_the_account_s_own_address_never_to_one_that_merely_folds_to_it(
+    mailing: Mailing, asked_with: str
+) -> None:
+    """A stranger may own the address that differs in letters alone."""
+    number = new_email().partition("@")[0]
+    email = f"strasse{number}@example.com"
+    mailing.service.register(email=email)
+    mailing.ask(FORGOT, asked_with.format(number)).raise_for_status()
+    waiting = "SELECT id FROM outbox WHERE done_at IS NULL"
+    mailing.mailbox.until(lambda: not mailing.database.sql(waiting))
+    assert [mail.recipients for mail in mailing.mailbox.accepted if number in str(mail.recipients)] in (
+        [[email]],
+        [],
+    )

@@ -100,7 +100,7 @@ class Mailbox:
     async def handle_QUIT(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802, ARG002  # aiosmtpd's name and arguments
         """Say goodbye, or nothing for long."""
         if self.hangs_at_quit:
-            await asyncio.sleep(30)
+            await asyncio.sleep(4)
         return "221 Bye"
 
 

@@ -5,6 +5,7 @@ for the next retry: an idle service sends no query.
 """
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any, Final
 
 from loguru import logger
@@ -21,6 +22,15 @@ from backend.telemetry.events import Event
 PAUSES_SECONDS: Final = (5, 30, 120, 600)
 """Between the attempts to send a mail; after the last one it has failed."""
 DATABASE_PAUSE_SECONDS: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A mail for the address of the account, which may differ in letters from the one that was asked with."""
+
+    user_id: str | None
+    email: str
+    link: str | None = None
 
 
 class Outbox:
@@ -77,18 +87,17 @@ class Outbox:
             if ready is None:
                 await database.one(statements.DROP, id=mail["id"])
                 return
-            user_id, link = ready
-            where = await self._send(database, sender, mail, user_id, link)
+            where = await self._send(database, sender, mail, ready)
             if where is not None:
                 await database.one(statements.FINISH, id=mail["id"])
-                _log(Event.MAIL_SENT, user_id, kind=mail["kind"], **where)
+                _log(Event.MAIL_SENT, ready.user_id, kind=mail["kind"], **where)
         except DatabaseError:
             return  # due again after `LEASE`
         except Exception as error:  # noqa: BLE001  # a defect must not keep other mails from being sent
             logger.opt(exception=error).error("unexpected", kind=mail["kind"])
 
-    async def _prepare(self, database: Database, mail: Row) -> tuple[str | None, str | None] | None:
-        """Return the user's id and the link, or None where nobody waits for this mail."""
+    async def _prepare(self, database: Database, mail: Row) -> _Ready | None:
+        """Return what to send and to whom, or None where nobody waits for this mail."""
         kind, key = Kind(mail["kind"]), mail["email_key"]
         if mail["attempts"] == 1 and await database.one(
             statements.IS_REPEATED,
@@ -100,27 +109,28 @@ class Outbox:
             return None
         if kind is Kind.EMAIL_TAKEN:
             owner = await database.one(statements.HAS_ACCOUNT, email_key=key)
-            return (owner["user_id"], None) if owner else None
+            return _Ready(owner["user_id"], owner["email"]) if owner else None
         if kind not in NEW_TOKEN:
-            return mail["user_id"], None
+            return _Ready(mail["user_id"], mail["email"])
         token = tokens.new_refresh_token()
         values = {"user_id": mail["user_id"], "email": mail["email"], "session_id": mail["session_id"]}
         owner = await database.one(
             NEW_TOKEN[kind], digest=tokens.digest(token), **_needed(kind, values), email_key=key
         )
-        return (owner["user_id"], f"{self._app_url}{PAGES[kind]}#token={token}") if owner else None
+        link = f"{self._app_url}{PAGES[kind]}#token={token}"
+        return _Ready(owner["user_id"], owner["email"], link) if owner else None
 
     async def _send(
-        self, database: Database, sender: Sender, mail: Row, user_id: str | None, link: str | None
+        self, database: Database, sender: Sender, mail: Row, ready: _Ready
     ) -> dict[str, Any] | None:
         """Return what the log tells of the mail, or None when it is postponed or has failed."""
         try:
-            return await sender.send(Kind(mail["kind"]), mail["email"], link)
+            return await sender.send(Kind(mail["kind"]), ready.email, ready.link)
         except Exception as error:  # noqa: BLE001  # whatever the server or its library does, the mail is kept
             reason = type(error).__name__
         if mail["attempts"] > len(PAUSES_SECONDS):
             await database.one(statements.FINISH, id=mail["id"])
-            _log(Event.MAIL_FAILED, user_id, kind=mail["kind"], reason=reason, level="WARNING")
+            _log(Event.MAIL_FAILED, ready.user_id, kind=mail["kind"], reason=reason, level="WARNING")
         else:
             pause = PAUSES_SECONDS[mail["attempts"] - 1]
             await database.one(statements.POSTPONE, id=mail["id"], seconds=pause)
@@ -128,11 +138,6 @@ class Outbox:
 
 
 PAGES: Final = {Kind.RESET: "/reset-password", Kind.VERIFY: "/verify-email", Kind.CHANGE: "/confirm-email"}
-
-
-async def _is_repeated(database: Database, mail: Row) -> bool:
-    names = ("id", "kind", "email_key", "created_at")
-    return await database.one(statements.IS_REPEATED, **{name: mail[name] for name in names}) is not None
 
 
 def _needed(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:

@@ -362,4 +362,8 @@ NEW_TOKEN = {
 }
 """A token for the user whom the mail concerns; no row when nobody waits for such a mail."""
 
-HAS_ACCOUNT = Statement(select(users.c.id.label("user_id")).where(users.c.email_key == _email_key))
+HAS_ACCOUNT = Statement(
+    select(users.c.id.label("user_id"), users.c.email).where(
+        users.c.email_key == _email_key, users.c.issuer == LOCAL
+    )
+)

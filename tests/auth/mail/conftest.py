@@ -1,0 +1,98 @@
+"""One mail server and one service that sends through it, which most tests of mail share."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.auth.mail.smtp import Mailbox, smtp_server
+from tests.conftest import Postgres
+from tests.service import JWT_SECRET, Account, Service, running
+
+_numbers = count(1)
+
+
+@dataclass
+class Mailing:
+    """A service that sends mail, its database, and what it has sent."""
+
+    service: Service
+    database: Postgres
+    mailbox: Mailbox
+
+    def register(self) -> Account:
+        """Register somebody new."""
+        return self.service.register(email=new_email())
+
+    def ask(self, path: str, email: str) -> httpx2.Response:
+        """Ask for a mail."""
+        return self.service.client().post(path, json={"email": email})
+
+    def reset_token(self, email: str) -> str:
+        """Return the token of a reset that was asked for just now."""
+        assert self.ask("/auth/password/forgot", email).status_code == 202
+        return self.mailbox.wait(email, "Reset").token
+
+    def verify_token(self, email: str) -> str:
+        """Return the token of a verification that was asked for just now."""
+        assert self.ask("/auth/email/verification", email).status_code == 202
+        return self.mailbox.wait(email, "Verify").token
+
+    def send(self, path: str, **body: str) -> httpx2.Response:
+        """Send JSON without an access token."""
+        return self.service.client().post(path, json=body)
+
+    def settled(self, kind: str, email: str) -> None:
+        """Wait until the outbox has done with all mails of a kind to an address."""
+        statement = "SELECT id FROM outbox WHERE kind = $1 AND email = $2 AND done_at IS NULL"
+        self.mailbox.until(lambda: not self.database.sql(statement, kind, email))
+
+    def forget_repetition(self) -> None:
+        """Let a minute pass, as far as the outbox can tell."""
+        self.database.sql("UPDATE outbox SET created_at = created_at - interval '61 seconds'")
+
+
+def new_email() -> str:
+    """Return an address that no other test has."""
+    return f"mail{next(_numbers)}@example.com"
+
+
+@pytest.fixture(scope="session")
+def mailing(
+    new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mailing]:
+    """A service that sends mail, EMAIL_VERIFICATION=optional."""
+    database = new_database()
+    log = tmp_path_factory.mktemp("mailing") / "log"
+    with (
+        smtp_server() as mailbox,
+        running(log, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET, MAIL_URL=mailbox.url) as service,
+    ):
+        yield Mailing(service, database, mailbox)
+
+
+@pytest.fixture
+def new_mailing(
+    new_database: Callable[[], Postgres], new_service: Callable[..., Service]
+) -> Iterator[Callable[..., Mailing]]:
+    """Run a service with settings of its own and a mail server of its own."""
+    with smtp_server() as mailbox:
+
+        def run(**settings: Any) -> Mailing:
+            database = new_database()
+            url = settings.pop("MAIL_URL", mailbox.url)
+            service = new_service(DATABASE_URL=database.url, MAIL_URL=url, **settings)
+            return Mailing(service, database, mailbox)
+
+        yield run
+
+
+@pytest.fixture
+def carol(mailing: Mailing) -> Iterator[Account]:
+    """Somebody with an account at `mailing`."""
+    account = mailing.register()
+    yield account
+    account.client.close()

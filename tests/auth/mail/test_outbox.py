@@ -1,0 +1,259 @@
+"""The outbox: what was accepted is sent, whatever dies or misbehaves, and the log tells no secret of it."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.auth.mail.conftest import Mailing, new_email
+from tests.auth.mail.smtp import LOGIN, LOGIN_SECRET, Mailbox, smtp_server, tls
+from tests.auth.mail.test_reset import FORGOT, code
+from tests.certificates import make_certificates
+from tests.conftest import Postgres
+from tests.service import Service, free_port, program_with
+from tests.tasks.test_concurrency import at_once
+
+AT_ONCE = program_with("backend.auth.mail.outbox.PAUSES_SECONDS = (0, 0, 0, 0)")
+A_SECOND = program_with("backend.auth.mail.outbox.PAUSES_SECONDS = (1, 1, 1, 1)")
+SIGN_IN = f"{LOGIN.replace('@', '%40')}:p%40ss%2Fword%3A1"
+
+Run = Callable[..., Mailing]
+
+
+def asks(mailing: Mailing) -> str:
+    """Have somebody forget their password; return their email."""
+    account = mailing.register()
+    mailing.ask(FORGOT, account.email).raise_for_status()
+    return account.email
+
+
+def mail_lines(mailing: Mailing, event: str) -> list[dict[str, object]]:
+    """Wait for the log lines of an event, and return them."""
+    mailing.mailbox.until(lambda: mailing.service.lines(event=event))
+    return mailing.service.lines(event=event)
+
+
+def test_one_mail_per_kind_and_address_in_a_minute(mailing: Mailing) -> None:
+    email = mailing.register().email
+    answers = at_once(*[partial(mailing.ask, FORGOT, email)] * 5)
+    assert {(answer.status_code, answer.content) for answer in answers} == {(202, b"")}
+    mailing.settled("reset", email)
+    assert len(mailing.mailbox.to(email)) == 1
+    mailing.ask("/auth/email/verification", email)
+    mailing.mailbox.wait(email, "Verify")
+    mailing.forget_repetition()
+    mailing.ask(FORGOT, email)
+    mailing.mailbox.wait(email, "Reset", number=2)
+
+
+def test_one_client_address_asks_for_so_many_mails_an_hour(new_mailing: Run) -> None:
+    limited = new_mailing(RATE_LIMIT_ENABLED="true", RATE_LIMIT_MAIL="3/hour")
+    answers = [limited.ask(FORGOT, new_email()) for _ in range(4)]
+    assert [answer.status_code for answer in answers] == [202, 202, 202, 429]
+    assert code(answers[-1]) == (429, "rate_limited")
+    assert int(answers[-1].headers["Retry-After"]) > 0
+    assert limited.ask("/auth/email/verification", new_email()).status_code == 429
+
+
+def test_a_kill_loses_no_accepted_mail(new_mailing: Run, new_service: Callable[..., Service]) -> None:
+    first = new_mailing()
+    first.mailbox.delay_seconds = 3
+    emails = [asks(first) for _ in range(3)]
+    first.mailbox.until(lambda: first.mailbox.attempts)
+    first.service.stop(signal.SIGKILL)
+    first.mailbox.delay_seconds = 0
+    # A claim lasts for a minute: let it pass.
+    first.database.sql("UPDATE outbox SET due_at = now() WHERE done_at IS NULL")
+    new_service(DATABASE_URL=first.database.url, MAIL_URL=first.mailbox.url)
+    for email in emails:
+        first.mailbox.wait(email, "Reset")
+
+
+def test_a_server_that_refuses_is_tried_five_times_and_then_the_mail_has_failed(new_mailing: Run) -> None:
+    failing = new_mailing(program=AT_ONCE)
+    failing.mailbox.refusal = "451 no room for a secret reason"
+    email = asks(failing)
+    (line,) = mail_lines(failing, "mail.failed")
+    assert (failing.mailbox.attempts, line["kind"]) == (5, "reset")
+    assert (line["reason"], line["level"]) == ("SMTPDataError", "WARNING")
+    log = failing.service.log.read_text()
+    assert ("secret reason" in log, email in log) == (False, False)
+    failing.mailbox.refusal = None
+    failing.forget_repetition()
+    failing.ask(FORGOT, email)
+    failing.mailbox.wait(email)
+
+
+def test_a_server_that_recovers_gets_the_mail_once(new_mailing: Run) -> None:
+    failing = new_mailing(program=A_SECOND)
+    failing.mailbox.refusal = "451 later"
+    email = asks(failing)
+    failing.mailbox.until(lambda: failing.mailbox.attempts)
+    failing.mailbox.refusal = None
+    failing.mailbox.wait(email)
+    failing.settled("reset", email)
+    assert len(failing.mailbox.to(email)) == 1
+
+
+def test_a_server_that_is_down_costs_a_route_nothing_and_gets_the_mail_later(new_mailing: Run) -> None:
+    port = free_port()
+    down = new_mailing(MAIL_URL=f"smtp://127.0.0.1:{port}?starttls=off", program=A_SECOND)
+    email = asks(down)
+    with smtp_server(port=port) as mailbox:
+        mailbox.wait(email)
+
+
+def test_a_line_that_drops_after_the_data_has_the_mail_sent_again(new_mailing: Run) -> None:
+    dropping = new_mailing(program=A_SECOND)
+    dropping.mailbox.is_dropping = True
+    email = asks(dropping)
+    dropping.mailbox.wait(email)
+    dropping.mailbox.is_dropping = False
+    dropping.mailbox.wait(email, number=2)
+    tokens = {mail.token for mail in dropping.mailbox.to(email)}
+    assert len(tokens) == 2
+
+
+def test_a_server_that_accepts_and_never_says_goodbye_gets_the_mail_once(new_mailing: Run) -> None:
+    hanging = new_mailing(
+        program=program_with(
+            "backend.auth.mail.outbox.PAUSES_SECONDS = (0, 0, 0, 0)",
+            "backend.auth.mail.sender.SEND_SECONDS = 1.0",
+        )
+    )
+    hanging.mailbox.hangs_at_quit = True
+    email = asks(hanging)
+    hanging.settled("reset", email)
+    assert len(hanging.mailbox.to(email)) == 1
+
+
+def test_a_slow_server_is_given_up_after_a_time(new_mailing: Run) -> None:
+    slow = new_mailing(
+        program=program_with(
+            "backend.auth.mail.outbox.PAUSES_SECONDS = (0, 0, 0, 0)",
+            "backend.auth.mail.sender.SEND_SECONDS = 0.3",
+        )
+    )
+    slow.mailbox.delay_seconds = 3
+    asks(slow)
+    (line,) = mail_lines(slow, "mail.failed")
+    assert "Timeout" in str(line["reason"])
+    assert slow.service.client().get("/health").status_code == 200
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Path:
+    return make_certificates(tmp_path)
+
+
+@pytest.fixture(params=["smtp", "smtps"])
+def encrypted(request: pytest.FixtureRequest, certificates: Path) -> Iterator[tuple[str, Mailbox]]:
+    """A server that requires encryption and a sign-in, and its MAIL_URL."""
+    kind = "starttls" if request.param == "smtp" else "smtps"
+    with smtp_server(**{kind: tls(certificates)}) as mailbox:
+        yield f"{request.param}://{SIGN_IN}@localhost:{mailbox.port}", mailbox
+
+
+def test_mail_goes_encrypted_and_signed_in(
+    new_mailing: Run, encrypted: tuple[str, Mailbox], certificates: Path
+) -> None:
+    url, mailbox = encrypted
+    mailing = new_mailing(MAIL_URL=url, SSL_CERT_FILE=str(certificates / "authority.pem"))
+    email = asks(mailing)
+    mailbox.wait(email)
+    assert LOGIN_SECRET not in mailing.service.log.read_text()
+
+
+def test_a_certificate_of_nobody_we_trust_gets_neither_password_nor_mail(
+    new_mailing: Run, encrypted: tuple[str, Mailbox]
+) -> None:
+    url, mailbox = encrypted
+    mailing = new_mailing(MAIL_URL=url, program=AT_ONCE)
+    asks(mailing)
+    mail_lines(mailing, "mail.failed")
+    assert mailbox.attempts == 0
+
+
+def test_a_server_without_starttls_gets_no_mail_in_clear(new_mailing: Run) -> None:
+    with smtp_server() as mailbox:
+        mailing = new_mailing(MAIL_URL=f"smtp://localhost:{mailbox.port}", program=AT_ONCE)
+        asks(mailing)
+        mail_lines(mailing, "mail.failed")
+    assert mailbox.attempts == 0
+
+
+def test_a_mail_is_text_and_html_with_one_link_to_app_url_whatever_the_host(new_mailing: Run) -> None:
+    mailing = new_mailing(APP_URL="https://app.example.com/base", MAIL_FROM="Tasks <tasks@example.com>")
+    account = mailing.service.register(email=new_email(), name="Mallory http://evil.example")
+    headers = {"Host": "evil.example", "X-Forwarded-Host": "evil.example"}
+    mailing.service.client(headers=headers).post(FORGOT, json={"email": account.email}).raise_for_status()
+    mail = mailing.mailbox.wait(account.email)
+    link = f"https://app.example.com/base/reset-password#token={mail.token}"
+    assert link in mail.text()
+    assert f'href="{link}"' in mail.text("html")
+    assert ("evil" in str(mail.message), "Mallory" in str(mail.message)) == (False, False)
+    assert (mail.message["To"], mail.message["From"]) == (account.email, "Tasks <tasks@example.com>")
+
+
+@pytest.mark.parametrize("email", ["jürgen@example.com", "o'brien+tag{x}@example.com", "a=?b@example.com"])
+def test_an_unusual_email_gets_its_mail(new_mailing: Run, email: str) -> None:
+    mailing = new_mailing()
+    mailing.service.register(email=email)
+    mailing.ask(FORGOT, email).raise_for_status()
+    assert mailing.mailbox.wait(email).recipients == [email]
+
+
+@pytest.mark.parametrize("separator", ["\r\n", "\n", "\r", "\u2028", "\x85"])
+def test_no_email_adds_a_header_or_a_recipient(mailing: Mailing, separator: str) -> None:
+    email = f"ada@example.com{separator}Bcc: mallory@example.com"
+    assert code(mailing.ask(FORGOT, email)) == (400, "validation_error")
+    assert code(mailing.ask(FORGOT, f"a{separator}Bcc: b@example.com")) == (400, "validation_error")
+
+
+def test_the_log_holds_no_token_and_no_email(mailing: Mailing) -> None:
+    email = asks(mailing)
+    token = mailing.mailbox.wait(email).token
+    mailing.send("/auth/password/reset", token=token, new_password="short")
+    mailing.mailbox.until(lambda: mailing.service.lines(event="mail.sent", kind="reset"))
+    log = mailing.service.log.read_text()
+    assert [word for word in (email, token, "#token") if word in log] == []
+
+
+def test_without_smtp_each_mail_is_a_private_file_that_the_log_names(
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres], tmp_path: Path
+) -> None:
+    folder = tmp_path / "mail"
+    service = new_service(DATABASE_URL=new_database().url, MAIL_URL=f"file:{folder}")
+    account = service.register(email="jürgen@example.com")
+    service.client().post(FORGOT, json={"email": account.email}).raise_for_status()
+    Mailbox(0).until(lambda: service.lines(event="mail.sent"))
+    (line,) = service.lines(event="mail.sent")
+    (file,) = folder.iterdir()
+    assert (line["file"], line["kind"], file.suffix) == (str(file), "reset", ".eml")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert "reset-password#token=" not in service.log.read_text()
+
+
+def test_an_idle_service_sends_no_query_for_mail(new_mailing: Run) -> None:
+    mailing = new_mailing(DATABASE_IDLE_SECONDS="1")
+    mailing.mailbox.wait(asks(mailing))
+    name = mailing.database.url.partition("?")[0].rpartition("/")[2]
+    outside = Postgres(mailing.database.url.replace(f"/{name}?", "/postgres?"))
+    statement = "SELECT pid FROM pg_stat_activity WHERE datname = $1 AND backend_type = 'client backend'"
+    mailing.mailbox.until(lambda: not outside.sql(statement, name))
+    (before,) = outside.sql("SELECT sessions FROM pg_stat_database WHERE datname = $1", name)
+    time.sleep(2)
+    (after,) = outside.sql("SELECT sessions FROM pg_stat_database WHERE datname = $1", name)
+    assert after == before
+
+
+def test_several_processes_share_the_work_and_send_each_mail_once(new_mailing: Run) -> None:
+    mailing = new_mailing(WORKERS="2")
+    emails = [asks(mailing) for _ in range(10)]
+    for email in emails:
+        mailing.mailbox.wait(email)
+        mailing.settled("reset", email)
+    assert len(mailing.mailbox.accepted) == len(emails)

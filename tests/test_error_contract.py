@@ -467,7 +467,7 @@ def test_an_spa_may_read_the_answers_and_their_headers(service: Service, origin:
         response = service.client(headers={"Origin": origin}).get(path)
         assert response.headers["Access-Control-Allow-Origin"] == origin
         exposed = response.headers["Access-Control-Expose-Headers"].split(", ")
-        assert exposed == ["Location", "Link", "Retry-After", "X-Request-ID"]
+        assert exposed == ["Location", "Link", "ETag", "Retry-After", "X-Request-ID"]
 
 
 @pytest.mark.parametrize(

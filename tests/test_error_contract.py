@@ -486,7 +486,7 @@ def test_another_sites_script_may_not(service: Service, origin: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
 def test_a_preflight_for_what_the_api_takes_is_allowed(stranger: httpx2.Client, method: str) -> None:
-    wanted = {"authorization", "content-type", "x-request-id"}
+    wanted = {"authorization", "content-type", "x-request-id", "if-match", "if-none-match", "idempotency-key"}
     response = stranger.options(
         "/tasks/1",
         headers={

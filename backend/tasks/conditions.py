@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
-from typing import Final
+from typing import Any, Final
 
 from backend.database import Row
 
@@ -22,7 +22,7 @@ _TAG: Final = re.compile(rb"(?:W/)?+%b" % _OPAQUE)
 _OF_TASK: Final = re.compile(rb'"([1-9][0-9]*)-([0-9a-f]{1,14})"')
 
 
-def tag_of(task: Row) -> bytes:
+def tag_of(task: Row | dict[str, Any]) -> bytes:
     """Return the strong entity tag of a task, which changes when `updated_at` does."""
     return _spelled(task["id"], task["updated_at"])
 

@@ -1,4 +1,4 @@
-"""Request headers of the task routes, as dependencies: FastAPI's own would cost every request a validation."""
+"""Request headers of the task routes, as dependencies: FastAPI's own cost each request a validation."""
 
 import re
 from typing import Final

@@ -55,7 +55,9 @@ IdempotencyKeyDep = Annotated[str | None, Depends(get_idempotency_key)]
 TaskId = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1]), BeforeValidator(_task_id)]
 
 
-def _answer(task: Row, status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()) -> Answer:
+def _answer(
+    task: Row | dict[str, Any], status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> Answer:
     return Answer(dict(task), status, [(b"etag", tag_of(task)), *headers])
 
 
@@ -93,7 +95,7 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         return _answer(task, 201 if is_new else 200, [(b"location", b"%s/%d" % (path, task["id"]))])
 
     @router.get("", response_model=list[TaskRead], summary="List your tasks", **documented(LIST))
-    async def list_tasks(  # noqa: PLR0917  # FastAPI passes each by name
+    async def list_tasks(  # noqa: PLR0913, PLR0917  # FastAPI passes each by name
         database: DatabaseDep,
         caller: CallerDep,
         request: Request,

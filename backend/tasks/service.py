@@ -35,8 +35,8 @@ FOREIGN_TASK: dict[int, type[AppError]] = {403: TaskForbiddenError, 404: Conceal
 
 async def create_task(
     database: Database, caller: Caller, data: TaskCreate, key: str | None
-) -> tuple[Row, bool]:
-    """Return a task with the fields of `data`, and whether it is new: with a `key` that came before, it is not.
+) -> tuple[Row | dict[str, Any], bool]:
+    """Return a task, and whether it is new: with a `key` that came before it is the one that is there.
 
     Raises `RevokedTokenError`, and `IdempotencyKeyReusedError` where the key came with other fields.
     """
@@ -59,7 +59,7 @@ def _created(task: Row) -> Row:
     return task
 
 
-def _same(task: Row, digest: bytes) -> Row:
+def _same(task: Row, digest: bytes) -> dict[str, Any]:
     if task["idempotency_digest"] != digest:
         raise IdempotencyKeyReusedError
     return {name: task[name] for name in TaskRead.model_fields}

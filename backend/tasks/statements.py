@@ -168,7 +168,7 @@ ANYBODYS_TASK = Statement(
         caller.outerjoin(tasks, tasks.c.id == bindparam("task_id", type_=BigInteger))
     )
 )
-"""The one look at tasks that may be another's: after a miss, it tells a foreign one, none and a changed one."""
+"""The one look at tasks that may be another's: it tells a foreign one, none and a changed one."""
 
 LIST_TASKS = {
     (status, sort, order, goes_on): _list(status, sort, order, goes_on=goes_on)

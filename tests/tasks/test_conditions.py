@@ -69,7 +69,7 @@ def test_a_change_happens_only_to_the_task_that_the_client_saw(
 
 
 @pytest.mark.parametrize(("method", "path", "body"), CHANGES)
-def test_whose_task_it_is_and_who_asks_are_answered_before_a_condition(
+def test_whose_task_it_is_and_who_asks_are_answered_before_a_condition(  # noqa: PLR0917  # by name
     service: Service, ada: Account, bob: Account, method: str, path: str, body: dict[str, Any]
 ) -> None:
     task, gone = bob.create(), service.register()

@@ -463,7 +463,7 @@ def test_an_spa_may_read_the_answers_and_their_headers(service: Service, origin:
         response = service.client(headers={"Origin": origin}).get(path)
         assert response.headers["Access-Control-Allow-Origin"] == origin
         exposed = response.headers["Access-Control-Expose-Headers"].split(", ")
-        assert exposed == ["Location", "Link", "Retry-After", "X-Request-ID"]
+        assert exposed == ["Location", "Link", "ETag", "Retry-After", "X-Request-ID"]
 
 
 @pytest.mark.parametrize(
@@ -482,7 +482,7 @@ def test_another_sites_script_may_not(service: Service, origin: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"])
 def test_a_preflight_for_what_the_api_takes_is_allowed(stranger: httpx2.Client, method: str) -> None:
-    wanted = {"authorization", "content-type", "x-request-id"}
+    wanted = {"authorization", "content-type", "x-request-id", "if-match", "if-none-match", "idempotency-key"}
     response = stranger.options(
         "/tasks/1",
         headers={

@@ -33,3 +33,29 @@ class InvalidCursorError(InvalidRequestError):
         super().__init__(
             [FieldError(field="cursor", message="This cursor is not for this list", type="cursor_invalid")]
         )
+
+
+class InvalidIdempotencyKeyError(InvalidRequestError):
+    """The `Idempotency-Key` is empty, too long, or has other characters than visible ASCII."""
+
+    def __init__(self) -> None:
+        message = "Send 1 to 255 visible ASCII characters"
+        super().__init__(
+            [FieldError(field="Idempotency-Key", message=message, type="idempotency_key_invalid")]
+        )
+
+
+class IdempotencyKeyReusedError(AppError):
+    """A task of the user's was created with this key and another body."""
+
+    status = 409
+    code = "idempotency_key_reused"
+    detail = "This Idempotency-Key was sent before with another body"
+
+
+class PreconditionFailedError(AppError):
+    """The task has changed since the client saw it (RFC 9110 section 15.5.13)."""
+
+    status = 412
+    code = "precondition_failed"
+    detail = "The task has changed meanwhile: read it again"

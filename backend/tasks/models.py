@@ -11,10 +11,12 @@ from sqlalchemy import (
     ForeignKey,
     Identity,
     Index,
+    LargeBinary,
     Table,
     Text,
     false,
     func,
+    text,
 )
 from sqlmodel import Field, SQLModel
 
@@ -34,6 +36,13 @@ class Task(SQLModel, table=True):
         Index("tasks_by_status_created", "user_id", "completed", "created_at", "id"),
         Index("tasks_by_title", "user_id", "title_key", "id"),
         Index("tasks_by_status_title", "user_id", "completed", "title_key", "id"),
+        Index(
+            "tasks_by_idempotency_key",
+            "user_id",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
     )
 
     id: int = Field(sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
@@ -45,6 +54,9 @@ class Task(SQLModel, table=True):
     completed: bool = Field(sa_column=Column(Boolean, nullable=False, server_default=false()))
     created_at: datetime = Field(sa_column=_now())
     updated_at: datetime = Field(sa_column=_now())
+    idempotency_key: str | None = Field(sa_column=Column(Text))
+    idempotency_digest: bytes | None = Field(sa_column=Column(LargeBinary))
+    """SHA-256 of what the request asked for, where it had a key."""
 
 
 tasks: Table = SQLModel.metadata.tables["tasks"]

@@ -1,5 +1,7 @@
 """The task routes, once for each surface: the same handlers with another prefix and another `Contract`."""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Path, Query
@@ -8,10 +10,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from backend.auth.dependencies import CallerDep
+from backend.database import Row
 from backend.tasks import service
-from backend.tasks.errors import TaskNotFoundError
+from backend.tasks.conditions import allowed, is_known, tag_of, tag_of_page
+from backend.tasks.documentation import CHANGE, CREATE, DELETE, LIST, READ, document
+from backend.tasks.errors import IdempotencyKeyReusedError, PreconditionFailedError, TaskNotFoundError
+from backend.tasks.headers import get_idempotency_key, get_if_match, get_if_none_match
 from backend.tasks.paging import Cursors, next_link
 from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskUpdate
+from backend.tasks.service import Expected
 from backend.web.answer import Answer
 from backend.web.database import DatabaseDep
 from backend.web.error_answers import raises
@@ -42,76 +49,129 @@ async def get_cursors(request: Request) -> Cursors:
 
 PathDep = Annotated[bytes, Depends(get_path)]
 CursorsDep = Annotated[Cursors, Depends(get_cursors)]
+IfMatchDep = Annotated[bytes | None, Depends(get_if_match)]
+IfNoneMatchDep = Annotated[bytes | None, Depends(get_if_none_match)]
+IdempotencyKeyDep = Annotated[str | None, Depends(get_idempotency_key)]
 TaskId = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1]), BeforeValidator(_task_id)]
+
+
+def _answer(
+    task: Row | dict[str, Any], status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> Answer:
+    return Answer(dict(task), status, [(b"etag", tag_of(task)), *headers])
+
+
+def _unless_known(answer: Answer, tag: bytes, if_none_match: bytes | None) -> Response:
+    """Return the answer with its tag, or 304 if the client has it (RFC 9110 section 15.4.5)."""
+    if is_known(if_none_match, tag):
+        return Response(status_code=304, headers={"ETag": tag.decode()})
+    answer.raw_headers.append((b"etag", tag))
+    return answer
 
 
 def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
     """Return the task routes under `prefix`, with the statuses of `contract`."""
     router = APIRouter(prefix=prefix, tags=["tasks"], route_class=route_class(contract))
-    misses = raises(TaskNotFoundError, service.FOREIGN_TASK[contract.foreign_task])
+    foreign = service.FOREIGN_TASK[contract.foreign_task]
+    misses = raises(TaskNotFoundError, foreign)
+    changes = raises(TaskNotFoundError, foreign, PreconditionFailedError)
+    documented = partial(document, openapi)
 
-    @router.post("", status_code=201, response_model=TaskRead, summary="Create a task", **openapi)
+    @router.post("", status_code=201, response_model=TaskRead, summary="Create a task", **documented(CREATE))
+    @raises(IdempotencyKeyReusedError)
     async def create_task(
-        database: DatabaseDep, caller: CallerDep, path: PathDep, data: Annotated[TaskCreate, Body()]
-    ) -> Answer:
-        """Create a task of yours, which `Location` names.
-
-        The title is trimmed; all other text is kept as it is sent.
-        """
-        task = await service.create_task(database, caller, data)
-        return Answer(dict(task), 201, [(b"location", b"%s/%d" % (path, task["id"]))])
-
-    @router.get("", response_model=list[TaskRead], summary="List your tasks", **openapi)
-    async def list_tasks(
         database: DatabaseDep,
         caller: CallerDep,
         path: PathDep,
-        cursors: CursorsDep,
-        query: Annotated[TaskQuery, Query()],
+        key: IdempotencyKeyDep,
+        data: Annotated[TaskCreate, Body()],
     ) -> Answer:
+        """Create a task of yours, which `Location` names.
+
+        The title is trimmed; all other text is kept as it is sent. With an `Idempotency-Key` a request may
+        be sent again: while the task lives, it is answered with the task and creates nothing.
+        """
+        task, is_new = await service.create_task(database, caller, data, key)
+        return _answer(task, 201 if is_new else 200, [(b"location", b"%s/%d" % (path, task["id"]))])
+
+    @router.get("", response_model=list[TaskRead], summary="List your tasks", **documented(LIST))
+    async def list_tasks(  # noqa: PLR0913, PLR0917  # FastAPI passes each by name
+        database: DatabaseDep,
+        caller: CallerDep,
+        request: Request,
+        path: PathDep,
+        cursors: CursorsDep,
+        if_none_match: IfNoneMatchDep,
+        query: Annotated[TaskQuery, Query()],
+    ) -> Response:
         """List your tasks, a page at a time.
 
         Where more follow, the answer carries `Link: <…>; rel="next"` (RFC 8288), relative to this server.
         Following it to the end meets each task that stayed throughout once, while others come and go.
+
+        Who polls may send the page's `ETag` back in `If-None-Match`: while nothing on the page has changed,
+        the answer is 304 without a body. It saves the transfer; the database reads the page all the same.
         """
         after = None if query.cursor is None else cursors.read(caller.user_id, query, query.cursor)
         rows, last = await service.list_tasks(database, caller, query, after)
         link = last and next_link(path, query, cursors.issue(caller.user_id, query, last))
-        return Answer([dict(row) for row in rows], headers=[(b"link", link)] if link else ())
+        answer = Answer([dict(row) for row in rows], headers=[(b"link", link)] if link else ())
+        tag = tag_of_page(bytes(answer.body), request.scope["query_string"], link)
+        return _unless_known(answer, tag, if_none_match)
 
-    @router.get("/{task_id}", response_model=TaskRead, summary="Read a task", **openapi)
+    @router.get("/{task_id}", response_model=TaskRead, summary="Read a task", **documented(READ))
     @misses
-    async def read_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> Answer:
-        """Return one task of yours."""
-        return Answer(dict(await service.read_task(database, caller, contract, task_id)))
+    async def read_task(
+        database: DatabaseDep, caller: CallerDep, if_none_match: IfNoneMatchDep, task_id: TaskId
+    ) -> Response:
+        """Return one task of yours, or 304 where `If-None-Match` names its `ETag`."""
+        task = await service.read_task(database, caller, contract, task_id)
+        return _unless_known(Answer(dict(task)), tag_of(task), if_none_match)
 
-    @router.put("/{task_id}", response_model=TaskRead, summary="Change a task", **openapi)
-    @misses
+    @router.put("/{task_id}", response_model=TaskRead, summary="Change a task", **documented(CHANGE))
+    @changes
     async def put_task(
-        database: DatabaseDep, caller: CallerDep, task_id: TaskId, data: Annotated[TaskUpdate, Body()]
+        database: DatabaseDep,
+        caller: CallerDep,
+        if_match: IfMatchDep,
+        task_id: TaskId,
+        data: Annotated[TaskUpdate, Body()],
     ) -> Answer:
         """Change a task as PATCH does: only what is sent changes, at least one field is."""
-        return Answer(dict(await service.update_task(database, caller, contract, task_id, data)))
+        task = Expected(task_id, allowed(if_match, task_id))
+        return _answer(await service.update_task(database, caller, contract, task, data))
 
-    @router.patch("/{task_id}", response_model=TaskRead, summary="Change a task", **openapi)
-    @misses
+    @router.patch("/{task_id}", response_model=TaskRead, summary="Change a task", **documented(CHANGE))
+    @changes
     async def update_task(
-        database: DatabaseDep, caller: CallerDep, task_id: TaskId, data: Annotated[TaskUpdate, Body()]
+        database: DatabaseDep,
+        caller: CallerDep,
+        if_match: IfMatchDep,
+        task_id: TaskId,
+        data: Annotated[TaskUpdate, Body()],
     ) -> Answer:
         """Change any of title, description and completed; `description: null` clears it."""
-        return Answer(dict(await service.update_task(database, caller, contract, task_id, data)))
+        task = Expected(task_id, allowed(if_match, task_id))
+        return _answer(await service.update_task(database, caller, contract, task, data))
 
-    @router.patch("/{task_id}/complete", response_model=TaskRead, summary="Toggle a task", **openapi)
-    @misses
-    async def toggle_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> Answer:
+    @router.patch(
+        "/{task_id}/complete", response_model=TaskRead, summary="Toggle a task", **documented(CHANGE)
+    )
+    @changes
+    async def toggle_task(
+        database: DatabaseDep, caller: CallerDep, if_match: IfMatchDep, task_id: TaskId
+    ) -> Answer:
         """Flip `completed`, whatever it is when the statement runs."""
-        return Answer(dict(await service.toggle_task(database, caller, contract, task_id)))
+        task = Expected(task_id, allowed(if_match, task_id))
+        return _answer(await service.toggle_task(database, caller, contract, task))
 
-    @router.delete("/{task_id}", status_code=204, summary="Delete a task", **openapi)
-    @misses
-    async def delete_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> Response:
+    @router.delete("/{task_id}", status_code=204, summary="Delete a task", **documented(DELETE))
+    @changes
+    async def delete_task(
+        database: DatabaseDep, caller: CallerDep, if_match: IfMatchDep, task_id: TaskId
+    ) -> Response:
         """Delete one task of yours, for good."""
-        await service.delete_task(database, caller, contract, task_id)
+        await service.delete_task(database, caller, contract, Expected(task_id, allowed(if_match, task_id)))
         return Response(status_code=204)
 
     return router

@@ -1,31 +1,76 @@
 """Creating, reading, changing and deleting one's own tasks: the work behind the routes of both surfaces."""
 
 from collections.abc import Sequence
-from typing import Any
+from hashlib import sha256
+from typing import Any, NamedTuple
 
 from backend.auth.dependencies import Caller, RevokedTokenError
 from backend.database import Database, Row, Statement
 from backend.tasks import statements
-from backend.tasks.errors import ConcealedTaskError, TaskForbiddenError, TaskNotFoundError
+from backend.tasks.conditions import Moments
+from backend.tasks.errors import (
+    ConcealedTaskError,
+    IdempotencyKeyReusedError,
+    PreconditionFailedError,
+    TaskForbiddenError,
+    TaskNotFoundError,
+)
 from backend.tasks.paging import SORT_KEYS, Position
-from backend.tasks.schemas import TaskCreate, TaskQuery, TaskUpdate
+from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskUpdate
 from backend.telemetry import events
 from backend.telemetry.events import Event
 from backend.web.errors import AppError, Contract
+
+
+class Expected(NamedTuple):
+    """A task by its id, and when it may have been changed last for a request on it to change it."""
+
+    id: int
+    moments: Moments
+
 
 FOREIGN_TASK: dict[int, type[AppError]] = {403: TaskForbiddenError, 404: ConcealedTaskError}
 """The error for a task that is another user's, by the status that its surface has for it."""
 
 
-async def create_task(database: Database, caller: Caller, data: TaskCreate) -> Row:
-    """Return the new task; raises `RevokedTokenError`."""
-    task = await database.one(
-        statements.CREATE_TASK, **dict(data), title_key=data.title.casefold(), **caller.values
-    )
-    if task is None:
-        raise RevokedTokenError
+async def create_task(
+    database: Database, caller: Caller, data: TaskCreate, key: str | None
+) -> tuple[Row | dict[str, Any], bool]:
+    """Return a task, and whether it is new: with a `key` that came before it is the one that is there.
+
+    Raises `RevokedTokenError`, and `IdempotencyKeyReusedError` where the key came with other fields.
+    """
+    values = {**dict(data), "title_key": data.title.casefold()}
+    if key is None:
+        return _created(await _sure(database, statements.CREATE_TASK, caller, **values)), True
+    digest = _digest(data)
+    values |= {"idempotency_key": key, "idempotency_digest": digest}
+    while True:  # goes round only where the task was deleted between the two statements
+        task = await _sure(database, statements.CREATE_TASK_ONCE, caller, **values)
+        if task["id"] is not None:
+            return _created(task), True
+        task = await _sure(database, statements.FIND_BY_KEY, caller, idempotency_key=key)
+        if task["id"] is not None:
+            return _same(task, digest), False
+
+
+def _created(task: Row) -> Row:
     events.record(Event.TASK_CREATED, task_id=task["id"])
     return task
+
+
+def _same(task: Row, digest: bytes) -> dict[str, Any]:
+    if task["idempotency_digest"] != digest:
+        raise IdempotencyKeyReusedError
+    return {name: task[name] for name in TaskRead.model_fields}
+
+
+def _digest(data: TaskCreate) -> bytes:
+    """Return a digest of what the request asks for, the same however its JSON is spelled.
+
+    Defaults are left out, so that a field that a later version adds changes no digest.
+    """
+    return sha256(data.model_dump_json(exclude_defaults=True).encode()).digest()
 
 
 async def list_tasks(
@@ -55,29 +100,33 @@ async def read_task(database: Database, caller: Caller, contract: Contract, task
 
 
 async def update_task(
-    database: Database, caller: Caller, contract: Contract, task_id: int, data: TaskUpdate
+    database: Database, caller: Caller, contract: Contract, task: Expected, data: TaskUpdate
 ) -> Row:
-    """Change what `data` sends and nothing else; returns and raises as `read_task` does."""
+    """Change what `data` sends and nothing else.
+
+    Returns and raises as `read_task` does, and raises `PreconditionFailedError`.
+    """
     sent = {field: getattr(data, field) for field in data.model_fields_set}
     if "title" in sent:
         sent["title_key"] = sent["title"].casefold()
     values = statements.update_values(sent)
-    task = await _one(database, caller, contract, statements.UPDATE_TASK, task_id, **values)
-    events.record(Event.TASK_UPDATED, task_id=task_id, fields=sorted(data.model_fields_set))
-    return task
+    values["expected"] = task.moments
+    changed = await _one(database, caller, contract, statements.UPDATE_TASK, task.id, **values)
+    events.record(Event.TASK_UPDATED, task_id=task.id, fields=sorted(data.model_fields_set))
+    return changed
 
 
-async def toggle_task(database: Database, caller: Caller, contract: Contract, task_id: int) -> Row:
-    """Flip `completed` in one atomic statement; returns and raises as `read_task` does."""
-    task = await _one(database, caller, contract, statements.TOGGLE_TASK, task_id)
-    events.record(Event.TASK_COMPLETED if task["completed"] else Event.TASK_REOPENED, task_id=task_id)
-    return task
+async def toggle_task(database: Database, caller: Caller, contract: Contract, task: Expected) -> Row:
+    """Flip `completed` in one atomic statement; returns and raises as `update_task` does."""
+    changed = await _one(database, caller, contract, statements.TOGGLE_TASK, task.id, expected=task.moments)
+    events.record(Event.TASK_COMPLETED if changed["completed"] else Event.TASK_REOPENED, task_id=task.id)
+    return changed
 
 
-async def delete_task(database: Database, caller: Caller, contract: Contract, task_id: int) -> None:
-    """Delete the task; raises as `read_task` does."""
-    await _one(database, caller, contract, statements.DELETE_TASK, task_id)
-    events.record(Event.TASK_DELETED, task_id=task_id)
+async def delete_task(database: Database, caller: Caller, contract: Contract, task: Expected) -> None:
+    """Delete the task; raises as `update_task` does."""
+    await _one(database, caller, contract, statements.DELETE_TASK, task.id, expected=task.moments)
+    events.record(Event.TASK_DELETED, task_id=task.id)
 
 
 async def _one(
@@ -88,14 +137,20 @@ async def _one(
     task_id: int,
     **values: Any,
 ) -> Row:
-    row = await database.one(statement, task_id=task_id, **values, **caller.values)
-    if row is None:
-        raise RevokedTokenError
+    row = await _sure(database, statement, caller, task_id=task_id, **values)
     if row["id"] is not None:
         return row
-    anybodys = await database.one(statements.ANYBODYS_TASK, task_id=task_id, **caller.values)
-    if anybodys is None:  # deleted meanwhile, with all that was theirs
-        raise RevokedTokenError
+    anybodys = await _sure(database, statements.ANYBODYS_TASK, caller, task_id=task_id)
     if anybodys["id"] is None:
         raise TaskNotFoundError
+    if anybodys["user_id"] == caller.user_id:
+        raise PreconditionFailedError
     raise FOREIGN_TASK[contract.foreign_task](reason="foreign_task")
+
+
+async def _sure(database: Database, statement: Statement, caller: Caller, **values: Any) -> Row:
+    """Return the row that there is while the caller's session lives; raises `RevokedTokenError`."""
+    row = await database.one(statement, **values, **caller.values)
+    if row is None:
+        raise RevokedTokenError
+    return row

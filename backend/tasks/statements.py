@@ -9,21 +9,23 @@ from itertools import product
 from typing import Any, get_args
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     ColumnElement,
+    DateTime,
     Integer,
     Interval,
     Select,
     Text,
     Update,
+    any_,
     asc,
     bindparam,
     case,
     delete,
     desc,
     func,
-    insert,
     literal_column,
     or_,
     select,
@@ -31,6 +33,7 @@ from sqlalchemy import (
     tuple_,
     update,
 )
+from sqlalchemy.dialects.postgresql import Insert, insert
 
 from backend.auth.dependencies import caller
 from backend.database import Statement
@@ -41,6 +44,13 @@ from backend.tasks.schemas import Order, Sort, Status, TaskCreate, TaskRead, Tas
 _columns = tuple(tasks.c[name] for name in TaskRead.model_fields)
 _caller_id = select(caller.c.id).scalar_subquery()
 _is_callers = (tasks.c.id == bindparam("task_id", type_=BigInteger)) & (tasks.c.user_id == _caller_id)
+_expected = bindparam("expected", type_=ARRAY(DateTime(timezone=True)))
+_is_as_expected = or_(_expected.is_(None), tasks.c.updated_at == any_(_expected))
+"""Whether `updated_at` is one of the moments that the client allows; null allows any.
+
+As part of the statement that changes, it holds for the very version of the row that is changed.
+"""
+_key = tasks.c.idempotency_key
 _CHANGEABLE = (*TaskUpdate.model_fields, "title_key")
 _NOTHING_SENT: dict[str, Any] = {f"{kind}_{name}": None for name in _CHANGEABLE for kind in ("new", "sends")}
 _STATUSES: dict[Status, tuple[ColumnElement[bool], ...]] = {
@@ -55,10 +65,17 @@ _later = func.greatest(
 """Later than the last change, even when that one's clock was ahead or it held this one up."""
 
 
-def _create() -> Statement:
-    names = (*TaskCreate.model_fields, "title_key")
+def _create(*more: str) -> Insert:
+    names = (*TaskCreate.model_fields, "title_key", *more)
     values = select(caller.c.id, *(bindparam(name, type_=tasks.c[name].type) for name in names))
-    return Statement(insert(tasks).from_select(["user_id", *names], values).returning(*_columns))
+    return insert(tasks).from_select(["user_id", *names], values)
+
+
+def _create_once() -> Statement:
+    create = _create(_key.name, "idempotency_digest")
+    return _changing(
+        create.on_conflict_do_nothing(index_elements=[tasks.c.user_id, _key], index_where=_key.is_not(None))
+    )
 
 
 def _update() -> Update:
@@ -69,7 +86,7 @@ def _update() -> Update:
     new = {name: case((_sent(name), _new(name)), else_=tasks.c[name]) for name in _CHANGEABLE}
     changes = or_(*(tasks.c[name].is_distinct_from(value) for name, value in new.items()))
     updated_at = case((changes, _later), else_=tasks.c.updated_at)
-    return update(tasks).where(_is_callers).values(**new, updated_at=updated_at)
+    return update(tasks).where(_is_callers, _is_as_expected).values(**new, updated_at=updated_at)
 
 
 def _sent(name: str) -> ColumnElement[bool]:
@@ -112,7 +129,22 @@ def _list(status: Status, sort: Sort, order: Order, *, goes_on: bool) -> Stateme
     return Statement(select(rows).select_from(caller.outerjoin(rows, true())))
 
 
-CREATE_TASK = _create()
+CREATE_TASK = Statement(_create().returning(*_columns))
+
+CREATE_TASK_ONCE = _create_once()
+"""Its `id` is null where a task of the caller's has the key already.
+
+A statement of its own, so that a request without a key pays nothing. It waits for another that is about to
+create a task with the key.
+"""
+
+FIND_BY_KEY = Statement(
+    select(*_columns, tasks.c.idempotency_digest).select_from(
+        caller.outerjoin(
+            tasks, (tasks.c.user_id == caller.c.id) & (_key == bindparam("idempotency_key", type_=Text))
+        )
+    )
+)
 
 READ_TASK = Statement(
     select(*_columns).select_from(
@@ -126,17 +158,17 @@ UPDATE_TASK = _changing(_update())
 """Its values come from `update_values`."""
 
 TOGGLE_TASK = _changing(
-    update(tasks).where(_is_callers).values(completed=~tasks.c.completed, updated_at=_later)
+    update(tasks).where(_is_callers, _is_as_expected).values(completed=~tasks.c.completed, updated_at=_later)
 )
 
-DELETE_TASK = _changing(delete(tasks).where(_is_callers))
+DELETE_TASK = _changing(delete(tasks).where(_is_callers, _is_as_expected))
 
 ANYBODYS_TASK = Statement(
-    select(tasks.c.id).select_from(
+    select(tasks.c.id, tasks.c.user_id).select_from(
         caller.outerjoin(tasks, tasks.c.id == bindparam("task_id", type_=BigInteger))
     )
 )
-"""The one look at tasks that may be another's: it tells a foreign one from none, after a miss."""
+"""The one look at tasks that may be another's: it tells a foreign one, none and a changed one."""
 
 LIST_TASKS = {
     (status, sort, order, goes_on): _list(status, sort, order, goes_on=goes_on)

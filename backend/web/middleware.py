@@ -34,7 +34,15 @@ LARGE_ANSWER_BYTES = 64 * 1024
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """Past so much unsent in a process, an answer above `LARGE_ANSWER_BYTES` is 503 instead."""
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-EXPOSED_HEADERS = ("Location", "Link", "Retry-After", "X-Request-ID")
+ALLOWED_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "X-Request-ID",
+    "If-Match",
+    "If-None-Match",
+    "Idempotency-Key",
+)
+EXPOSED_HEADERS = ("Location", "Link", "ETag", "Retry-After", "X-Request-ID")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _SAFE = (
@@ -151,7 +159,7 @@ class CrossOrigin(CORSMiddleware):
             app,
             allow_origins=tuple(origins),
             allow_methods=METHODS,
-            allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
+            allow_headers=ALLOWED_HEADERS,
             expose_headers=EXPOSED_HEADERS,
         )
 

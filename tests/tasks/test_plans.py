@@ -39,10 +39,10 @@ ON_ONE_TASK: dict[str, tuple[Statement, dict[str, Any]]] = {
     "READ_TASK": (statements.READ_TASK, {}),
     "UPDATE_TASK": (
         statements.UPDATE_TASK,
-        statements.update_values({"title": "Z", "title_key": "z"}),
+        {**statements.update_values({"title": "Z", "title_key": "z"}), "expected": None},
     ),
-    "TOGGLE_TASK": (statements.TOGGLE_TASK, {}),
-    "DELETE_TASK": (statements.DELETE_TASK, {}),
+    "TOGGLE_TASK": (statements.TOGGLE_TASK, {"expected": None}),
+    "DELETE_TASK": (statements.DELETE_TASK, {"expected": None}),
 }
 EITHER_PLAN = pytest.mark.parametrize("plans", ["custom", "generic"])
 

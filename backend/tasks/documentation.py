@@ -1,0 +1,67 @@
+"""The headers of the task routes in the OpenAPI document, where dependencies read them from the request."""
+
+from typing import Any, Final, NamedTuple
+
+from backend.tasks.schemas import TaskRead
+
+_Headers = dict[str, dict[str, Any]]
+
+
+class Documented(NamedTuple):
+    """The request headers that a route reads, and its answers by status, of what FastAPI does not see."""
+
+    parameters: list[dict[str, Any]]
+    responses: dict[int, dict[str, Any]]
+
+
+def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    schema = {"type": "string", **schema}
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
+
+
+def _header(name: str, description: str) -> _Headers:
+    return {name: {"description": description, "schema": {"type": "string"}}}
+
+
+_IF_MATCH: Final = _parameter(
+    "If-Match", "Change the task only if its `ETag` is one of these; `*` stands for any (RFC 9110)"
+)
+_IF_NONE_MATCH: Final = _parameter(
+    "If-None-Match", "Answer 304 without a body if the `ETag` is still one of these (RFC 9110)"
+)
+_KEY: Final = _parameter(
+    "Idempotency-Key",
+    "A value of your own, new for each task: what is sent again with it creates nothing more",
+    minLength=1,
+    maxLength=255,
+    pattern=r"^[\x21-\x7E]+$",
+)
+_TAG: Final = _header("ETag", "Changes with every real change of the task and with no other")
+_PAGE_TAG: Final = _header("ETag", "Changes when anything on the page does")
+_LINK: Final = _header("Link", "Where the next page is, if more follow (RFC 8288)")
+_PLACED: Final = _TAG | _header("Location", "Where the task is, relative to this server")
+_UNCHANGED: Final = "Not Modified"
+
+CREATE: Final = Documented(
+    [_KEY],
+    {
+        200: {"model": TaskRead, "description": "The task that this key created", "headers": _PLACED},
+        201: {"headers": _PLACED},
+    },
+)
+LIST: Final = Documented(
+    [_IF_NONE_MATCH],
+    {200: {"headers": _PAGE_TAG | _LINK}, 304: {"description": _UNCHANGED, "headers": _PAGE_TAG}},
+)
+READ: Final = Documented(
+    [_IF_NONE_MATCH], {200: {"headers": _TAG}, 304: {"description": _UNCHANGED, "headers": _TAG}}
+)
+CHANGE: Final = Documented([_IF_MATCH], {200: {"headers": _TAG}})
+DELETE: Final = Documented([_IF_MATCH], {})
+
+
+def document(openapi: dict[str, Any], route: Documented) -> dict[str, Any]:
+    """Return the options of a route: those of all, `openapi`, with its own headers and answers."""
+    extra = openapi.get("openapi_extra", {})
+    parameters = [*extra.get("parameters", ()), *route.parameters]
+    return {**openapi, "openapi_extra": {**extra, "parameters": parameters}, "responses": route.responses}

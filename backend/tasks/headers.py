@@ -1,0 +1,36 @@
+"""Request headers of the task routes, as dependencies: FastAPI's own cost each request a validation."""
+
+import re
+from typing import Final
+
+from starlette.requests import Request
+
+from backend.tasks.errors import InvalidIdempotencyKeyError
+
+_KEY: Final = re.compile(rb"[\x21-\x7e]{1,255}")
+
+
+def _lines(request: Request, name: bytes) -> bytes | None:
+    """Return the value of the (lower case) header, its lines joined as RFC 9110 section 5.3 says."""
+    found = [value for key, value in request.scope["headers"] if key == name]
+    return b", ".join(found).strip(b" \t") if found else None
+
+
+async def get_if_match(request: Request) -> bytes | None:
+    """Return the `If-Match` of the request."""
+    return _lines(request, b"if-match")
+
+
+async def get_if_none_match(request: Request) -> bytes | None:
+    """Return the `If-None-Match` of the request."""
+    return _lines(request, b"if-none-match")
+
+
+async def get_idempotency_key(request: Request) -> str | None:
+    """Return the `Idempotency-Key` of the request; raises `InvalidIdempotencyKeyError`."""
+    sent = _lines(request, b"idempotency-key")
+    if sent is None:
+        return None
+    if not _KEY.fullmatch(sent):
+        raise InvalidIdempotencyKeyError
+    return sent.decode()

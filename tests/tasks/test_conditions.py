@@ -1,0 +1,108 @@
+"""ETags of tasks and lists, and requests that depend on them."""
+
+from typing import Any
+
+import pytest
+
+from tests.service import Account, Service
+from tests.tasks.test_concurrency import at_once
+
+SURFACES = pytest.mark.parametrize("surface", ["/tasks", "/api/{user_id}/tasks"])
+CHANGES: list[tuple[str, str, dict[str, Any]]] = [
+    ("PUT", "", {"json": {"title": "Put"}}),
+    ("PATCH", "", {"json": {"title": "Patched"}}),
+    ("PATCH", "/complete", {}),
+    ("DELETE", "", {}),
+]
+RACERS = 30
+
+
+def place(surface: str, account: Account) -> str:
+    return surface.format(user_id=account.id)
+
+
+@SURFACES
+def test_every_answer_with_one_task_carries_the_same_strong_etag_until_it_changes(
+    ada: Account, surface: str
+) -> None:
+    created = ada.client.post(place(surface, ada), json={"title": "Buy milk"})
+    url, tag = created.headers["Location"], created.headers["ETag"]
+    assert tag.startswith('"')
+    assert ada.client.get(url).headers["ETag"] == tag
+    for method in ("PUT", "PATCH"):
+        assert ada.client.request(method, url, json={"title": " Buy milk"}).headers["ETag"] == tag
+    tags = [tag]
+    for method, path, body in CHANGES[:3]:
+        tags.append(ada.client.request(method, url + path, **body).headers["ETag"])
+        assert ada.client.get(url).headers["ETag"] == tags[-1]
+    assert len(set(tags)) == len(tags)
+
+
+@SURFACES
+def test_a_task_that_the_client_has_is_304(ada: Account, surface: str) -> None:
+    created = ada.client.post(place(surface, ada), json={"title": "Buy milk"})
+    url, tag = created.headers["Location"], created.headers["ETag"]
+    for known in ("*", tag, f"W/{tag}", f'"other" , {tag}', f', W/"a,b",{tag},'):
+        answer = ada.client.get(url, headers={"If-None-Match": known})
+        assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", tag)
+        assert "Content-Type" not in answer.headers
+        assert answer.headers["Cache-Control"] == "no-store"
+    for other in ('"other"', tag[1:-1], f"*, {tag}", f"{tag} {tag}", tag[:-1]):
+        assert ada.client.get(url, headers={"If-None-Match": other}).status_code == 200
+
+
+@SURFACES
+@pytest.mark.parametrize(("method", "path", "body"), CHANGES)
+def test_a_change_happens_only_to_the_task_that_the_client_saw(
+    ada: Account, surface: str, method: str, path: str, body: dict[str, Any]
+) -> None:
+    created = ada.client.post(place(surface, ada), json={"title": "Buy milk"})
+    url, tag = created.headers["Location"], created.headers["ETag"]
+    number, _, moment = tag.strip('"').partition("-")
+    others = ['"other"', f"W/{tag}", tag[1:-1], f'"0{number}-{moment}"', f'"{number}-0{moment}"', f"*, {tag}"]
+    for other in [*others, f'"{int(number) + 1}-{moment}"', ""]:
+        answer = ada.client.request(method, url + path, headers={"If-Match": other}, **body)
+        assert (answer.status_code, answer.json()["code"]) == (412, "precondition_failed"), other
+        assert ada.client.get(url).json() == created.json()
+    good = f'"other", {tag}' if method != "PATCH" else "*"
+    assert ada.client.request(method, url + path, headers={"If-Match": good}, **body).is_success
+
+
+@pytest.mark.parametrize(("method", "path", "body"), CHANGES)
+def test_whose_task_it_is_and_who_asks_are_answered_before_a_condition(  # noqa: PLR0917  # by name
+    service: Service, ada: Account, bob: Account, method: str, path: str, body: dict[str, Any]
+) -> None:
+    task, gone = bob.create(), service.register()
+    gone.client.post("/auth/logout")
+    for account, number, status in ((ada, task["id"], 403), (ada, 2**63 - 1, 404), (gone, task["id"], 401)):
+        url = f"/tasks/{number}{path}"
+        answer = account.client.request(method, url, headers={"If-Match": '"other"'}, **body)
+        assert answer.status_code == status
+
+
+def test_of_many_changes_of_what_all_saw_one_happens(ada: Account) -> None:
+    created = ada.client.post("/tasks", json={"title": "Buy milk"})
+    url, seen = created.headers["Location"], {"If-Match": created.headers["ETag"]}
+    answers = at_once(
+        *(lambda n=n: ada.client.put(url, json={"title": f"T{n}"}, headers=seen) for n in range(RACERS))
+    )
+    assert sorted(answer.status_code for answer in answers) == [200] + [412] * (RACERS - 1)
+    (won,) = (answer.json() for answer in answers if answer.is_success)
+    assert ada.client.get(url).json() == won
+
+
+@SURFACES
+def test_a_list_is_304_until_something_on_the_page_changes(ada: Account, surface: str) -> None:
+    tasks = place(surface, ada)
+    url = ada.client.post(tasks, json={"title": "Buy milk"}).headers["Location"]
+    tag = ada.client.get(tasks).headers["ETag"]
+    assert tag.startswith('W/"')
+    for change in (("POST", tasks), ("PATCH", f"{url}/complete"), ("DELETE", url)):
+        answer = ada.client.get(tasks, headers={"If-None-Match": tag})
+        assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", tag)
+        body = {"json": {"title": "Another"}} if change[0] == "POST" else {}
+        assert ada.client.request(*change, **body).is_success
+        answer = ada.client.get(tasks, headers={"If-None-Match": tag})
+        assert (answer.status_code, answer.headers["ETag"] == tag) == (200, False)
+        tag = answer.headers["ETag"]
+    assert ada.client.get(f"{tasks}?order=desc").headers["ETag"] != tag

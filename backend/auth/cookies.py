@@ -1,8 +1,8 @@
 """The refresh token of a page in a browser: a cookie that no script reads, and the check of `Origin`."""
 
 import ipaddress
-from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, cast
 
 from fastapi import Depends
 from fastapi.security import APIKeyCookie
@@ -24,6 +24,8 @@ class RefreshCookie:
 
     is_local: bool
     max_age: int
+    token: str | None = None
+    """The refresh token in it, where it counts; "" where a page has none."""
 
     @property
     def name(self) -> str:
@@ -76,16 +78,14 @@ def check_origin(request: Request) -> None:
 
 async def _fields(request: Request) -> dict[str, Any]:
     """Return the fields of the JSON body before they are validated; none where it is no object."""
-    bounded = (
-        request if isinstance(request, BoundedRequest) else BoundedRequest(request.scope, request.receive)
-    )
+    bounded = cast("BoundedRequest", request)  # as `Route` makes every request
     fields = await bounded.json() if await read_json(bounded) else {}
     return fields if isinstance(fields, dict) else {"": fields}
 
 
 @raises(CsrfRejectedError)
 async def cookie_for_sign_in(request: Request) -> RefreshCookie:
-    """Return the cookie for a sign-in; raises `CsrfRejectedError` where one is asked for by another's page."""
+    """Return the cookie for a sign-in; raises `CsrfRejectedError` where it is not to be had."""
     if (await _fields(request)).get("session") == "cookie":
         check_origin(request)
     return await get_cookie(request)
@@ -96,16 +96,16 @@ class CookieToken(APIKeyCookie):
 
     raises = (CsrfRejectedError,)
 
-    async def __call__(self, request: Request) -> str | None:
-        """Return the token, "" where a page has none, or None where the body counts."""
-        fields = await _fields(request)
+    async def __call__(self, request: Request) -> RefreshCookie:  # type: ignore[override]  # a narrower request
+        """Return the cookie, with its token unless the body counts; raises `CsrfRejectedError`."""
+        fields, cookie = await _fields(request), await get_cookie(request)
         if fields.keys() & {"refresh_token", ""}:
-            return None
-        token = request.cookies.get((await get_cookie(request)).name)
+            return cookie
+        token = request.cookies.get(cookie.name)
         if token is None and "origin" not in request.headers:
-            return None
+            return cookie
         check_origin(request)
-        return token or ""
+        return replace(cookie, token=token or "")
 
 
 class Leaving(OwnAccount):
@@ -144,7 +144,7 @@ def _gives_way(error: UnauthorizedError) -> bool:
 CookieDep = Annotated[RefreshCookie, Depends(get_cookie)]
 SignInCookieDep = Annotated[RefreshCookie, Depends(cookie_for_sign_in)]
 CookieTokenDep = Annotated[
-    str | None,
+    RefreshCookie,
     Depends(CookieToken(name="__Host-refresh", scheme_name="RefreshCookie", auto_error=False)),
 ]
 LeavingDep = Annotated[Caller | str, Depends(Leaving(**scheme))]

@@ -118,8 +118,7 @@ async def refresh(
     database: DatabaseDep,
     sign_in: SignInDep,
     client: ClientDep,
-    cookie: CookieDep,
-    kept: CookieTokenDep,
+    cookie: CookieTokenDep,
     data: Annotated[Refresh, Body()] = NO_TOKEN,
 ) -> Answer:
     """Get new tokens for a refresh token, which is spent by it.
@@ -128,8 +127,8 @@ async def refresh(
     Used again later it was stolen: the session ends, and whoever holds its tokens has to sign in again.
     Without one in the body, that of a cookie session's cookie counts, and the new one goes there.
     """
-    if kept is not None:
-        fields = Refresh(refresh_token=kept)
+    if cookie.token is not None:
+        fields = Refresh(refresh_token=cookie.token)
         return cookie.answer(await sessions.refresh(database, sign_in, client, fields))
     if "refresh_token" not in data.model_fields_set:
         raise InvalidRequestError(
@@ -180,7 +179,7 @@ async def end_session(database: DatabaseDep, caller: OwnAccountDep, session_id: 
 
 @router.post("/password", response_model=Tokens, summary="Change your password")
 @raises(WrongPasswordError, RateLimitedError, ServiceUnavailableError)
-async def change_password(
+async def change_password(  # noqa: PLR0913, PLR0917  # FastAPI passes each by its name
     database: DatabaseDep,
     sign_in: SignInDep,
     client: ClientDep,

@@ -11,7 +11,9 @@ from tests.tokens import resigned
 
 PAGE = "http://localhost:3000"
 """An origin of `CORS_ORIGINS`."""
-FOREIGN = [{}, {"Origin": "null"}, {"Origin": "https://evil.example"}, {"Origin": "*"}]
+BODIES: list[dict[str, Any]] = [{}, {"json": {}}]
+"""No body, and an empty object."""
+FOREIGN: list[dict[str, str]] = [{}, {"Origin": "null"}, {"Origin": "https://evil.example"}, {"Origin": "*"}]
 
 
 def sign_in(service: Service, account: Account, **headers: str) -> tuple[httpx2.Client, httpx2.Response]:
@@ -66,7 +68,7 @@ def test_the_cookie_is_rotated_and_the_spent_one_ends_the_session_later(
 ) -> None:
     client, _ = sign_in(service, ada)
     first = client.cookies["refresh"]
-    for body in ({}, {"json": {}}):
+    for body in BODIES:
         response = client.post("/auth/refresh", **body)
         assert (response.status_code, "refresh_token" in response.json()) == (200, False)
         assert service.client(response.json()["access_token"]).get("/auth/me").status_code == 200
@@ -99,7 +101,7 @@ def test_a_page_without_a_cookie_is_signed_out_and_a_program_without_a_token_is_
     service: Service,
 ) -> None:
     page, program = service.client(headers={"Origin": PAGE}), service.client()
-    for body in ({}, {"json": {}}):
+    for body in BODIES:
         assert page.post("/auth/refresh", **body).json()["code"] == "invalid_refresh_token"
         assert program.post("/auth/refresh", **body).json()["code"] == "validation_error"
 
@@ -173,7 +175,7 @@ def test_a_change_of_password_keeps_the_new_token_in_the_cookie(service: Service
     assert client.post("/auth/refresh").status_code == 200
 
 
-def test_credentials_are_for_the_origins_of_the_settings_alone(service: Service, ada: Account) -> None:
+def test_credentials_are_for_the_origins_of_the_settings_alone(service: Service) -> None:
     allowed = service.client(headers={"Origin": PAGE}).get("/health").headers
     assert allowed["Access-Control-Allow-Credentials"] == "true"
     assert allowed["Access-Control-Allow-Origin"] == PAGE

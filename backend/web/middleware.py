@@ -154,7 +154,7 @@ class CrossOrigin(CORSMiddleware):
             allow_methods=METHODS,
             # With "*" Starlette would let every origin use the cookie.
             allow_credentials="*" not in allowed,
-            allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
+            allow_headers=("Authorization", "Content-Type", "X-Request-ID", "Idempotency-Key"),
             expose_headers=EXPOSED_HEADERS,
         )
 

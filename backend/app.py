@@ -29,6 +29,7 @@ from backend.tasks.paging import Cursors
 from backend.tasks.router import task_router
 from backend.telemetry import logs, metrics
 from backend.web import health
+from backend.web.client import add_client
 from backend.web.docs import add_docs
 from backend.web.drain import Drain
 from backend.web.errors import SELF_CONTAINED, USER_SCOPED, AppError
@@ -127,6 +128,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.router.routes.extend(route.of(app) for route in router.routes if isinstance(route, Route))
     add_docs(app)
     add_pages(app)
+    add_client(app)
     app.add_middleware(Boundary)
     app.add_middleware(CrossOrigin, origins=settings.cors_origins)
     app.add_middleware(Observer, log=logs.configure(settings.log_format), drain=app.state.drain)

@@ -5,10 +5,10 @@ import re
 from tests.service import ROOT
 
 
-def block(first_line: str) -> str:
-    """Return the fenced JavaScript block that opens with this line; there is one."""
+def block(first_line: str, language: str = "js") -> str:
+    """Return the fenced block of that language that opens with this line; there is one."""
     found: list[str] = re.findall(
-        r"^```js\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+        rf"^```{language}\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )
     (code,) = [code for code in found if code.startswith(f"{first_line}\n")]
     return code

@@ -86,9 +86,9 @@ async def get_client(request: Request) -> Client:
     )
 
 
-_scheme = {"tokenUrl": "auth/token", "refreshUrl": "auth/token", "scheme_name": "Bearer"}
+scheme = {"tokenUrl": "auth/token", "refreshUrl": "auth/token", "scheme_name": "Bearer"}
 
-CallerDep = Annotated[Caller, Depends(AccessToken(**_scheme))]
-OwnAccountDep = Annotated[Caller, Depends(OwnAccount(**_scheme))]
+CallerDep = Annotated[Caller, Depends(AccessToken(**scheme))]
+OwnAccountDep = Annotated[Caller, Depends(OwnAccount(**scheme))]
 ClientDep = Annotated[Client, Depends(get_client)]
 SignInDep = Annotated[SignIn, Depends(get_sign_in)]

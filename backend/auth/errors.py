@@ -98,6 +98,15 @@ class ExternalAccountError(AppError):
     detail = "This account is kept elsewhere, change it there"
 
 
+class CsrfRejectedError(AppError):
+    """The page that asks for a cookie session, or uses its cookie, is of an origin that may not."""
+
+    is_denial = True
+    status = 403
+    code = "csrf_rejected"
+    detail = "Cookie sessions are for pages of this service and of CORS_ORIGINS"
+
+
 class SessionNotFoundError(AppError):
     """The caller has no such session."""
 

@@ -84,6 +84,10 @@ class Session(SQLModel, table=True):
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
     user_agent: str | None = Field(sa_column=Column(Text))
     ip: str | None = Field(sa_column=Column(Text))
+    uses_cookie: bool = Field(
+        default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
+    )
+    """Whether its refresh token goes into a cookie, out of the reach of scripts."""
     refresh_generation: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
     """Counts how often all refresh tokens of the session were voided; only those of this count are good."""
 

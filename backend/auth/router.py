@@ -8,7 +8,8 @@ from pydantic import BeforeValidator
 from starlette.responses import Response
 
 from backend.auth.accounts import service
-from backend.auth.dependencies import CallerDep, ClientDep, OwnAccountDep, SignInDep
+from backend.auth.cookies import CookieDep, CookieTokenDep, LeavingDep, SignInCookieDep
+from backend.auth.dependencies import Caller, CallerDep, ClientDep, OwnAccountDep, SignInDep
 from backend.auth.errors import (
     EmailTakenError,
     InvalidCredentialsError,
@@ -33,9 +34,10 @@ from backend.auth.schemas import (
 from backend.auth.sessions import service as sessions
 from backend.web import errors
 from backend.web.answer import Answer
+from backend.web.bearer import UnauthorizedError
 from backend.web.database import DatabaseDep
 from backend.web.error_answers import raises
-from backend.web.errors import RateLimitedError, ServiceUnavailableError
+from backend.web.errors import FieldError, InvalidRequestError, RateLimitedError, ServiceUnavailableError
 from backend.web.routing import Route, route_class
 
 
@@ -53,6 +55,9 @@ SessionId = Annotated[
     BeforeValidator(_session_id),
 ]
 
+NO_TOKEN = Refresh()
+"""A body that leaves the token to the cookie."""
+
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=Route)
 token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(errors.TOKEN_ENDPOINT))
 
@@ -60,7 +65,11 @@ token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(
 @router.post("/register", status_code=201, response_model=Tokens, summary="Create an account and sign in")
 @raises(EmailTakenError, RateLimitedError, ServiceUnavailableError)
 async def register(
-    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: Annotated[Registration, Body()]
+    database: DatabaseDep,
+    sign_in: SignInDep,
+    client: ClientDep,
+    cookie: SignInCookieDep,
+    data: Annotated[Registration, Body()],
 ) -> Response:
     """Create an account with an email, a password and, if you like, a name, and sign it in at once.
 
@@ -68,19 +77,26 @@ async def register(
     8 to 128 characters, whatever they are, is not one of the most common ones and not the email.
     """
     tokens = await service.register(database, sign_in, client, data)
-    return Response(status_code=202) if tokens is None else Answer(tokens, 201)
+    if tokens is None:
+        return Response(status_code=202)
+    return cookie.answer(tokens, 201) if data.uses_cookie else Answer(tokens, 201)
 
 
 @router.post("/login", response_model=Tokens, summary="Sign in")
 @raises(InvalidCredentialsError, RateLimitedError, ServiceUnavailableError)
 async def login(
-    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: Annotated[Credentials, Body()]
+    database: DatabaseDep,
+    sign_in: SignInDep,
+    client: ClientDep,
+    cookie: SignInCookieDep,
+    data: Annotated[Credentials, Body()],
 ) -> Answer:
     """Sign in with email and password.
 
     An unknown email and a wrong password get the same answer, in the same time.
     """
-    return Answer(await service.login(database, sign_in, client, data))
+    tokens = await service.login(database, sign_in, client, data)
+    return cookie.answer(tokens) if data.uses_cookie else Answer(tokens)
 
 
 @token_router.post("/token", response_model=Tokens, summary="Sign in or refresh by an OAuth 2.0 grant")
@@ -99,21 +115,45 @@ async def token(
 @router.post("/refresh", response_model=Tokens, summary="Refresh your tokens")
 @raises(InvalidRefreshTokenError)
 async def refresh(
-    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: Annotated[Refresh, Body()]
+    database: DatabaseDep,
+    sign_in: SignInDep,
+    client: ClientDep,
+    cookie: CookieTokenDep,
+    data: Annotated[Refresh, Body()] = NO_TOKEN,
 ) -> Answer:
     """Get new tokens for a refresh token, which is spent by it.
 
     The same token up to three times within ten seconds, as tabs may send it, gets a working pair each time.
     Used again later it was stolen: the session ends, and whoever holds its tokens has to sign in again.
+    Without one in the body, that of a cookie session's cookie counts, and the new one goes there.
     """
+    if cookie.token is not None:
+        fields = Refresh(refresh_token=cookie.token)
+        return cookie.answer(await sessions.refresh(database, sign_in, client, fields))
+    if "refresh_token" not in data.model_fields_set:
+        raise InvalidRequestError(
+            [FieldError(field="refresh_token", message="Field required", type="missing")]
+        )
     return Answer(await sessions.refresh(database, sign_in, client, data))
 
 
 @router.post("/logout", status_code=204, summary="Sign out")
-async def logout(database: DatabaseDep, caller: OwnAccountDep) -> Response:
-    """End this session now: its access and refresh tokens are refused from here on, by every process."""
-    await sessions.logout(database, caller)
-    return Response(status_code=204)
+@raises(InvalidRefreshTokenError)
+async def logout(database: DatabaseDep, cookie: CookieDep, leaving: LeavingDep) -> Response:
+    """End this session now: its access and refresh tokens are refused from here on, by every process.
+
+    Without an access token, or with one that has expired, the session of the cookie ends.
+    The cookie is cleared in any case.
+    """
+    try:
+        if isinstance(leaving, Caller):
+            await sessions.logout(database, leaving)
+        else:
+            await sessions.end_by_refresh_token(database, leaving)
+    except UnauthorizedError as error:
+        error.headers |= cookie.clearing
+        raise
+    return Response(status_code=204, headers=cookie.clearing)
 
 
 @router.get("/sessions", response_model=list[SessionRead], summary="List your sessions")
@@ -139,15 +179,17 @@ async def end_session(database: DatabaseDep, caller: OwnAccountDep, session_id: 
 
 @router.post("/password", response_model=Tokens, summary="Change your password")
 @raises(WrongPasswordError, RateLimitedError, ServiceUnavailableError)
-async def change_password(
+async def change_password(  # noqa: PLR0913, PLR0917  # FastAPI passes each by its name
     database: DatabaseDep,
     sign_in: SignInDep,
     client: ClientDep,
     caller: OwnAccountDep,
+    cookie: CookieDep,
     data: Annotated[PasswordChange, Body()],
 ) -> Answer:
     """Change your password. Every other session of yours ends now; this one goes on with new tokens."""
-    return Answer(await service.change_password(database, sign_in, client, caller, data))
+    tokens, uses_cookie = await service.change_password(database, sign_in, client, caller, data)
+    return cookie.answer(tokens) if uses_cookie else Answer(tokens)
 
 
 @router.get("/me", response_model=UserRead, summary="Read your profile")

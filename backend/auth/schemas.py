@@ -55,7 +55,19 @@ class _Input(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class Registration(_Input):
+class _SigningIn(_Input):
+    session: Literal["token", "cookie"] = Field(
+        default="token",
+        description="`cookie`, for a page in a browser: the refresh token goes into a cookie instead",
+    )
+
+    @property
+    def uses_cookie(self) -> bool:
+        """Whether the refresh token goes into a cookie."""
+        return self.session == "cookie"
+
+
+class Registration(_SigningIn):
     """A new account. The password has 8 to 128 characters, is not a common one and not the email."""
 
     email: Email
@@ -63,7 +75,7 @@ class Registration(_Input):
     name: Annotated[Line | None, Field(examples=["Ada"])] = None
 
 
-class Credentials(_Input):
+class Credentials(_SigningIn):
     """An email and its password."""
 
     email: Email
@@ -99,7 +111,11 @@ class ProfileUpdate(_Input):
 class Refresh(_Input):
     """The refresh token of the last answer; it is spent by being used."""
 
-    refresh_token: UnicodeText = Field(examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"])
+    refresh_token: UnicodeText = Field(
+        default="",
+        description="Left out, that of the cookie counts",
+        examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"],
+    )
 
 
 class PasswordChange(_Input):
@@ -150,5 +166,9 @@ class Tokens(BaseModel):
     )
     token_type: Literal["bearer"]
     expires_in: int = Field(description="Seconds", examples=[900])
-    refresh_token: str = Field(examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"])
+    refresh_token: str = Field(
+        default="",
+        description="Not there in a cookie session",
+        examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"],
+    )
     user: UserRead

@@ -155,10 +155,13 @@ class CrossOrigin(CORSMiddleware):
     """CORS for the SPAs of `CORS_ORIGINS`; a refused preflight is an error like any other."""
 
     def __init__(self, app: ASGIApp, origins: Iterable[str]) -> None:
+        allowed = tuple(origins)
         super().__init__(
             app,
-            allow_origins=tuple(origins),
+            allow_origins=allowed,
             allow_methods=METHODS,
+            # With "*" Starlette would let every origin use the cookie.
+            allow_credentials="*" not in allowed,
             allow_headers=ALLOWED_HEADERS,
             expose_headers=EXPOSED_HEADERS,
         )

@@ -1,4 +1,4 @@
-"""The README's module for single-page apps, in a real browser, on another origin than the service."""
+"""The client module and the README's page, in a real browser, on another origin than the service."""
 
 import threading
 import time
@@ -13,30 +13,36 @@ from selenium.webdriver.chrome.service import Service as Driver
 from tests.programs import find
 from tests.readme import block
 from tests.service import PASSWORD, Service
-from tests.tokens import resigned
 
 ORIGIN = "http://localhost:3000"
 PAGE = """<!doctype html><meta charset="utf-8"><title>A single-page app</title>
-<script>globalThis.TASKS_API = "{api}"</script>
-<script type="module">globalThis.app = await import("/tasks-api.js")</script>"""
+<script type="module">globalThis.app = await import("{api}/client/tasks-api.js")</script>"""
 SCRIPT = """
 const done = arguments[arguments.length - 1], args = [...arguments].slice(0, -1);
 (async () => {
   while (!globalThis.app) await new Promise((next) => setTimeout(next, 10));
-  const { api, pages, register, signIn, signOut } = app;
+  const { api, create, onSignedOut, pages, register, signIn, signOut } = app;
   BODY
-})().then(done, (error) => done({ ...error, thrown: error.constructor.name, message: error.message }));
+})().then(done, (error) =>
+  done({ ...error, thrown: error.constructor.name, message: error.message }));
 """
 
+README_API = "http://localhost:8000"
+
 Run = Callable[..., Any]
+
+
+def local(service: Service) -> str:
+    """Return the service's address of the page's site: `127.0.0.1` would be another one."""
+    return service.url.replace("127.0.0.1", "localhost")
 
 
 @pytest.fixture(scope="module")
 def page(service: Service) -> Iterator[str]:
     """The app, served where `CORS_ORIGINS` allows it by default."""
     files = {
-        "/": ("text/html", PAGE.format(api=service.url)),
-        "/tasks-api.js": ("text/javascript", block("// tasks-api.js")),
+        "/": ("text/html", PAGE.format(api=local(service))),
+        "/readme": ("text/html", block("<!doctype html>", "html").replace(README_API, local(service))),
         "/favicon.ico": ("image/x-icon", ""),
     }
 
@@ -80,7 +86,9 @@ def browser() -> Iterator[Chrome]:
 def run(browser: Chrome, page: str) -> Run:
     """Run the body of an async function in the page, which begins signed out; what it throws is returned."""
     browser.get(page)
+    browser.delete_all_cookies()
     browser.execute_script("localStorage.clear()")
+    browser.get(page)
 
     def run_script(body: str, *arguments: Any) -> Any:
         return browser.execute_async_script(SCRIPT.replace("BODY", body), *arguments)
@@ -99,7 +107,7 @@ def user(run: Run) -> dict[str, Any]:
 def test_the_page_registers_signs_out_and_signs_in(run: Run, user: dict[str, Any]) -> None:
     assert run("return (await api('/auth/me')).json()") == user
     run("await signOut()")
-    assert run("return api('/tasks')")["status_code"] == 401
+    assert run("return api('/tasks')")["status"] == 401
     assert run("return signIn(args[0])", {"email": user["email"], "password": PASSWORD}) == user
 
 
@@ -132,24 +140,34 @@ def test_the_page_follows_links_through_all_pages(run: Run) -> None:
     assert titles == [["e", "d"], ["c", "b"], ["a"]]
 
 
-def expire(run: Run) -> None:
-    """Put an access token that has expired in the place of the good one."""
-    token = run("return JSON.parse(localStorage.tokens).access_token")
-    expired = resigned(token, exp=int(time.time()) - 1)
-    run(
-        "localStorage.tokens = JSON.stringify({ ...JSON.parse(localStorage.tokens), access_token: args[0] })",
-        expired,
-    )
-
-
-def test_an_expired_access_token_is_refreshed_once(run: Run, user: dict[str, Any], service: Service) -> None:
-    """However many requests meet it at once; none of them fails."""
-    expire(run)
+def test_a_page_loaded_anew_refreshes_once_by_the_cookie(
+    run: Run, user: dict[str, Any], browser: Chrome, service: Service
+) -> None:
+    """However many requests meet it at once; no script of the page can read a token."""
+    browser.refresh()
     statuses = run("return Promise.all([1, 2, 3, 4, 5].map(async () => (await api('/tasks')).status))")
     assert statuses == [200] * 5
     assert len(service.lines(event="auth.refreshed", user_id=user["id"])) == 1
+    assert run("return [document.cookie, Object.values(localStorage)]") == ["", [user["id"]]]
+
+
+def test_tabs_refresh_in_turn_and_are_signed_out_together(
+    run: Run, user: dict[str, Any], browser: Chrome, service: Service
+) -> None:
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    browser.get(ORIGIN)
     assert run("return (await api('/tasks')).status") == 200
-    assert len(service.lines(event="auth.refreshed", user_id=user["id"])) == 1
+    second = browser.current_window_handle
+    run("onSignedOut(() => (globalThis.isOut = true))")
+    browser.switch_to.window(first)
+    assert run("return (await api('/tasks')).status") == 200
+    run("await signOut()")
+    browser.switch_to.window(second)
+    assert run("while (!globalThis.isOut) await new Promise((next) => setTimeout(next, 10)); return true")
+    browser.close()
+    browser.switch_to.window(first)
+    assert not service.lines(event="auth.refreshed", user_id=user["id"], within_grace=True)
 
 
 def test_a_session_that_ended_elsewhere_signs_the_page_out(
@@ -158,8 +176,9 @@ def test_a_session_that_ended_elsewhere_signs_the_page_out(
     credentials = {"email": user["email"], "password": PASSWORD}
     elsewhere = service.client().post("/auth/login", json=credentials).json()["access_token"]
     assert service.client(elsewhere).delete("/auth/sessions").status_code == 204
+    run("onSignedOut(() => (globalThis.isOut = true))")
     assert run("return api('/tasks')")["code"] == "invalid_refresh_token"
-    assert run("return JSON.parse(localStorage.tokens)") is None
+    assert run("return globalThis.isOut") is True
 
 
 @pytest.mark.usefixtures("user")
@@ -178,16 +197,16 @@ def test_the_page_reads_every_error_across_origins(run: Run, service: Service) -
     }
     for call, (status, code) in calls.items():
         error = run(f"return {call}")
-        assert (error["thrown"], error["status_code"], error["code"]) == ("ApiError", status, code), call
-        assert error["message"] == error["detail"]
-        assert error["request_id"]
+        assert (error["thrown"], error["status"], error["code"]) == ("ApiError", status, code), call
+        assert error["message"]
+        assert error["requestId"]
     invalid = run("return api('/tasks', { method: 'POST', body: { title: '' } })")
-    assert [problem["field"] for problem in invalid["errors"]] == ["title"]
+    assert [problem["field"] for problem in invalid["fields"]] == ["title"]
 
 
 def test_a_page_without_a_token_reads_its_401(run: Run) -> None:
     error = run("return api('/tasks')")
-    assert (error["status_code"], error["code"]) == (401, "not_authenticated")
+    assert (error["status"], error["code"]) == (401, "not_authenticated")
 
 
 @pytest.mark.usefixtures("page")
@@ -199,3 +218,25 @@ def test_a_page_of_another_origin_reads_nothing(browser: Chrome, service: Servic
         f"{service.url}/health",
     )
     assert outcome == "TypeError"
+
+
+@pytest.mark.usefixtures("run")
+def test_the_page_of_the_readme_signs_in_and_keeps_tasks(browser: Chrome) -> None:
+    browser.get(f"{ORIGIN}/readme")
+    email = f"readme{time.monotonic_ns()}@example.com"
+    script = """
+    const done = arguments[arguments.length - 1], [email, password] = arguments;
+    const until = async (test) => { while (!test()) await new Promise((next) => setTimeout(next, 20)); };
+    (async () => {
+      const form = document.getElementById("sign-in"), add = document.getElementById("add");
+      await until(() => form.onsubmit && document.getElementById("problem").textContent);
+      form.email.value = email; form.password.value = password;
+      form.requestSubmit(form.querySelectorAll("button")[1]);
+      await until(() => !document.getElementById("problem").textContent);
+      add.elements.title.value = "Buy milk"; add.requestSubmit();
+      await until(() => document.querySelector("li"));
+      document.querySelector("li").click();
+      await until(() => document.querySelector("li").textContent.startsWith("✓"));
+      return document.querySelector("li").textContent;
+    })().then(done, (error) => done(String(error)));"""
+    assert browser.execute_async_script(script, email, PASSWORD) == "✓ Buy milk"

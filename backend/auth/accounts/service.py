@@ -49,7 +49,7 @@ async def register(
     if sign_in.requires_verification:
         await _register_unverified(database, sign_in, client.address, data)
         return None
-    new, key = NewTokens(sign_in, client), email_key(data.email)
+    new, key = NewTokens(sign_in, client, data.uses_cookie), email_key(data.email)
     account = _own(await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address))
     if account["id"] is not None:
         raise EmailTakenError
@@ -98,7 +98,7 @@ async def login(database: Database, sign_in: SignIn, client: Client, data: Crede
 
 
 async def _login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
-    new, key = NewTokens(sign_in, client), email_key(data.email)
+    new, key = NewTokens(sign_in, client, data.uses_cookie), email_key(data.email)
     account = _own(await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address))
     stored = account["password_hash"]
     limited_email = None if account["is_known"] else key
@@ -219,8 +219,11 @@ async def update_profile(database: Database, caller: Caller, data: ProfileUpdate
 
 async def change_password(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, data: PasswordChange
-) -> dict[str, Any]:
-    """Change the password, end all other sessions; raises `WrongPasswordError`, `PasswordRefusedError`."""
+) -> tuple[dict[str, Any], bool]:
+    """Change the password, end all other sessions; raises `WrongPasswordError`, `PasswordRefusedError`.
+
+    The result is the new tokens, and whether the session keeps its refresh token in a cookie.
+    """
     account = await confirm_password(database, sign_in, client, caller, data.current_password)
     passwords.check_rules(
         data.new_password,
@@ -246,7 +249,7 @@ async def change_password(
         raise WrongPasswordError(reason="wrong_password")
     sign_in.outbox.wake()
     events.record(Event.PASSWORD_CHANGED, session_id=caller.session_id, sessions_ended=user["count"])
-    return new.issue(user, caller.session_id)
+    return new.issue(user, caller.session_id), user["uses_cookie"]
 
 
 async def delete_account(

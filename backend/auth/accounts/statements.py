@@ -148,7 +148,7 @@ def _change_password() -> Statement:
     ended, voided = void_sessions(changed, CALLER_SESSION)
     notice = enqueue(literal(Kind.PASSWORD_CHANGED.value), changed.c.email, changed.c.email_key, changed.c.id)
     return Statement(
-        select(changed, number_of(ended))
+        select(changed, number_of(ended), select(voided.c.uses_cookie).scalar_subquery().label("uses_cookie"))
         .select_from(caller.outerjoin(changed, true()))
         .add_cte(new_refresh_token(voided), void_mail_tokens(changed), notice)
     )

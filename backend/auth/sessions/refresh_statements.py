@@ -81,6 +81,18 @@ REFRESH = _refresh()
 are pruned: a client that comes back so late is signed out anyway.
 """
 
+END_BY_REFRESH_TOKEN = Statement(
+    delete(sessions)
+    .where(
+        sessions.c.id == refresh_tokens.c.session_id,
+        sessions.c.refresh_generation == refresh_tokens.c.generation,
+        sessions.c.expires_at > func.now(),
+        refresh_tokens.c.digest == bindparam("refresh_digest", type_=LargeBinary),
+    )
+    .returning(sessions.c.id, sessions.c.user_id)
+)
+"""Ends the live session of a refresh token that was not voided."""
+
 END_REUSED = Statement(
     delete(sessions)
     .where(

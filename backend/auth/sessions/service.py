@@ -59,6 +59,7 @@ class NewTokens:
 
     sign_in: SignIn
     client: Client
+    uses_cookie: bool = False
     session_id: UUID = field(default_factory=compat.uuid7)
     refresh_token: str = field(default_factory=tokens.new_refresh_token)
 
@@ -70,6 +71,7 @@ class NewTokens:
             "refresh_digest": tokens.digest(self.refresh_token),
             "user_agent": self.client.user_agent,
             "ip": self.client.ip,
+            "uses_cookie": self.uses_cookie,
             "address": self.client.address,
             **self.sign_in.lifetimes,
         }
@@ -120,6 +122,17 @@ async def logout(database: Database, caller: Caller) -> None:
     if ended is None or ended["id"] is None:
         raise RevokedTokenError
     events.record(Event.LOGOUT, session_id=caller.session_id)
+
+
+async def end_by_refresh_token(database: Database, refresh_token: str) -> None:
+    """End the session of a refresh token, spent or not; raises `InvalidRefreshTokenError`."""
+    ended = await database.one(
+        refresh_statements.END_BY_REFRESH_TOKEN, refresh_digest=tokens.digest(refresh_token)
+    )
+    if ended is None:
+        raise InvalidRefreshTokenError(reason="refresh_token")
+    events.identify(ended["user_id"])
+    events.record(Event.LOGOUT, session_id=ended["id"])
 
 
 async def end_session(database: Database, caller: Caller, session_id: UUID) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 from sqlalchemy import (
     CTE,
+    Boolean,
     ColumnElement,
     FromClause,
     Interval,
@@ -89,7 +90,7 @@ def void_sessions(owner: CTE, kept: ColumnElement[Any]) -> tuple[CTE, CTE]:
         update(sessions)
         .where(sessions.c.user_id == owner.c.id, sessions.c.id == kept)
         .values(refresh_generation=sessions.c.refresh_generation + 1)
-        .returning(sessions.c.id, sessions.c.refresh_generation)
+        .returning(sessions.c.id, sessions.c.refresh_generation, sessions.c.uses_cookie)
         .cte("voided")
     )
     return ended, voided
@@ -105,13 +106,14 @@ def begin_session(owner: CTE) -> tuple[CTE, ...]:
     session = (
         insert(sessions)
         .from_select(
-            ["id", "user_id", "expires_at", "user_agent", "ip"],
+            ["id", "user_id", "expires_at", "user_agent", "ip", "uses_cookie"],
             select(
                 bindparam("session_id", type_=Uuid),
                 owner.c.id,
                 func.now() + func.least(LIFE, IDLE_LIFE),
                 bindparam("user_agent", type_=Text),
                 bindparam("ip", type_=Text),
+                bindparam("uses_cookie", type_=Boolean),
             ).select_from(owner),
         )
         .returning(sessions.c.id, sessions.c.refresh_generation)

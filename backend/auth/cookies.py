@@ -1,0 +1,150 @@
+"""The refresh token of a page in a browser: a cookie that no script reads, and the check of `Origin`."""
+
+import ipaddress
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, cast
+
+from fastapi import Depends
+from fastapi.security import APIKeyCookie
+from starlette.requests import Request
+
+from backend.auth.dependencies import Caller, OwnAccount, scheme
+from backend.auth.errors import CsrfRejectedError, ExpiredTokenError
+from backend.web.answer import Answer
+from backend.web.bearer import UnauthorizedError
+from backend.web.body import BoundedRequest, read_json
+from backend.web.error_answers import raises
+
+_SECONDS_PER_DAY: Final = 24 * 60 * 60
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshCookie:
+    """The cookie as a request's host can have it; `max_age` is in seconds."""
+
+    is_local: bool
+    max_age: int
+    token: str | None = None
+    """The refresh token in it, where it counts; "" where a page has none."""
+
+    @property
+    def name(self) -> str:
+        """Its name; `__Host-` keeps other hosts of the domain from setting it, and needs `Secure` and `/`."""
+        # Safari takes no `Secure` cookie from http://localhost, Chromium does (MDN, "Set-Cookie", Secure).
+        return "refresh" if self.is_local else "__Host-refresh"
+
+    def answer(self, tokens: dict[str, Any], status: int = 200) -> Answer:
+        """Return the answer whose refresh token is in the cookie alone."""
+        kept = {name: value for name, value in tokens.items() if name != "refresh_token"}
+        line = self._line(tokens["refresh_token"], self.max_age)
+        return Answer(kept, status, [(b"set-cookie", line.encode())])
+
+    @property
+    def clearing(self) -> dict[str, str]:
+        """The header that takes the cookie away."""
+        return {"Set-Cookie": self._line("", 0)}
+
+    def _line(self, value: str, max_age: int) -> str:
+        # Ports are one site, so SameSite does not part them: `check_origin` does (RFC 6265bis section 5.2).
+        secure = "" if self.is_local else " Secure;"
+        return f"{self.name}={value}; Path=/;{secure} HttpOnly; SameSite=Strict; Max-Age={max_age}"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")  # RFC 6761 section 6.3
+
+
+async def get_cookie(request: Request) -> RefreshCookie:
+    """Return the cookie for the request's host."""
+    settings = request.app.state.settings
+    days = min(settings.session_days, settings.session_idle_days)
+    is_local = request.scope["scheme"] == "http" and _is_loopback(request.url.hostname or "")
+    return RefreshCookie(is_local, int(days * _SECONDS_PER_DAY))
+
+
+def check_origin(request: Request) -> None:
+    """Raise `CsrfRejectedError` unless the page is of this service's origin or of `CORS_ORIGINS`.
+
+    `*` there names no origin: any page could use the cookie otherwise.
+    """
+    sent = request.headers.getlist("origin")
+    own = f"{request.scope['scheme']}://{request.headers.get('host', '').lower()}"
+    if len(sent) != 1 or sent[0] == "*" or sent[0] not in (own, *request.app.state.settings.cors_origins):
+        raise CsrfRejectedError(reason="csrf")
+
+
+async def _fields(request: Request) -> dict[str, Any]:
+    """Return the fields of the JSON body before they are validated; none where it is no object."""
+    bounded = cast("BoundedRequest", request)  # as `Route` makes every request
+    fields = await bounded.json() if await read_json(bounded) else {}
+    return fields if isinstance(fields, dict) else {"": fields}
+
+
+@raises(CsrfRejectedError)
+async def cookie_for_sign_in(request: Request) -> RefreshCookie:
+    """Return the cookie for a sign-in; raises `CsrfRejectedError` where it is not to be had."""
+    if (await _fields(request)).get("session") == "cookie":
+        check_origin(request)
+    return await get_cookie(request)
+
+
+class CookieToken(APIKeyCookie):
+    """Reads the refresh token of the cookie where the body has none."""
+
+    raises = (CsrfRejectedError,)
+
+    async def __call__(self, request: Request) -> RefreshCookie:  # type: ignore[override]  # a narrower request
+        """Return the cookie, with its token unless the body counts; raises `CsrfRejectedError`."""
+        fields, cookie = await _fields(request), await get_cookie(request)
+        if fields.keys() & {"refresh_token", ""}:
+            return cookie
+        token = request.cookies.get(cookie.name)
+        if token is None and "origin" not in request.headers:
+            return cookie
+        check_origin(request)
+        return replace(cookie, token=token or "")
+
+
+class Leaving(OwnAccount):
+    """Guards sign-out: the cookie counts where no access token is sent, or one that has expired."""
+
+    raises = (*OwnAccount.raises, CsrfRejectedError)
+
+    async def __call__(self, request: Request) -> Caller | str:  # type: ignore[override]  # or a cookie's token
+        """Return the access token's caller or the cookie's refresh token; raises `CsrfRejectedError` too."""
+        cookie = await get_cookie(request)
+        try:
+            return await super().__call__(request)
+        except UnauthorizedError as error:
+            token = request.cookies.get(cookie.name)
+            if token is not None and _gives_way(error):
+                check_origin(request)
+                return token
+            # Another's page can send no access token, so it can't have the cookie cleared.
+            if error.token_was_sent:
+                error.headers |= cookie.clearing
+            raise
+
+    async def confirm(self, request: Request) -> None:
+        """Raise `RevokedTokenError` if the caller's session is gone; a cookie has no caller yet."""
+        try:
+            await super().confirm(request)
+        except UnauthorizedError as error:
+            if not _gives_way(error):
+                raise
+
+
+def _gives_way(error: UnauthorizedError) -> bool:
+    return isinstance(error, ExpiredTokenError) or error.reason == "missing"
+
+
+CookieDep = Annotated[RefreshCookie, Depends(get_cookie)]
+SignInCookieDep = Annotated[RefreshCookie, Depends(cookie_for_sign_in)]
+CookieTokenDep = Annotated[
+    RefreshCookie,
+    Depends(CookieToken(name="__Host-refresh", scheme_name="RefreshCookie", auto_error=False)),
+]
+LeavingDep = Annotated[Caller | str, Depends(Leaving(**scheme))]

@@ -1,0 +1,119 @@
+/** The Tasks API for a page in a browser; tasks-api.d.ts describes each export. */
+const API = globalThis.TASKS_API ?? new URL("..", import.meta.url).href;
+const SIGNED_IN = `tasks-api signed in at ${API}`; // a mark without a secret, which all tabs see
+const LOCK = `tasks-api refresh at ${API}`;
+const listeners = new Set();
+const tabs = new BroadcastChannel(LOCK);
+let accessToken = null;
+
+export class ApiError extends Error {
+  constructor(body, cause) {
+    super(body.detail, { cause });
+    this.name = "ApiError";
+    this.status = body.status_code;
+    this.code = body.code;
+    this.requestId = body.request_id ?? null;
+    this.fields = body.errors ?? [];
+  }
+  /** Whether no answer came: the request may or may not have arrived. */
+  get isOffline() {
+    return this.code === "offline";
+  }
+}
+
+async function send(path, { method = "GET", body, headers = {}, signal } = {}, token = null) {
+  const sent = new Headers(headers);
+  if (body !== undefined) sent.set("Content-Type", "application/json");
+  if (token) sent.set("Authorization", `Bearer ${token}`);
+  const init = { method, headers: sent, signal, credentials: "include", body: body && JSON.stringify(body) };
+  const url = new URL(path, API);
+  if (url.origin !== new URL(API).origin) throw new TypeError(`${path} is not an address of ${API}`);
+  const response = await fetch(url, init).catch((error) => {
+    if (signal?.aborted) throw error;
+    throw new ApiError({ status_code: 0, code: "offline", detail: "The service cannot be reached" }, error);
+  });
+  if (response.ok || response.status === 304) return response;
+  const unknown = { status_code: response.status, code: "unknown", detail: response.statusText };
+  throw new ApiError(await response.json().catch(() => unknown));
+}
+
+async function enter(path, body, signal) {
+  const response = await send(path, { method: "POST", body, signal });
+  if (response.status === 202) return null; // the email has to be verified first
+  const answer = await response.json();
+  accessToken = answer.access_token;
+  localStorage.setItem(SIGNED_IN, answer.user.id);
+  return answer.user;
+}
+
+function leave() {
+  const wasSignedIn = accessToken !== null || localStorage.getItem(SIGNED_IN) !== null;
+  accessToken = null;
+  localStorage.removeItem(SIGNED_IN);
+  if (wasSignedIn) for (const listener of listeners) listener();
+}
+tabs.onmessage = () => leave();
+
+/** Of all tabs one refreshes at a time: each spends the token that the one before left in the cookie. */
+function refresh(spent) {
+  return navigator.locks.request(LOCK, async () => {
+    if (accessToken !== spent) return; // another request of this tab was first
+    try {
+      await enter("/auth/refresh", {});
+    } catch (error) {
+      if (error.status === 401) leave();
+      throw error;
+    }
+  });
+}
+
+const cookie = (fields) => ({ session: "cookie", ...fields });
+export const register = (fields, { signal } = {}) => enter("/auth/register", cookie(fields), signal);
+export const signIn = (fields, { signal } = {}) => enter("/auth/login", cookie(fields), signal);
+
+export async function signOut({ signal } = {}) {
+  try {
+    await send("/auth/logout", { method: "POST", signal }, accessToken);
+  } catch (error) {
+    if (error.status !== 401) throw error; // a 401 says that the session is over already
+  }
+  leave();
+  tabs.postMessage("signed out");
+}
+
+export async function api(path, options = {}) {
+  if (!accessToken && localStorage.getItem(SIGNED_IN)) await refresh(null);
+  const token = accessToken;
+  try {
+    return await send(path, options, token);
+  } catch (error) {
+    if (!token || error.status !== 401) throw error;
+    await refresh(token);
+    options.signal?.throwIfAborted();
+    return send(path, options, accessToken);
+  }
+}
+
+export async function* pages(path, { signal } = {}) {
+  for (let next = path; next; ) {
+    const response = await api(next, { signal });
+    yield await response.json();
+    next = response.headers.get("Link")?.match(/<([^>]+)>; rel="next"/)?.[1];
+  }
+}
+
+export async function create(task, { key = crypto.randomUUID(), signal } = {}) {
+  const options = { method: "POST", body: task, headers: { "Idempotency-Key": key }, signal };
+  const once = () => api("/tasks", options);
+  // The key lets the service know a repetition, so that a lost answer makes no second task.
+  const response = await once().catch((error) => {
+    if (error.code !== "offline") throw error;
+    return once();
+  });
+  return response.json();
+}
+
+export function onSignedOut(listener) {
+  listeners.add(listener);
+  return () => listeners.delete(listener);
+}

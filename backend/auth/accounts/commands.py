@@ -126,9 +126,16 @@ def _add_deleting(users: typer.Typer, run: Run) -> None:
         if not yes:
             found = run(lambda database, _: operator.find_user(database, who))
             question = f"Delete {found['email'] or ''} ({found['id']}) with all sessions and tasks?"
-            typer.confirm(question, abort=True, err=True)
+            _confirm(question)
         deleted = run(lambda database, _: operator.delete_user(database, who))
         (print_json if as_json else print_user)(deleted)
+
+
+def _confirm(question: str) -> None:
+    # The one of typer writes to standard output as well.
+    typer.echo(f"{question} [y/N] ", nl=False, err=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        sys.exit("tasks-api: nothing was deleted")
 
 
 def _valid(kind: Any, value: str, name: str) -> str:

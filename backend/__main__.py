@@ -1,6 +1,5 @@
-"""`python -m backend serve | migrate | openapi | secret`: a thin command line."""
+"""`python -m backend serve | migrate | import-users | users | openapi | secret`: a thin command line."""
 
-import argparse
 import asyncio
 import json
 import os
@@ -8,10 +7,10 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 from loguru import logger
 
@@ -27,13 +26,17 @@ from backend.telemetry import logs
 from backend.web import server
 from backend.web.errors import AppError
 
+if TYPE_CHECKING:
+    from typer import Typer
+
+Result = TypeVar("Result")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; whatever keeps it from running is one line on standard error and exit code 1."""
-    options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _stop)
     try:
-        options.run(options)
+        _commands()(args=arguments, prog_name="python -m backend")
     except DatabaseURLError as error:
         sys.exit(f"tasks-api: DATABASE_URL: {error}")
     except (SettingsError, EmbeddedServerError, revision.SchemaError, UserFileError) as error:
@@ -51,75 +54,120 @@ def _stop(*_: object) -> NoReturn:
     sys.exit(0)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m backend", description="Sign in and keep tasks.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="migrate the database and serve")
-    serve.add_argument("--reload", action="store_true", help="restart when the code changes (development)")
-    serve.set_defaults(run=_serve)
-    migrate = commands.add_parser("migrate", help="make or upgrade the schema")
-    migrate.add_argument(
-        "revision", nargs="?", default="head", help="an Alembic revision; `base` takes all back"
+def _commands() -> "Typer":
+    """Return the commands; a worker imports this module too, and needs none of them."""
+    import typer  # noqa: PLC0415
+
+    from backend.auth.accounts.commands import users_commands  # noqa: PLC0415
+
+    commands = typer.Typer(
+        help="Sign in and keep tasks.",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
     )
-    migrate.add_argument("--check", action="store_true", help="tell whether the models need a new migration")
-    migrate.add_argument("--new", metavar="WORDS", help="write a migration for what the models have changed")
-    migrate.set_defaults(run=_migrate)
-    users = commands.add_parser("import-users", help="bring in users with their bcrypt hashes, all or none")
-    users.add_argument("file", type=Path, help="CSV (*.csv) or JSON Lines of email, name and password_hash")
-    users.add_argument(
-        "--column",
-        action="append",
-        default=[],
-        type=_renamed_column,
-        metavar="COLUMN=NAME",
-        help="what the file calls a column, such as password_hash=encrypted_password; may be repeated",
-    )
-    users.set_defaults(run=_import_users)
-    commands.add_parser("openapi", help="print the OpenAPI document").set_defaults(run=_openapi)
-    commands.add_parser("secret", help="print a new secret").set_defaults(run=_secret)
-    return parser
+    commands.callback()(lambda: None)
+    _add_services(commands)
+    _add_import(commands)
+    commands.command("openapi", help="Print the OpenAPI document.")(_openapi)
+    commands.command("secret", help="Print a new secret.")(_secret)
+    commands.add_typer(users_commands(_with_database), name="users")
+    return commands
 
 
-def _renamed_column(text: str) -> tuple[str, str]:
-    column, _, name = text.partition("=")
-    if column not in COLUMNS or not name.strip():
-        message = f"must be like password_hash=encrypted_password, for one of {', '.join(COLUMNS)}"
-        raise argparse.ArgumentTypeError(message)
-    return column, name.strip()
+def _add_services(commands: "Typer") -> None:
+    from typer import Argument, Option  # noqa: PLC0415
+
+    @commands.command(help="Migrate the database and serve.")
+    def serve(
+        *, reload: Annotated[bool, Option("--reload", help="restart when the code changes")] = False
+    ) -> None:
+        _serve(reload=reload)
+
+    @commands.command(help="Make or upgrade the schema.")
+    def migrate(
+        *,
+        revision: Annotated[str, Argument(help="an Alembic revision; `base` takes all back")] = "head",
+        check: Annotated[
+            bool, Option("--check", help="tell whether the models need a new migration")
+        ] = False,
+        new: Annotated[
+            str, Option(metavar="WORDS", help="write a migration for what the models have changed")
+        ] = "",
+    ) -> None:
+        _migrate(revision, check=check, new=new)
 
 
-def _serve(options: argparse.Namespace) -> None:
+def _add_import(commands: "Typer") -> None:
+    from typer import Argument, BadParameter, Option  # noqa: PLC0415
+
+    def renamed_column(text: str) -> tuple[str, str]:
+        column, _, name = text.partition("=")
+        if column not in COLUMNS or not name.strip():
+            message = f"must be like password_hash=encrypted_password, for one of {', '.join(COLUMNS)}"
+            raise BadParameter(message)
+        return column, name.strip()
+
+    @commands.command("import-users", help="Bring in users with their bcrypt hashes, all or none.")
+    def import_users(
+        file: Annotated[Path, Argument(help="CSV (*.csv) or JSON Lines of email, name and password_hash")],
+        column: Annotated[
+            list[str] | None,
+            Option(
+                metavar="COLUMN=NAME",
+                help="what the file calls a column, such as password_hash=encrypted_password; "
+                "may be repeated",
+            ),
+        ] = None,
+    ) -> None:
+        _import_users(file, dict(map(renamed_column, column or ())))
+
+
+def _serve(*, reload: bool) -> None:
     server.check_address(load_settings())
     with _database() as (settings, url):
         logs.configure(settings.log_format)
         _upgrade(url, wait_seconds=settings.database_start_timeout_seconds)
-        server.run(settings, reload=options.reload)
+        server.run(settings, reload=reload)
 
 
 def _upgrade(url: str, *, wait_seconds: float = 0) -> None:
     """Bring the schema up to date, in a process that takes Alembic with it when it ends."""
     if not asyncio.run(revision.is_current(url, wait_seconds=wait_seconds)):
-        done = subprocess.run([sys.executable, "-m", "backend", "migrate"], check=False)
+        done = subprocess.run([sys.executable, "-m", "backend", "migrate"], stdout=sys.stdout, check=False)
         if done.returncode:
             sys.exit(done.returncode)
 
 
-def _migrate(options: argparse.Namespace) -> None:
+def _migrate(target: str, *, check: bool, new: str) -> None:
     with _database() as (settings, url):
         from backend.database import schema  # noqa: PLC0415  # its Alembic takes ten megabytes
 
         logs.configure(settings.log_format)
-        if options.new:
-            asyncio.run(schema.write_migration(url, options.new))
+        if new:
+            asyncio.run(schema.write_migration(url, new))
         else:
-            asyncio.run(schema.check(url) if options.check else schema.migrate(url, options.revision))
+            asyncio.run(schema.check(url) if check else schema.migrate(url, target))
 
 
-def _import_users(options: argparse.Namespace) -> None:
+def _with_database(work: Callable[[Database, Settings], Coroutine[Any, Any, Result]]) -> Result:
+    """Return what `work` returns; the log goes to standard error, and standard output stays clean."""
+
+    async def run(settings: Settings) -> Result:
+        async with Database(settings) as database:
+            return await work(database, settings)
+
+    with redirect_stdout(sys.stderr), _database() as (settings, url):
+        logs.configure(settings.log_format)
+        _upgrade(url)
+        return asyncio.run(run(settings))
+
+
+def _import_users(file: Path, names: dict[str, str]) -> None:
     with _database() as (settings, url):
         logs.configure(settings.log_format)
         _upgrade(url)
-        asyncio.run(_import(settings, options.file, dict(options.column)))
+        asyncio.run(_import(settings, file, names))
 
 
 async def _import(settings: Settings, file: Path, names: dict[str, str]) -> None:
@@ -133,13 +181,13 @@ async def _import(settings: Settings, file: Path, names: dict[str, str]) -> None
     print("", *skipped, summary, sep="\n", file=sys.stderr)
 
 
-def _openapi(_: argparse.Namespace) -> None:
+def _openapi() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # into `head`, say
     settings = load_settings(database_url="postgresql://localhost", jwt_secret=secrets.token_urlsafe())
     print(json.dumps(create_app(settings).openapi(), indent=2))
 
 
-def _secret(_: argparse.Namespace) -> None:
+def _secret() -> None:
     print(secrets.token_urlsafe(48))
 
 

@@ -65,10 +65,13 @@ def record(event: Event, **fields: object) -> None:
 
 
 def identify(user_id: str) -> None:
-    """Note whose request this is; where an issuer names users by email, the log has a hash of it."""
-    if "@" in user_id:
-        user_id = f"sha256:{sha256(user_id.encode()).hexdigest()[:16]}"
-    _current.get().user_id = user_id
+    """Note whose request this is, as `logged_id` has it."""
+    _current.get().user_id = logged_id(user_id)
+
+
+def logged_id(user_id: str) -> str:
+    """Return the id as logs have it: a hash, where an issuer names users by email."""
+    return f"sha256:{sha256(user_id.encode()).hexdigest()[:16]}" if "@" in user_id else user_id
 
 
 def request_id() -> str:

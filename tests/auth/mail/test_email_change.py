@@ -75,7 +75,9 @@ def test_a_taken_email_gets_the_same_answer_and_no_mail(mailing: Mailing, carol:
     answer = ask(carol, taken.email.upper())
     assert (answer.status_code, answer.content) == (202, b"")
     mailing.mailbox.wait(carol.email, "was asked for")
-    (row,) = mailing.database.sql("SELECT email_key FROM outbox WHERE user_id = $1 AND kind = 'change'", carol.id)
+    (row,) = mailing.database.sql(
+        "SELECT email_key FROM outbox WHERE user_id = $1 AND kind = 'change'", carol.id
+    )
     statement = "SELECT id FROM outbox WHERE email_key = $1 AND done_at IS NULL"
     mailing.mailbox.until(lambda: not mailing.database.sql(statement, row["email_key"]))
     assert [mail for mail in mailing.mailbox.accepted if taken.email in str(mail.recipients).lower()] == []
@@ -127,7 +129,6 @@ def test_the_old_email_gets_no_reset_any_more(mailing: Mailing, carol: Account) 
 def test_a_change_needs_the_password(mailing: Mailing, carol: Account, password: str) -> None:
     assert code(ask(carol, new_email(), password)) == (403, "wrong_password")
     assert me(carol)["pending_email"] is None
-
 
 
 def test_a_change_needs_a_token(mailing: Mailing) -> None:

@@ -135,7 +135,9 @@ def test_a_change_of_password_tells_the_owner(mailing: Mailing, carol: Account) 
     assert "token=" not in notice.text()
 
 
-@pytest.mark.parametrize("asked_with", ["STRASSE{}@example.com", "stra\N{LATIN SMALL LETTER SHARP S}e{}@example.com"])
+@pytest.mark.parametrize(
+    "asked_with", ["STRASSE{}@example.com", "stra\N{LATIN SMALL LETTER SHARP S}e{}@example.com"]
+)
 def test_the_mail_goes_to_the_account_s_own_address_never_to_one_that_merely_folds_to_it(
     mailing: Mailing, asked_with: str
 ) -> None:

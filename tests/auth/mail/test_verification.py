@@ -146,9 +146,7 @@ def test_a_disabled_external_user_is_refused_at_once(new_mailing: Callable[..., 
     for path in ("/tasks", "/api/external-1/tasks", "/auth/me"):
         refused = client.get(path)
         assert refused.status_code == 401
-        (line,) = trusting.service.lines(
-            event="auth.denied", request_id=refused.headers["X-Request-ID"]
-        )
+        (line,) = trusting.service.lines(event="auth.denied", request_id=refused.headers["X-Request-ID"])
         assert line["reason"] == "revoked"
     assert client.post("/tasks", json={"title": "No"}).status_code == 401
     trusting.database.sql("UPDATE users SET disabled_at = NULL WHERE id = 'external-1'")

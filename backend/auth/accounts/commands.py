@@ -1,0 +1,153 @@
+"""`python -m backend users`: accounts for an operator, by email or id; passwords are never arguments."""
+
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from backend.auth.accounts import operator
+from backend.auth.accounts.operator import NewUser, User
+from backend.auth.accounts.tables import print_json, print_user, print_users
+from backend.auth.errors import PasswordRefusedError
+from backend.auth.schemas import Email
+from backend.database import Database
+from backend.settings import Settings
+from backend.web.text import Line
+
+Result = TypeVar("Result")
+Work = Callable[[Database, Settings], Coroutine[Any, Any, Result]]
+Run = Callable[[Work[Any]], Any]
+"""Gives the work a database and the settings, and returns what it returns."""
+
+Who = Annotated[str, typer.Argument(metavar="EMAIL_OR_ID")]
+AsJSON = Annotated[bool, typer.Option("--json", help="print JSON")]
+
+
+def users_commands(run: Run) -> typer.Typer:
+    """Return the commands, which reach the database through `run`."""
+    users = typer.Typer(help="List and change accounts.", rich_markup_mode=None, no_args_is_help=True)
+    _add_reading(users, run)
+    _add_creating(users, run)
+    _add_change(users, run, "disable", operator.disable_user, "Refuse a user everywhere, at once.")
+    _add_change(users, run, "enable", operator.enable_user, "Let a user in again.")
+    _add_change(users, run, "sign-out", operator.sign_out_user, "End all sessions of a user.")
+    _add_deleting(users, run)
+    return users
+
+
+def _add_reading(users: typer.Typer, run: Run) -> None:
+    @users.command("list", help="List users, the newest first.")
+    def list_(
+        *,
+        unverified: Annotated[bool, typer.Option("--unverified", help="with no verified email")] = False,
+        disabled: Annotated[bool, typer.Option("--disabled", help="those who are disabled")] = False,
+        email: Annotated[str, typer.Option(metavar="PART", help="those whose email has this in it")] = "",
+        limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many at most")] = 50,
+        as_json: AsJSON = False,
+    ) -> None:
+        filters = {"unverified": unverified, "disabled": disabled, "part": email, "limit": limit}
+        found = run(lambda database, _: operator.list_users(database, **filters))
+        (print_json if as_json else print_users)(found)
+
+    @users.command(help="Show a user.")
+    def show(who: Who, *, as_json: AsJSON = False) -> None:
+        found = run(lambda database, _: operator.find_user(database, who))
+        (print_json if as_json else print_user)(found)
+
+    @users.command("reset-link", help="Print a link that sets a new password, once and within 30 minutes.")
+    def reset_link(who: Who, *, as_json: AsJSON = False) -> None:
+        link = run(lambda database, settings: operator.reset_link(database, settings, who))
+        if as_json:
+            print_json({"reset_link": link})
+        else:
+            typer.echo(link)
+
+
+def _add_creating(users: typer.Typer, run: Run) -> None:
+    @users.command(help="Create an account; asks for the password twice.")
+    def create(
+        email: Annotated[str, typer.Argument()],
+        *,
+        name: Annotated[str | None, typer.Option(help="the user's name")] = None,
+        password_stdin: Annotated[
+            bool, typer.Option("--password-stdin", help="read the password from standard input, one line")
+        ] = False,
+        invited: Annotated[
+            bool, typer.Option("--invite", help="mail a link to choose a password, or print it")
+        ] = False,
+        as_json: AsJSON = False,
+    ) -> None:
+        if invited and password_stdin:
+            raise typer.BadParameter("--invite and --password-stdin exclude each other")
+        address = _valid(Email, email, "EMAIL")
+        called = None if name is None else _valid(Line, name, "--name")
+        password = None if invited else _read_password(from_stdin=password_stdin)
+        created = run(_creating(NewUser(address, called, password)))
+        (print_json if as_json else print_user)(created)
+
+
+def _creating(new: NewUser) -> Work[User]:
+    async def work(database: Database, settings: Settings) -> User:
+        try:
+            user = await operator.create_user(database, settings, new)
+        except PasswordRefusedError as error:
+            sys.exit(f"tasks-api: {error.errors[0]['message']}")
+        if new.password is not None:
+            return user
+        link = await operator.invite(database, settings, user)
+        return user if link is None else user | {"reset_link": link}
+
+    return work
+
+
+def _add_change(
+    users: typer.Typer,
+    run: Run,
+    name: str,
+    change: Callable[[Database, str], Coroutine[Any, Any, User]],
+    meaning: str,
+) -> None:
+    @users.command(name, help=meaning)
+    def command(who: Who, *, as_json: AsJSON = False) -> None:
+        changed = run(lambda database, _: change(database, who))
+        (print_json if as_json else print_user)(changed)
+
+
+def _add_deleting(users: typer.Typer, run: Run) -> None:
+    @users.command(help="Delete a user, their sessions and their tasks.")
+    def delete(
+        who: Who,
+        *,
+        yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+        as_json: AsJSON = False,
+    ) -> None:
+        if not yes:
+            found = run(lambda database, _: operator.find_user(database, who))
+            question = f"Delete {found['email'] or ''} ({found['id']}) with all sessions and tasks?"
+            _confirm(question)
+        deleted = run(lambda database, _: operator.delete_user(database, who))
+        (print_json if as_json else print_user)(deleted)
+
+
+def _confirm(question: str) -> None:
+    # The one of typer writes to standard output as well.
+    typer.echo(f"{question} [y/N] ", nl=False, err=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        sys.exit("tasks-api: nothing was deleted")
+
+
+def _valid(kind: Any, value: str, name: str) -> str:
+    try:
+        return str(TypeAdapter(kind).validate_python(value))
+    except ValidationError as error:
+        raise typer.BadParameter(f"{name}: {error.errors()[0]['msg']}") from None
+
+
+def _read_password(*, from_stdin: bool) -> str:
+    if from_stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    if not sys.stdin.isatty():
+        raise typer.BadParameter("without a terminal, give --password-stdin or --invite")
+    return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))

@@ -49,9 +49,8 @@ class EmbeddedServer:
         # macOS has the shortest limit for a socket, 103 bytes; a comma is not part of a host's name.
         is_plain = re.fullmatch(r"[\w/.-]{1,89}", str(home), re.ASCII)
         self.socket_dir = home if is_plain else Path("/tmp") / self.name  # noqa: S108 - made private, or refused
-        self.url = (
-            f"postgresql://postgres@/postgres?host={quote(str(self.socket_dir), safe='')}&sslmode=disable"
-        )
+        host = quote(str(self.socket_dir), safe="")
+        self.url = f"postgresql://postgres@/postgres?host={host}&sslmode=disable"
         leave_root = {"user": uid, "group": gid, "extra_groups": []}  # arguments of `subprocess`
         self.as_owner: dict[str, Any] = {} if os.geteuid() else leave_root
 

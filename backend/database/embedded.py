@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 with suppress(ImportError):  # it comes with the wheel of the server, and an installation may have neither
     import psutil
@@ -45,10 +46,11 @@ class EmbeddedServer:
         self.home, self.data_dir, self.uid, self.gid = home, home / "data", uid, gid
         # It stands in the command line of each process; a path may be longer than PostgreSQL lets it be.
         self.name = f"tasks-{hashlib.sha256(os.fsencode(home)).hexdigest()[:24]}"
-        # macOS has the shortest limit for a socket, 103 bytes; a URL doesn't quote what is plain.
+        # macOS has the shortest limit for a socket, 103 bytes; a comma is not part of a host's name.
         is_plain = re.fullmatch(r"[\w/.-]{1,89}", str(home), re.ASCII)
         self.socket_dir = home if is_plain else Path("/tmp") / self.name  # noqa: S108 - made private, or refused
-        self.url = f"postgresql://postgres@/postgres?host={self.socket_dir}&sslmode=disable"
+        host = quote(str(self.socket_dir), safe="")
+        self.url = f"postgresql://postgres@/postgres?host={host}&sslmode=disable"
         leave_root = {"user": uid, "group": gid, "extra_groups": []}  # arguments of `subprocess`
         self.as_owner: dict[str, Any] = {} if os.geteuid() else leave_root
 

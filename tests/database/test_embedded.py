@@ -569,10 +569,10 @@ def test_a_process_of_another_user_that_looks_like_the_server_gets_no_signal(
         pass
     lookalike = empty / "postgres-of-root" / "postgres"
     lookalike.parent.mkdir()
-    shutil.copy("/bin/sleep", lookalike)
-    with subprocess.Popen(["sleep", "60"], executable=lookalike, cwd="/") as victim:
-        pass_as = psutil.Process(victim.pid)
-        assert pass_as.name() == "postgres"
+    shutil.copy("/bin/sh", lookalike)
+    command = ["postgres", "-c", "read line", server.name]
+    with subprocess.Popen(command, executable=lookalike, stdin=subprocess.PIPE) as victim:
+        assert psutil.Process(victim.pid).name() == "postgres"
         (server.data_dir / "postmaster.pid").write_text(f"{victim.pid}\nready\n")
         with embedded_server(directory):
             assert victim.poll() is None

@@ -20,7 +20,7 @@ FOREIGN_TASK: dict[int, type[AppError]] = {403: TaskForbiddenError, 404: Conceal
 async def create_task(database: Database, caller: Caller, data: TaskCreate) -> Row:
     """Return the new task; raises `RevokedTokenError`."""
     task = await database.one(
-        statements.CREATE_TASK, **dict(data), title_key=data.title.casefold(), **caller.values
+        statements.CREATE_TASK, **vars(data), title_key=data.title.casefold(), **caller.values
     )
     if task is None:
         raise RevokedTokenError

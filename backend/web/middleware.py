@@ -213,30 +213,32 @@ class Boundary:
 
 def _is_too_much(scope: Scope, start: Message) -> bool:
     """Tell whether clients that read slowly leave no memory for an answer of this size."""
-    size = int(dict(start["headers"]).get(b"content-length", 0))
-    if size <= LARGE_ANSWER_BYTES or UNSENT not in scope.get("state", ()):
-        return False
-    return bool(scope["state"][UNSENT]() + size > MAX_UNSENT_BYTES)
+    for name, value in start["headers"]:  # the first is most often the one
+        if name == b"content-length":
+            size = int(value)
+            is_large = size > LARGE_ANSWER_BYTES and UNSENT in scope.get("state", ())
+            return is_large and bool(scope["state"][UNSENT]() + size > MAX_UNSENT_BYTES)
+    return False
 
 
 def _refuse_head(scope: Scope) -> None:
     if error := scope.get("state", {}).get(REFUSAL):
         raise error
-    hosts, codings = 0, []
-    for name, value in scope["headers"]:
-        if name == b"content-length" and _is_too_large(value):
-            raise errors.ContentTooLargeError
-        if name == b"host":
-            hosts += 1
-        elif name == b"transfer-encoding":
-            codings.append(value.lower())
+    names = [name for name, _ in scope["headers"]]
+    if b"content-length" in names and any(map(_is_too_large, _values(scope, b"content-length"))):
+        raise errors.ContentTooLargeError
+    hosts = names.count(b"host")
     if hosts > 1 or (not hosts and scope["http_version"] != "1.0"):  # RFC 9112 section 3.2
         raise errors.MalformedRequestError(reason="host")
-    if codings:
+    if b"transfer-encoding" in names:
         # Its length shows only when it is read: a route does, even one that takes no body.
         scope[OF_UNKNOWN_LENGTH] = True
-        if codings != [b"chunked"]:
+        if [coding.lower() for coding in _values(scope, b"transfer-encoding")] != [b"chunked"]:
             raise errors.TransferCodingError
+
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for key, value in scope["headers"] if key == name]
 
 
 def _is_too_large(length: str | bytes) -> bool:

@@ -45,6 +45,7 @@ _SAFE = (
     (b"referrer-policy", b"no-referrer"),
 )
 """On every answer that does not say otherwise."""
+_SAFE_NAMES = frozenset(name for name, _ in _SAFE)
 _CLOSE = (b"connection", b"close")
 _PROBES = ("/health", "/health/ready", "/metrics")
 _WARNINGS = {Event.DENIED, Event.LOGIN_FAILED, Event.RATE_LIMITED, Event.REFRESH_REUSED}
@@ -106,9 +107,11 @@ class Observer:
     def _headers(
         self, given: Sequence[tuple[bytes, bytes]], record: RequestRecord
     ) -> list[tuple[bytes, bytes]]:
-        names = {name for name, _ in given}
+        names = dict(given)
         headers = [*given, (b"x-request-id", record.request_id.encode())]
-        headers += [line for line in _SAFE if line[0] not in names]
+        # Most answers bring none of them.
+        is_silent = _SAFE_NAMES.isdisjoint(names)
+        headers += _SAFE if is_silent else [line for line in _SAFE if line[0] not in names]
         if self.drain.is_draining:
             headers.append(_CLOSE)
         return headers
@@ -139,7 +142,7 @@ class Observer:
 
 def request_id_of(scope: Scope) -> str:
     """Return the id that the client has given its request, if it is one, or a new one."""
-    sent = header(scope, b"x-request-id")
+    sent = dict(scope["headers"]).get(b"x-request-id")
     return sent.decode() if sent and _REQUEST_ID.fullmatch(sent) else uuid7().hex
 
 

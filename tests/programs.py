@@ -16,8 +16,8 @@ import pytest
 
 def _needs(what: str, *, is_here: bool) -> pytest.MarkDecorator:
     """Mark the tests that need what nobody can install: they skip where it is not, and say what it is."""
-    # A person need not be root, nor have Linux; CI is both, so that nothing is skipped there.
-    return pytest.mark.skipif(not is_here, reason=f"needs {what}")  # what each of these says, below
+    # CI is root on Linux and has all of it, so nothing is skipped there.
+    return pytest.mark.skipif(not is_here, reason=f"needs {what}")  # a person's machine may lack it
 
 
 def _has_address(address: str) -> bool:

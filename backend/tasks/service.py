@@ -40,7 +40,7 @@ async def create_task(
 
     Raises `RevokedTokenError`, and `IdempotencyKeyReusedError` where the key came with other fields.
     """
-    values = {**dict(data), "title_key": data.title.casefold()}
+    values = {**vars(data), "title_key": data.title.casefold()}
     if key is None:
         return _created(await _sure(database, statements.CREATE_TASK, caller, **values)), True
     digest = _digest(data)

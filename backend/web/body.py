@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import FormData
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from backend.web import errors
 from backend.web.middleware import CUT_SHORT, MAX_BODY_BYTES, header
@@ -20,19 +20,30 @@ _MAX_FORM_FIELDS = 20
 class BoundedRequest(Request):
     """A request of Starlette's whose body is limited and whose JSON is strict, whoever reads it."""
 
+    async def body(self) -> bytes:
+        """Return the body; raises `ContentTooLargeError`, or the error that tells why it has no end."""
+        if not hasattr(self, "_body"):
+            self._body = await self._read()
+        return self._body
+
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body; raises `ContentTooLargeError`, or the error that tells why it has no end."""
-        size = 0
-        try:
-            async for chunk in super().stream():
-                size += len(chunk)
-                if size > MAX_BODY_BYTES:
-                    raise errors.ContentTooLargeError
-                yield chunk
-        except ClientDisconnect:
-            raise errors.IncompleteBodyError from None
+        """Yield the body, in one piece; raises as `body` does."""
+        yield await self.body()
+        yield b""
+
+    async def _read(self) -> bytes:
+        body, is_whole = bytearray(), False
+        while not is_whole:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise errors.IncompleteBodyError
+            body += message.get("body", b"")
+            if len(body) > MAX_BODY_BYTES:
+                raise errors.ContentTooLargeError
+            is_whole = not message.get("more_body")
         if error := self.scope.get("state", {}).get(CUT_SHORT):
             raise error
+        return bytes(body)
 
     async def json(self) -> Any:
         """Return what the body says; raises `MalformedJSONError`."""

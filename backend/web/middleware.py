@@ -53,6 +53,7 @@ _SAFE = (
     (b"referrer-policy", b"no-referrer"),
 )
 """On every answer that does not say otherwise."""
+_SAFE_NAMES = frozenset(name for name, _ in _SAFE)
 _CLOSE = (b"connection", b"close")
 _PROBES = ("/health", "/health/ready", "/metrics")
 _WARNINGS = {Event.DENIED, Event.LOGIN_FAILED, Event.RATE_LIMITED, Event.REFRESH_REUSED}
@@ -114,9 +115,11 @@ class Observer:
     def _headers(
         self, given: Sequence[tuple[bytes, bytes]], record: RequestRecord
     ) -> list[tuple[bytes, bytes]]:
-        names = {name for name, _ in given}
+        names = dict(given)
         headers = [*given, (b"x-request-id", record.request_id.encode())]
-        headers += [line for line in _SAFE if line[0] not in names]
+        # Most answers bring none of them.
+        is_silent = _SAFE_NAMES.isdisjoint(names)
+        headers += _SAFE if is_silent else [line for line in _SAFE if line[0] not in names]
         if self.drain.is_draining:
             headers.append(_CLOSE)
         return headers
@@ -147,7 +150,7 @@ class Observer:
 
 def request_id_of(scope: Scope) -> str:
     """Return the id that the client has given its request, if it is one, or a new one."""
-    sent = header(scope, b"x-request-id")
+    sent = dict(scope["headers"]).get(b"x-request-id")
     return sent.decode() if sent and _REQUEST_ID.fullmatch(sent) else uuid7().hex
 
 
@@ -224,30 +227,32 @@ class Boundary:
 
 def _is_too_much(scope: Scope, start: Message) -> bool:
     """Tell whether clients that read slowly leave no memory for an answer of this size."""
-    size = int(dict(start["headers"]).get(b"content-length", 0))
-    if size <= LARGE_ANSWER_BYTES or UNSENT not in scope.get("state", ()):
-        return False
-    return bool(scope["state"][UNSENT]() + size > MAX_UNSENT_BYTES)
+    for name, value in start["headers"]:  # the first is most often the one
+        if name == b"content-length":
+            size = int(value)
+            is_large = size > LARGE_ANSWER_BYTES and UNSENT in scope.get("state", ())
+            return is_large and bool(scope["state"][UNSENT]() + size > MAX_UNSENT_BYTES)
+    return False
 
 
 def _refuse_head(scope: Scope) -> None:
     if error := scope.get("state", {}).get(REFUSAL):
         raise error
-    hosts, codings = 0, []
-    for name, value in scope["headers"]:
-        if name == b"content-length" and _is_too_large(value):
-            raise errors.ContentTooLargeError
-        if name == b"host":
-            hosts += 1
-        elif name == b"transfer-encoding":
-            codings.append(value.lower())
+    names = [name for name, _ in scope["headers"]]
+    if b"content-length" in names and any(map(_is_too_large, _values(scope, b"content-length"))):
+        raise errors.ContentTooLargeError
+    hosts = names.count(b"host")
     if hosts > 1 or (not hosts and scope["http_version"] != "1.0"):  # RFC 9112 section 3.2
         raise errors.MalformedRequestError(reason="host")
-    if codings:
+    if b"transfer-encoding" in names:
         # Its length shows only when it is read: a route does, even one that takes no body.
         scope[OF_UNKNOWN_LENGTH] = True
-        if codings != [b"chunked"]:
+        if [coding.lower() for coding in _values(scope, b"transfer-encoding")] != [b"chunked"]:
             raise errors.TransferCodingError
+
+
+def _values(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for key, value in scope["headers"] if key == name]
 
 
 def _is_too_large(length: str | bytes) -> bool:

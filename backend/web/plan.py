@@ -54,7 +54,8 @@ class Plan:
 
     def __init__(self, dependant: Dependant) -> None:
         self._request_name = dependant.request_param_name
-        self._path, self._body = dependant.path_params, dependant.body_params
+        self._path = [(field.name, field.alias, field.validate) for field in dependant.path_params]
+        self._body = dependant.body_params
         in_order = sorted(dependant.dependencies, key=lambda one: not isinstance(one.call, Guard))
         self._dependencies: list[tuple[str | None, Any, str | None]] = [
             (one.name, one.call, one.request_param_name) for one in in_order
@@ -73,9 +74,8 @@ class Plan:
                 values[name] = value
         if self._request_name is not None:
             values[self._request_name] = request
-        for field in self._path:
-            value, wrong = field.validate(request.path_params[field.alias], loc=("path", field.alias))
-            values[field.name] = value
+        for name, alias, validate in self._path:
+            values[name], wrong = validate(request.path_params[alias], loc=("path", alias))
             problems += wrong
         if self._query:
             found, wrong = self._asked(request)

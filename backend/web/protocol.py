@@ -111,7 +111,8 @@ class Protocol(HttpToolsProtocol):
             self._refusal = errors.HeadersTooLargeError()
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT" and self._refusal is None:
             return
-        self.url = _WITHOUT_PATH.sub(rb"\g<0>/", self.url)  # RFC 9110 section 4.2.3
+        if not self.url.startswith(b"/"):
+            self.url = _WITHOUT_PATH.sub(rb"\g<0>/", self.url)  # RFC 9110 section 4.2.3
         super().on_headers_complete()
         self._is_in_head, self._unparsed = False, 0
         self.headers = []  # fields behind a body are not headers (RFC 9110 section 6.5.1)
@@ -135,7 +136,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on to the next request once the kernel has taken all of the answer."""
-        self.transport.flush()
+        if self.pipeline:
+            self.transport.flush()  # else the event loop does, for all connections at once
         self._is_answered = self.flow.write_paused
         if self._is_answered:
             self.flow.pause_reading()
@@ -145,6 +147,7 @@ class Protocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """Give the client its time to read; a trickle does not extend it."""
         super().pause_writing()
+        self.flow.pause_reading()
         self.unsent = sum(len(piece) for piece in self.transport.written)
         self._limit(self.answer_time + self.unsent / self.answer_rate, self.transport.abort)
 
@@ -155,6 +158,8 @@ class Protocol(HttpToolsProtocol):
         self._limit(self.arrival_time, self._give_up if self._is_arriving else None)
         if self._is_answered:
             self.on_response_complete()
+        else:
+            self.flow.resume_reading()
 
     def _give_up(self) -> None:
         if self.scope is None:
@@ -202,6 +207,7 @@ class _OneWrite:
 
     def __init__(self, transport: Transport, loop: AbstractEventLoop) -> None:
         self._transport, self._loop, self.written = transport, loop, list[bytes]()
+        self.is_closing = transport.is_closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

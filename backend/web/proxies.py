@@ -7,7 +7,7 @@ from loguru import logger
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-_CLIENT_HEADERS = (b"x-forwarded-for", b"forwarded")
+_CLIENT_HEADERS = frozenset({b"x-forwarded-for", b"forwarded"})
 """Headers in which a proxy names its client; the second is RFC 7239's, which is not read."""
 _MAPPED_BITS = 96
 """The length of the prefix ::ffff: before a mapped address."""
@@ -22,36 +22,34 @@ class Proxies:
     def __init__(self, app: ASGIApp, trusted: str | None) -> None:
         self.app = app
         # Uvicorn's types for ASGI are not Starlette's.
-        inner: object = self._pass_on
+        inner: object = self._unmapped
         self._by_proxies = ProxyHeadersMiddleware(inner, _both_spellings(trusted or ""))  # type: ignore[arg-type]
-        self._has_warned = False
+        self._trusts_any, self._has_warned = bool(trusted), False
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request with the client's own address in its scope."""
-        if scope["type"] == "http":
-            peer = scope["client"][0] if scope["client"] else None
-            if peer in self._by_proxies.trusted_hosts:
-                return self._by_proxies(scope, receive, send)  # type: ignore[arg-type]  # as above
-            if not self._has_warned:
-                self._warn_of_stranger(scope)
-        return self._pass_on(scope, receive, send)
-
-    def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         client = scope.get("client")
+        if scope["type"] == "http":
+            if self._trusts_any and client and client[0] in self._by_proxies.trusted_hosts:
+                return self._by_proxies(scope, receive, send)  # type: ignore[arg-type]  # as above
+            if not self._has_warned and not _CLIENT_HEADERS.isdisjoint(dict(scope["headers"])):
+                self._warn_of_stranger(scope)
         if client and ":" in client[0]:
+            return self._unmapped(scope, receive, send)
+        return self.app(scope, receive, send)
+
+    def _unmapped(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        if client := scope.get("client"):
             scope["client"] = (unmapped(client[0]), client[1])
         return self.app(scope, receive, send)
 
     def _warn_of_stranger(self, scope: Scope) -> None:
-        for name, _ in scope["headers"]:
-            if name in _CLIENT_HEADERS:
-                self._has_warned = True
-                logger.warning(
-                    "FORWARDED_ALLOW_IPS does not name this proxy: all of its clients count as one address",
-                    header=name.decode(),
-                    ip=unmapped(scope["client"][0]) if scope["client"] else None,
-                )
-                return
+        self._has_warned = True
+        logger.warning(
+            "FORWARDED_ALLOW_IPS does not name this proxy: all of its clients count as one address",
+            header=next(name for name, _ in scope["headers"] if name in _CLIENT_HEADERS).decode(),
+            ip=unmapped(scope["client"][0]) if scope["client"] else None,
+        )
 
 
 def unmapped(ip: str) -> str:

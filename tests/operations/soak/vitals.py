@@ -10,6 +10,7 @@ from statistics import median
 import asyncpg
 import psutil
 
+from backend.web.rate_limits import STORAGE_CONNECTIONS
 from tests.operations.soak.journal import Journal
 from tests.operations.soak.stage import POOL_SIZE, WORKERS, Stage
 
@@ -26,8 +27,8 @@ NO_DATABASE = (
     IndexError,
 )
 """What says that there is none at the moment; the last, that its file is being written."""
-MOST_NEW_FILES = POOL_SIZE + 5
-"""Of a process without clients: its connections to the database, and what it opens when it needs it."""
+MOST_NEW_FILES = POOL_SIZE + STORAGE_CONNECTIONS + 5
+"""Of a process without clients: its connections to the database and to Redis, and what it opens at need."""
 
 
 @dataclass

@@ -46,7 +46,8 @@ and `errors` with the fields that are wrong where the request is not valid.
 """
 TAGS = [
     {"name": "auth", "description": "Accounts, sign-in and the profile"},
-    {"name": "tasks", "description": "Your own tasks"},
+    {"name": "tasks", "description": "Your own tasks, for clients that sign in here"},
+    {"name": "tasks of a user", "description": "The same tasks, for front ends that sign in elsewhere"},
     {"name": "service", "description": "For probes and scrapers"},
 ]
 
@@ -116,8 +117,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.cursors = Cursors(settings)
     own_tasks = replace(SELF_CONTAINED, foreign_task=404 if settings.conceal_foreign_tasks else 403)
     for router in (
-        task_router("/tasks", own_tasks),
-        task_router("/api/{user_id}/tasks", USER_SCOPED, openapi_extra={"parameters": [USER_ID]}),
+        task_router("/tasks", own_tasks, "tasks"),
+        task_router(
+            "/api/{user_id}/tasks",
+            USER_SCOPED,
+            "tasks of a user",
+            " of a user",
+            openapi_extra={"parameters": [USER_ID]},
+        ),
         auth_router.router,
         auth_router.token_router,
         mail_router.router,

@@ -42,15 +42,22 @@ async def get_cursors(request: Request) -> Cursors:
 
 PathDep = Annotated[bytes, Depends(get_path)]
 CursorsDep = Annotated[Cursors, Depends(get_cursors)]
-TaskId = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1]), BeforeValidator(_task_id)]
+TaskId = Annotated[
+    int,
+    Path(ge=1, le=MAX_ID, json_schema_extra={"format": "int64"}, examples=[1]),
+    BeforeValidator(_task_id),
+]
 
 
-def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
-    """Return the task routes under `prefix`, with the statuses of `contract`."""
-    router = APIRouter(prefix=prefix, tags=["tasks"], route_class=route_class(contract))
+def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **openapi: Any) -> APIRouter:
+    """Return the task routes under `prefix`, with the statuses of `contract`.
+
+    The document shows them under `tag`, each summary ends with `of`.
+    """
+    router = APIRouter(prefix=prefix, tags=[tag], route_class=route_class(contract))
     misses = raises(TaskNotFoundError, service.FOREIGN_TASK[contract.foreign_task])
 
-    @router.post("", status_code=201, response_model=TaskRead, summary="Create a task", **openapi)
+    @router.post("", status_code=201, response_model=TaskRead, summary=f"Create a task{of}", **openapi)
     async def create_task(
         database: DatabaseDep, caller: CallerDep, path: PathDep, data: Annotated[TaskCreate, Body()]
     ) -> Answer:
@@ -61,7 +68,7 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         task = await service.create_task(database, caller, data)
         return Answer(dict(task), 201, [(b"location", b"%s/%d" % (path, task["id"]))])
 
-    @router.get("", response_model=list[TaskRead], summary="List your tasks", **openapi)
+    @router.get("", response_model=list[TaskRead], summary=f"List your tasks{of}", **openapi)
     async def list_tasks(
         database: DatabaseDep,
         caller: CallerDep,
@@ -74,18 +81,18 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         Where more follow, the answer carries `Link: <…>; rel="next"` (RFC 8288), relative to this server.
         Following it to the end meets each task that stayed throughout once, while others come and go.
         """
-        after = None if query.cursor is None else cursors.read(caller.user_id, query, query.cursor)
+        after = cursors.read(caller.user_id, query, query.cursor) if query.cursor else None
         rows, last = await service.list_tasks(database, caller, query, after)
         link = last and next_link(path, query, cursors.issue(caller.user_id, query, last))
         return Answer([dict(row) for row in rows], headers=[(b"link", link)] if link else ())
 
-    @router.get("/{task_id}", response_model=TaskRead, summary="Read a task", **openapi)
+    @router.get("/{task_id}", response_model=TaskRead, summary=f"Read a task{of}", **openapi)
     @misses
     async def read_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> Answer:
         """Return one task of yours."""
         return Answer(dict(await service.read_task(database, caller, contract, task_id)))
 
-    @router.put("/{task_id}", response_model=TaskRead, summary="Change a task", **openapi)
+    @router.put("/{task_id}", response_model=TaskRead, summary=f"Put a task{of}", **openapi)
     @misses
     async def put_task(
         database: DatabaseDep, caller: CallerDep, task_id: TaskId, data: Annotated[TaskUpdate, Body()]
@@ -93,7 +100,7 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         """Change a task as PATCH does: only what is sent changes, at least one field is."""
         return Answer(dict(await service.update_task(database, caller, contract, task_id, data)))
 
-    @router.patch("/{task_id}", response_model=TaskRead, summary="Change a task", **openapi)
+    @router.patch("/{task_id}", response_model=TaskRead, summary=f"Change a task{of}", **openapi)
     @misses
     async def update_task(
         database: DatabaseDep, caller: CallerDep, task_id: TaskId, data: Annotated[TaskUpdate, Body()]
@@ -101,13 +108,13 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         """Change any of title, description and completed; `description: null` clears it."""
         return Answer(dict(await service.update_task(database, caller, contract, task_id, data)))
 
-    @router.patch("/{task_id}/complete", response_model=TaskRead, summary="Toggle a task", **openapi)
+    @router.patch("/{task_id}/complete", response_model=TaskRead, summary=f"Toggle a task{of}", **openapi)
     @misses
     async def toggle_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> Answer:
         """Flip `completed`, whatever it is when the statement runs."""
         return Answer(dict(await service.toggle_task(database, caller, contract, task_id)))
 
-    @router.delete("/{task_id}", status_code=204, summary="Delete a task", **openapi)
+    @router.delete("/{task_id}", status_code=204, summary=f"Delete a task{of}", **openapi)
     @misses
     async def delete_task(database: DatabaseDep, caller: CallerDep, task_id: TaskId) -> Response:
         """Delete one task of yours, for good."""

@@ -13,10 +13,11 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
-from backend.telemetry import events, logs, metrics
+from backend.telemetry import events, logs, metrics, traces
 from backend.telemetry.events import Event, RequestRecord
 from backend.web import errors
 from backend.web.answer import Answer
+from backend.web.cross_origin import TRACE_CONTEXT, RefusedOrigins, refused_part
 from backend.web.drain import Drain
 from backend.web.errors import AppError, Contract
 from backend.web.framework_errors import of_framework
@@ -127,6 +128,7 @@ class Observer:
             "route": route,
             "status": status,
             "duration_ms": round(seconds * 1000, 3),
+            **traces.current_ids(),
         }
         lines = [
             {**line, "level": "WARNING" if event in _WARNINGS else "INFO", "event": event, **fields}
@@ -151,9 +153,18 @@ class CrossOrigin(CORSMiddleware):
             app,
             allow_origins=tuple(origins),
             allow_methods=METHODS,
-            allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
+            allow_headers=("Authorization", "Content-Type", "X-Request-ID", *TRACE_CONTEXT),
             expose_headers=EXPOSED_HEADERS,
         )
+        self._refused = RefusedOrigins()
+
+    async def simple_response(
+        self, scope: Scope, receive: Receive, send: Send, request_headers: Headers
+    ) -> None:
+        """Serve a request that is no preflight; an origin that is refused is in the log."""
+        if "origin" in request_headers and not self.is_allowed_origin(request_headers["origin"]):
+            self._refused.warn(request_headers)
+        await super().simple_response(scope, receive, send, request_headers)
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight (Fetch standard, section 3.3)."""
@@ -161,12 +172,21 @@ class CrossOrigin(CORSMiddleware):
         is_too_large = _is_too_large(request_headers.get("content-length", ""))
         if response.status_code == 200 and not is_too_large:  # noqa: PLR2004
             return response
-        error = errors.ContentTooLargeError() if is_too_large else CrossOriginError()
+        error = errors.ContentTooLargeError() if is_too_large else self._refusal(request_headers)
         refusal = _render(error, errors.SELF_CONTAINED)
         for name in ("Vary", "Access-Control-Allow-Origin"):
             if name in response.headers:
                 refusal.headers[name] = response.headers[name]
         return refusal
+
+    def _refusal(self, request_headers: Headers) -> AppError:
+        error = CrossOriginError()
+        if not self.is_allowed_origin(request_headers["origin"]):
+            self._refused.warn(request_headers)
+            return error
+        error.detail, name = refused_part(request_headers, self.allow_methods, self.allow_headers)
+        logger.info("cors.refused", request_id=events.request_id(), refused=name[:100])
+        return error
 
 
 class CrossOriginError(AppError):

@@ -30,12 +30,14 @@ from backend.tasks.router import task_router
 from backend.telemetry import logs, metrics
 from backend.web import health
 from backend.web.client import add_client
+from backend.web.cross_origin import CrossOrigin
 from backend.web.docs import add_docs
 from backend.web.drain import Drain
 from backend.web.errors import SELF_CONTAINED, USER_SCOPED, AppError
-from backend.web.middleware import Boundary, CrossOrigin, Observer, handle_error
+from backend.web.middleware import Boundary, Observer
 from backend.web.pages import add_pages
 from backend.web.proxies import Proxies
+from backend.web.refusals import handle_error
 from backend.web.routing import Route, literal_first
 
 VERSION = "1.0.0"
@@ -47,7 +49,8 @@ and `errors` with the fields that are wrong where the request is not valid.
 """
 TAGS = [
     {"name": "auth", "description": "Accounts, sign-in and the profile"},
-    {"name": "tasks", "description": "Your own tasks"},
+    {"name": "tasks", "description": "Your own tasks, for clients that sign in here"},
+    {"name": "tasks of a user", "description": "The same tasks, for front ends that sign in elsewhere"},
     {"name": "service", "description": "For probes and scrapers"},
 ]
 
@@ -117,8 +120,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.cursors = Cursors(settings)
     own_tasks = replace(SELF_CONTAINED, foreign_task=404 if settings.conceal_foreign_tasks else 403)
     for router in (
-        task_router("/tasks", own_tasks),
-        task_router("/api/{user_id}/tasks", USER_SCOPED, openapi_extra={"parameters": [USER_ID]}),
+        task_router("/tasks", own_tasks, "tasks"),
+        task_router(
+            "/api/{user_id}/tasks",
+            USER_SCOPED,
+            "tasks of a user",
+            " of a user",
+            openapi_extra={"parameters": [USER_ID]},
+        ),
         auth_router.router,
         auth_router.token_router,
         mail_router.router,

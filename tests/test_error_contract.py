@@ -511,6 +511,45 @@ def test_any_other_preflight_is_refused_like_any_other_request(
     assert "zebra" not in response.text
 
 
+def test_a_refused_preflight_says_whether_its_method_or_a_header_is_not_allowed(
+    stranger: httpx2.Client,
+) -> None:
+    method = stranger.options("/tasks", headers={"Access-Control-Request-Method": "TRACE"})
+    assert refused(method, 400, "cors_refused")["detail"].startswith("The method is not allowed")
+    asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "x-zebra"}
+    header = stranger.options("/tasks", headers=asked)
+    assert refused(header, 400, "cors_refused")["detail"].startswith("A header is not allowed")
+
+
+def test_pages_may_send_the_context_of_their_traces(stranger: httpx2.Client) -> None:
+    asked = "baggage,traceparent,tracestate"
+    headers = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": asked}
+    assert stranger.options("/tasks", headers=headers).status_code == 200
+
+
+def test_an_origin_that_is_refused_is_one_warning_that_names_the_setting(
+    new_service: Callable[..., Service],
+) -> None:
+    service = new_service()
+    for number in (0, 0, *range(30)):
+        service.client().get("/health", headers={"Origin": f"http://page-{number}.example"})
+    service.client().get("/health", headers={"Origin": service.url})
+    warned = [line["origin"] for line in service.lines(level="WARNING") if "CORS_ORIGINS" in line["event"]]
+    assert warned == [f"http://page-{number}.example" for number in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("path", "accepted"),
+    [("/auth/login", "application/json"), ("/auth/token", "application/x-www-form-urlencoded")],
+)
+def test_a_body_of_another_type_is_told_the_type_that_would_do(
+    stranger: httpx2.Client, path: str, accepted: str
+) -> None:
+    response = stranger.post(path, content=b"hello", headers={"Content-Type": "text/plain"})
+    assert accepted in refused(response, 415, "unsupported_media_type")["detail"]
+    assert response.headers["Accept"] == accepted
+
+
 def test_a_preflight_from_elsewhere_is_refused(service: Service) -> None:
     response = service.client().options(
         "/tasks", headers={"Origin": "http://zebra.example", "Access-Control-Request-Method": "GET"}

@@ -232,11 +232,57 @@ def test_every_operation_is_named_and_described(
 def test_every_operation_that_needs_a_token_says_so_and_no_other(
     document: dict[str, Any], operations: list[Operation]
 ) -> None:
-    (scheme,) = document["components"]["securitySchemes"]
+    schemes: list[dict[str, list[str]]] = [
+        {scheme: []} for scheme in document["components"]["securitySchemes"]
+    ]
     for operation in operations:
         needs_token = set(operation.codes) >= TOKEN_CODES
-        assert operation.spec.get("security") == ([{scheme: []}] if needs_token else None), operation
+        assert operation.spec.get("security") == (schemes if needs_token else []), operation
         assert needs_token or not TOKEN_CODES & set(operation.codes), operation
+
+
+def test_a_token_can_be_pasted_and_a_password_exchanged_for_one(document: dict[str, Any]) -> None:
+    pasted, password = document["components"]["securitySchemes"].values()
+    assert (pasted["type"], pasted["scheme"], pasted["bearerFormat"]) == ("http", "bearer", "JWT")
+    flow = password["flows"]["password"]
+    assert flow["tokenUrl"] == flow["refreshUrl"] == "auth/token"
+
+
+def test_no_schema_has_alternatives_without_a_type_and_no_field_of_a_request_a_default(
+    document: dict[str, Any],
+) -> None:
+    """Generators make `unknown` of the one, and a required field of the other."""
+    shapes = document["components"]["schemas"]
+    assert [name for name, shape in shapes.items() if "anyOf" in shape] == []
+    assert shapes["TaskUpdate"]["minProperties"] == 1
+    fields = [field for shape in shapes.values() for field in shape["properties"].values()]
+    assert [field for field in fields if "default" in field] == []
+
+
+def test_every_id_that_is_a_number_has_64_bits(document: dict[str, Any], operations: list[Operation]) -> None:
+    parameters = [one for operation in operations for one in operation.spec.get("parameters", ())]
+    ids = [one["schema"] for one in parameters if one["name"] == "task_id"]
+    ids.append(document["components"]["schemas"]["TaskRead"]["properties"]["id"])
+    assert {field["format"] for field in ids} == {"int64"}
+
+
+def test_parameters_come_in_the_order_of_the_path(operations: list[Operation]) -> None:
+    for operation in operations:
+        named = [one["name"] for one in operation.spec.get("parameters", ()) if one["in"] == "path"]
+        assert named == re.findall(r"{(\w+)}", operation.path), operation
+
+
+def test_no_two_operations_look_alike_in_a_list(operations: list[Operation]) -> None:
+    summaries = Counter(operation.spec["summary"] for operation in operations)
+    assert [summary for summary, times in summaries.items() if times > 1] == []
+    surfaces = {operation.spec["tags"][0]: operation.path for operation in operations}
+    assert surfaces["tasks"].startswith("/tasks")
+    assert surfaces["tasks of a user"].startswith("/api/")
+
+
+def test_the_document_in_the_tree_is_the_one_that_is_served(document: dict[str, Any]) -> None:
+    """After a change of the interface: `python -m backend openapi > backend/openapi.json`."""
+    assert json.loads((ROOT / "backend" / "openapi.json").read_text()) == document
 
 
 def test_every_field_has_an_example_that_its_schema_accepts(document: dict[str, Any]) -> None:

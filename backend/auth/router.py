@@ -11,7 +11,9 @@ from backend.auth.accounts import service
 from backend.auth.cookies import CookieDep, CookieTokenDep, LeavingDep, SignInCookieDep
 from backend.auth.dependencies import Caller, CallerDep, ClientDep, OwnAccountDep, SignInDep
 from backend.auth.errors import (
+    AccountDisabledError,
     EmailTakenError,
+    EmailUnverifiedError,
     InvalidCredentialsError,
     InvalidGrantError,
     InvalidRefreshTokenError,
@@ -83,7 +85,13 @@ async def register(
 
 
 @router.post("/login", response_model=Tokens, summary="Sign in")
-@raises(InvalidCredentialsError, RateLimitedError, ServiceUnavailableError)
+@raises(
+    InvalidCredentialsError,
+    AccountDisabledError,
+    EmailUnverifiedError,
+    RateLimitedError,
+    ServiceUnavailableError,
+)
 async def login(
     database: DatabaseDep,
     sign_in: SignInDep,
@@ -100,7 +108,14 @@ async def login(
 
 
 @token_router.post("/token", response_model=Tokens, summary="Sign in or refresh by an OAuth 2.0 grant")
-@raises(InvalidGrantError, UnsupportedGrantTypeError, RateLimitedError, ServiceUnavailableError)
+@raises(
+    InvalidGrantError,
+    UnsupportedGrantTypeError,
+    AccountDisabledError,
+    EmailUnverifiedError,
+    RateLimitedError,
+    ServiceUnavailableError,
+)
 async def token(
     database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: Annotated[TokenGrant, Form()]
 ) -> Answer:

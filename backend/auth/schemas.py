@@ -89,7 +89,9 @@ class TokenGrant(BaseModel):
     """
 
     grant_type: str = Field(
-        default="password", description="`password` or `refresh_token`", examples=["password"]
+        default="password",
+        description="`password`, which it is where none is sent, or `refresh_token`",
+        examples=["password"],
     )
     username: str | None = Field(
         default=None, description="Required for `password`", examples=["ada@example.com"]

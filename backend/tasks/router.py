@@ -52,7 +52,11 @@ CursorsDep = Annotated[Cursors, Depends(get_cursors)]
 IfMatchDep = Annotated[bytes | None, Depends(get_if_match)]
 IfNoneMatchDep = Annotated[bytes | None, Depends(get_if_none_match)]
 IdempotencyKeyDep = Annotated[str | None, Depends(get_idempotency_key)]
-TaskId = Annotated[int, Path(ge=1, le=MAX_ID, examples=[1]), BeforeValidator(_task_id)]
+TaskId = Annotated[
+    int,
+    Path(ge=1, le=MAX_ID, json_schema_extra={"format": "int64"}, examples=[1]),
+    BeforeValidator(_task_id),
+]
 
 
 def _answer(
@@ -69,15 +73,20 @@ def _unless_known(answer: Answer, tag: bytes, if_none_match: bytes | None) -> Re
     return answer
 
 
-def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
-    """Return the task routes under `prefix`, with the statuses of `contract`."""
-    router = APIRouter(prefix=prefix, tags=["tasks"], route_class=route_class(contract))
+def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **openapi: Any) -> APIRouter:
+    """Return the task routes under `prefix`, with the statuses of `contract`.
+
+    The document shows them under `tag`, each summary ends with `of`.
+    """
+    router = APIRouter(prefix=prefix, tags=[tag], route_class=route_class(contract))
     foreign = service.FOREIGN_TASK[contract.foreign_task]
     misses = raises(TaskNotFoundError, foreign)
     changes = raises(TaskNotFoundError, foreign, PreconditionFailedError)
     documented = partial(document, openapi)
 
-    @router.post("", status_code=201, response_model=TaskRead, summary="Create a task", **documented(CREATE))
+    @router.post(
+        "", status_code=201, response_model=TaskRead, summary=f"Create a task{of}", **documented(CREATE)
+    )
     @raises(IdempotencyKeyReusedError)
     async def create_task(
         database: DatabaseDep,
@@ -94,7 +103,7 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         task, is_new = await service.create_task(database, caller, data, key)
         return _answer(task, 201 if is_new else 200, [(b"location", b"%s/%d" % (path, task["id"]))])
 
-    @router.get("", response_model=list[TaskRead], summary="List your tasks", **documented(LIST))
+    @router.get("", response_model=list[TaskRead], summary=f"List your tasks{of}", **documented(LIST))
     async def list_tasks(  # noqa: PLR0913, PLR0917  # FastAPI passes each by name
         database: DatabaseDep,
         caller: CallerDep,
@@ -112,14 +121,14 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         Who polls may send the page's `ETag` back in `If-None-Match`: while nothing on the page has changed,
         the answer is 304 without a body. It saves the transfer; the database reads the page all the same.
         """
-        after = None if query.cursor is None else cursors.read(caller.user_id, query, query.cursor)
+        after = cursors.read(caller.user_id, query, query.cursor) if query.cursor else None
         rows, last = await service.list_tasks(database, caller, query, after)
         link = last and next_link(path, query, cursors.issue(caller.user_id, query, last))
         answer = Answer([dict(row) for row in rows], headers=[(b"link", link)] if link else ())
         tag = tag_of_page(bytes(answer.body), request.scope["query_string"], link)
         return _unless_known(answer, tag, if_none_match)
 
-    @router.get("/{task_id}", response_model=TaskRead, summary="Read a task", **documented(READ))
+    @router.get("/{task_id}", response_model=TaskRead, summary=f"Read a task{of}", **documented(READ))
     @misses
     async def read_task(
         database: DatabaseDep, caller: CallerDep, if_none_match: IfNoneMatchDep, task_id: TaskId
@@ -128,7 +137,7 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         task = await service.read_task(database, caller, contract, task_id)
         return _unless_known(Answer(dict(task)), tag_of(task), if_none_match)
 
-    @router.put("/{task_id}", response_model=TaskRead, summary="Change a task", **documented(CHANGE))
+    @router.put("/{task_id}", response_model=TaskRead, summary=f"Put a task{of}", **documented(CHANGE))
     @changes
     async def put_task(
         database: DatabaseDep,
@@ -141,7 +150,7 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         task = Expected(task_id, allowed(if_match, task_id))
         return _answer(await service.update_task(database, caller, contract, task, data))
 
-    @router.patch("/{task_id}", response_model=TaskRead, summary="Change a task", **documented(CHANGE))
+    @router.patch("/{task_id}", response_model=TaskRead, summary=f"Change a task{of}", **documented(CHANGE))
     @changes
     async def update_task(
         database: DatabaseDep,
@@ -155,7 +164,7 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         return _answer(await service.update_task(database, caller, contract, task, data))
 
     @router.patch(
-        "/{task_id}/complete", response_model=TaskRead, summary="Toggle a task", **documented(CHANGE)
+        "/{task_id}/complete", response_model=TaskRead, summary=f"Toggle a task{of}", **documented(CHANGE)
     )
     @changes
     async def toggle_task(
@@ -165,7 +174,7 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         task = Expected(task_id, allowed(if_match, task_id))
         return _answer(await service.toggle_task(database, caller, contract, task))
 
-    @router.delete("/{task_id}", status_code=204, summary="Delete a task", **documented(DELETE))
+    @router.delete("/{task_id}", status_code=204, summary=f"Delete a task{of}", **documented(DELETE))
     @changes
     async def delete_task(
         database: DatabaseDep, caller: CallerDep, if_match: IfMatchDep, task_id: TaskId

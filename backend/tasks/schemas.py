@@ -1,7 +1,7 @@
 """The requests and answers of the task routes, as the OpenAPI document shows them."""
 
 from datetime import datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import MISSING, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -25,17 +25,13 @@ class TaskCreate(BaseModel):
 
     title: Title
     description: Annotated[Description | None, Field(examples=["Two litres"])] = None
-    completed: bool = Field(default=False, examples=[False])
-
-
-def _require_any(schema: dict[str, Any]) -> None:
-    schema["anyOf"] = [{"required": [name]} for name in schema["properties"]]
+    completed: bool = Field(default=False, description="`false` where it is not sent", examples=[False])
 
 
 class TaskUpdate(BaseModel):
     """Changes to a task: at least one field. What is not sent stays; `description: null` clears it."""
 
-    model_config = ConfigDict(strict=True, json_schema_extra=_require_any)
+    model_config = ConfigDict(strict=True, json_schema_extra={"minProperties": 1})
 
     title: Title | MISSING = MISSING
     description: Annotated[Description | MISSING | None, Field(examples=["Two litres"])] = MISSING
@@ -52,7 +48,7 @@ class TaskUpdate(BaseModel):
 class TaskRead(BaseModel):
     """A task."""
 
-    id: int = Field(examples=[1])
+    id: int = Field(json_schema_extra={"format": "int64"}, examples=[1])
     user_id: str = Field(examples=["01a1f95c-de9c-72e4-af2f-cb076b07b635"])
     title: str = Field(examples=["Buy milk"])
     description: str | None = Field(examples=["Two litres"])
@@ -84,4 +80,6 @@ class TaskQuery(BaseModel):
         le=MAX_PAGE,
         description="At most so many; where more follow, `Link` leads to them",
     )
-    cursor: str | None = Field(default=None, description="Where to go on: from the `Link` of the last answer")
+    cursor: str = Field(
+        default="", description="Where to go on: from the `Link` of the last answer; empty is the beginning"
+    )

@@ -76,12 +76,12 @@ async def read_json(request: BoundedRequest) -> bytes:
 async def read_form(request: BoundedRequest) -> FormData:
     """Return the fields of a form.
 
-    Raises `UnsupportedMediaTypeError`, and `RequestValidationError` where a field is sent twice
+    Raises `NotFormError`, and `RequestValidationError` where a field is sent twice
     (RFC 6749 section 3.2) or the text is not UTF-8.
     """
     body = await request.body()
     if body and request.content_type() != FORM:
-        raise errors.UnsupportedMediaTypeError
+        raise errors.NotFormError
     try:
         fields = parse_qsl(
             body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FORM_FIELDS

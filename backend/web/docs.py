@@ -2,18 +2,18 @@
 
 import gzip
 import hashlib
-import json
 from asyncio import to_thread
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from backend.web.document import openapi
 from backend.web.errors import NotFoundError
 
 ASSETS: Final = "/docs/assets"
@@ -63,22 +63,6 @@ def _takes_gzip(accepted: str) -> bool:
     return weights.get("gzip", weights["*"]).strip("0.") != ""
 
 
-def openapi(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document, without the validation answer that FastAPI adds to every route."""
-    document = FastAPI.openapi(app)
-    for operation in (operation for path in document["paths"].values() for operation in path.values()):
-        supposed = operation["responses"].get("422", {})
-        if "HTTPValidationError" in json.dumps(supposed):
-            del operation["responses"]["422"]
-        for answer in (answer for status, answer in operation["responses"].items() if status >= "4"):
-            # FastAPI supposes that a route of plain text has errors of plain text.
-            content = answer["content"]
-            content["application/json"] |= content.pop("text/plain", {})
-    for name in ("HTTPValidationError", "ValidationError"):
-        document["components"]["schemas"].pop(name, None)
-    return document
-
-
 def add_docs(app: FastAPI) -> None:
     """Add `/docs`, `/redoc`, their assets and the OpenAPI document to `app`; `/` leads to `/docs`."""
     app.openapi = partial(openapi, app)  # type: ignore[method-assign]  # as FastAPI's documentation has it
@@ -95,8 +79,8 @@ async def lead_to_docs(request: Request) -> RedirectResponse:
 
 
 async def read_openapi(request: Request) -> JSONResponse:
-    """Return the OpenAPI document."""
-    return JSONResponse(request.app.openapi())
+    """Return the OpenAPI document; its server is the prefix of `ROOT_PATH`."""
+    return JSONResponse(request.app.openapi() | {"servers": [{"url": _root(request) or "/"}]})
 
 
 async def swagger_ui(request: Request) -> HTMLResponse:

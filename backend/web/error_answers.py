@@ -51,8 +51,10 @@ def _refusals(dependant: Dependant) -> Iterator[type[AppError]]:
     if dependant.query_params or dependant.header_params or dependant.body_params:
         yield errors.InvalidRequestError
     for field in dependant.body_params:
-        yield errors.UnsupportedMediaTypeError
-        if not isinstance(field.field_info, params.Form):
+        if isinstance(field.field_info, params.Form):
+            yield errors.NotFormError
+        else:
+            yield errors.UnsupportedMediaTypeError
             yield errors.MalformedJSONError
 
 

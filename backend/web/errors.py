@@ -226,11 +226,22 @@ class ContentTooLargeError(AppError):
 
 
 class UnsupportedMediaTypeError(AppError):
-    """The `Content-Type` of the body is none that the route takes."""
+    """The `Content-Type` of the body is not JSON's; `Accept` names it (RFC 9110 section 15.5.16)."""
 
     status = 415
     code = "unsupported_media_type"
-    detail = "The request body is not of the type that this address takes"
+    detail = "Send the request body as application/json"
+    accepted: ClassVar[str] = "application/json"
+
+    def __init__(self) -> None:
+        super().__init__(headers={"Accept": self.accepted})
+
+
+class NotFormError(UnsupportedMediaTypeError):
+    """The `Content-Type` of the body is another than that of a form."""
+
+    detail = "Send the request body as application/x-www-form-urlencoded"
+    accepted = "application/x-www-form-urlencoded"
 
 
 class RateLimitedError(AppError):

@@ -1,25 +1,19 @@
-"""The middleware of every request: its id, log lines and CORS, the body limit, the answers to errors."""
+"""The middleware of every request: its id and log lines, the limits on its head, the last word on errors."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from time import perf_counter
 
 from loguru import logger
-from starlette.datastructures import Headers
-from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uuid_utils import uuid7
 
-from backend.telemetry import events, logs, metrics
+from backend.telemetry import events, logs, metrics, traces
 from backend.telemetry.events import Event, RequestRecord
 from backend.web import errors
-from backend.web.answer import Answer
 from backend.web.drain import Drain
-from backend.web.errors import AppError, Contract
-from backend.web.framework_errors import of_framework
+from backend.web.errors import AppError
+from backend.web.refusals import refuse
 
 MAX_BODY_BYTES = 64 * 1024
 OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"
@@ -33,16 +27,6 @@ UNSENT = "tasks.unsent"
 LARGE_ANSWER_BYTES = 64 * 1024
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """Past so much unsent in a process, an answer above `LARGE_ANSWER_BYTES` is 503 instead."""
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-ALLOWED_HEADERS = (
-    "Authorization",
-    "Content-Type",
-    "X-Request-ID",
-    "If-Match",
-    "If-None-Match",
-    "Idempotency-Key",
-)
-EXPOSED_HEADERS = ("Location", "Link", "ETag", "Retry-After", "X-Request-ID")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _SAFE = (
@@ -138,6 +122,7 @@ class Observer:
             "route": route,
             "status": status,
             "duration_ms": round(seconds * 1000, 3),
+            **traces.current_ids(),
         }
         lines = [
             {**line, "level": "WARNING" if event in _WARNINGS else "INFO", "event": event, **fields}
@@ -152,43 +137,6 @@ def request_id_of(scope: Scope) -> str:
     """Return the id that the client has given its request, if it is one, or a new one."""
     sent = dict(scope["headers"]).get(b"x-request-id")
     return sent.decode() if sent and _REQUEST_ID.fullmatch(sent) else uuid7().hex
-
-
-class CrossOrigin(CORSMiddleware):
-    """CORS for the SPAs of `CORS_ORIGINS`; a refused preflight is an error like any other."""
-
-    def __init__(self, app: ASGIApp, origins: Iterable[str]) -> None:
-        allowed = tuple(origins)
-        super().__init__(
-            app,
-            allow_origins=allowed,
-            allow_methods=METHODS,
-            # With "*" Starlette would let every origin use the cookie.
-            allow_credentials="*" not in allowed,
-            allow_headers=ALLOWED_HEADERS,
-            expose_headers=EXPOSED_HEADERS,
-        )
-
-    def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight (Fetch standard, section 3.3)."""
-        response = super().preflight_response(request_headers)
-        is_too_large = _is_too_large(request_headers.get("content-length", ""))
-        if response.status_code == 200 and not is_too_large:  # noqa: PLR2004
-            return response
-        error = errors.ContentTooLargeError() if is_too_large else CrossOriginError()
-        refusal = _render(error, errors.SELF_CONTAINED)
-        for name in ("Vary", "Access-Control-Allow-Origin"):
-            if name in response.headers:
-                refusal.headers[name] = response.headers[name]
-        return refusal
-
-
-class CrossOriginError(AppError):
-    """A preflight asks for an origin, a method or a header that is not allowed."""
-
-    status = 400
-    code = "cors_refused"
-    detail = "This origin, method or header is not allowed"
 
 
 class Boundary:
@@ -239,7 +187,7 @@ def _refuse_head(scope: Scope) -> None:
     if error := scope.get("state", {}).get(REFUSAL):
         raise error
     names = [name for name, _ in scope["headers"]]
-    if b"content-length" in names and any(map(_is_too_large, _values(scope, b"content-length"))):
+    if b"content-length" in names and any(map(is_too_large, _values(scope, b"content-length"))):
         raise errors.ContentTooLargeError
     hosts = names.count(b"host")
     if hosts > 1 or (not hosts and scope["http_version"] != "1.0"):  # RFC 9112 section 3.2
@@ -255,43 +203,6 @@ def _values(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key == name]
 
 
-def _is_too_large(length: str | bytes) -> bool:
+def is_too_large(length: str | bytes) -> bool:
+    """Return whether a `Content-Length` is above `MAX_BODY_BYTES`."""
     return length.isdigit() and int(length) > MAX_BODY_BYTES
-
-
-async def handle_error(request: Request, error: Exception) -> Response:
-    """Answer an `AppError`, an `HTTPException` or a `RequestValidationError`; Starlette calls this."""
-    return refuse(request.scope, of_framework(error))
-
-
-def refuse(scope: Scope, error: AppError) -> Response:
-    """Return the response of `error`; records `auth.denied` where it refuses a caller."""
-    # One of a large body comes before the route is known, and one of a method from beside it.
-    route = scope.get("route") or next((route for match, route in _matches(scope)), None)
-    response = _render(error, getattr(route, "contract", errors.SELF_CONTAINED))
-    if isinstance(error, errors.MethodNotAllowedError):
-        known = {
-            method for match, route in _matches(scope) if match is Match.PARTIAL for method in _methods(route)
-        }
-        response.headers["Allow"] = ", ".join(sorted(known))
-    if error.is_denial:
-        events.record(Event.DENIED, reason=error.reason)
-    return response
-
-
-def _matches(scope: Scope) -> Iterator[tuple[Match, BaseRoute]]:
-    for route in scope["app"].routes:
-        match, _ = route.matches(scope)
-        if match is not Match.NONE:
-            yield match, route
-
-
-def _methods(route: BaseRoute) -> set[str]:
-    methods = set(route.methods or ()) if isinstance(route, Route) else set()
-    return methods | {"HEAD"} if "GET" in methods else methods
-
-
-def _render(error: AppError, contract: Contract) -> Response:
-    answer = Answer(error.body(contract, events.request_id()), error.status_under(contract))
-    answer.headers.update(error.headers)
-    return answer

@@ -15,8 +15,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from backend.web import errors
+from backend.web.cross_origin import METHODS
 from backend.web.errors import AppError
-from backend.web.middleware import CUT_SHORT, METHODS, REFUSAL, UNSENT
+from backend.web.middleware import CUT_SHORT, REFUSAL, UNSENT
 
 _REQUEST_LINE: Final = re.compile(rb"^([\w!#$%&'*+.^`|~-]+) \S+ HTTP/1\.\d\r?$", re.MULTILINE)
 _WITHOUT_PATH: Final = re.compile(rb"^\w+://[^/?#]+(?=\?|$)")

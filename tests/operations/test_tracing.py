@@ -61,6 +61,10 @@ def test_each_request_is_a_span_by_its_route_that_tells_no_secret(
     assert {"POST /auth/register", "POST /tasks", "GET /tasks/{task_id}"} <= set(found)
     traced = [span for span in spans(received) if span.trace_id.hex() == parent.split("-")[1]]
     assert [span.name for span in traced] == ["GET /tasks/{task_id}"]
+    (line,) = [
+        line for line in service.lines(event="http.request") if line.get("trace_id") == parent.split("-")[1]
+    ]
+    assert line["span_id"] == traced[0].span_id.hex()
     attributes = {pair.key: pair.value for pair in traced[0].attributes}
     assert attributes["http.response.status_code"].int_value == 200
     secrets = (

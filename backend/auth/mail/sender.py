@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+from contextlib import suppress
 from email.message import EmailMessage
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -13,6 +14,7 @@ from backend.settings import Settings
 
 SEND_SECONDS: Final = 10.0
 """The longest that one attempt may take."""
+QUIT_SECONDS: Final = 1.0
 _PORTS: Final = {"smtp": 587, "smtps": 465}
 
 
@@ -61,8 +63,17 @@ class SMTPSender:
         import aiosmtplib  # noqa: PLC0415  # takes a process megabytes, and few send mail
 
         message = await asyncio.to_thread(_message, kind, email, link, self._sender)
-        async with asyncio.timeout(SEND_SECONDS):
-            await aiosmtplib.send(message, **self._options)
+        client = aiosmtplib.SMTP(**self._options)
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await client.connect()
+                await client.send_message(message)
+            # The mail is accepted, so what happens to QUIT must not have it sent once more.
+            with suppress(aiosmtplib.SMTPException, OSError):
+                async with asyncio.timeout(QUIT_SECONDS):
+                    await client.quit()
+        finally:
+            client.close()
         return {}
 
 

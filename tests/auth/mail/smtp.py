@@ -93,7 +93,7 @@ class Mailbox:
         assert isinstance(message, EmailMessage)
         self.accepted.append(Received(envelope.rcpt_tos, message, session.ssl is not None))
         if self.is_dropping:
-            assert server.transport is not None
+            assert isinstance(server.transport, asyncio.Transport)
             server.transport.abort()
         return "250 OK"
 

@@ -126,7 +126,7 @@ def test_the_old_email_gets_no_reset_any_more(mailing: Mailing, carol: Account) 
 
 
 @pytest.mark.parametrize("password", ["wrong", "x" * 600])
-def test_a_change_needs_the_password(mailing: Mailing, carol: Account, password: str) -> None:
+def test_a_change_needs_the_password(carol: Account, password: str) -> None:
     assert code(ask(carol, new_email(), password)) == (403, "wrong_password")
     assert me(carol)["pending_email"] is None
 

@@ -152,8 +152,9 @@ def certificates(tmp_path: Path) -> Path:
 @pytest.fixture(params=["smtp", "smtps"])
 def encrypted(request: pytest.FixtureRequest, certificates: Path) -> Iterator[tuple[str, Mailbox]]:
     """A server that requires encryption and a sign-in, and its MAIL_URL."""
-    kind = "starttls" if request.param == "smtp" else "smtps"
-    with smtp_server(**{kind: tls(certificates)}) as mailbox:
+    context = tls(certificates)
+    served = smtp_server(starttls=context) if request.param == "smtp" else smtp_server(smtps=context)
+    with served as mailbox:
         yield f"{request.param}://{SIGN_IN}@localhost:{mailbox.port}", mailbox
 
 

@@ -1,6 +1,6 @@
 """Verification of an email, and what EMAIL_VERIFICATION=required changes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -58,7 +58,7 @@ def test_a_reset_verifies_the_address_that_it_was_mailed_to(mailing: Mailing, ca
 
 
 @pytest.fixture
-def strict(new_mailing: Callable[..., Mailing]) -> Iterator[Mailing]:
+def strict(new_mailing: Callable[..., Mailing]) -> Mailing:
     """A service whose users verify their email before they sign in."""
     return new_mailing(EMAIL_VERIFICATION="required")
 

@@ -1,0 +1,116 @@
+"""CORS: the origins, methods and headers that pages may use, and words for those that are refused."""
+
+from collections.abc import Collection, Iterable
+from http import HTTPStatus
+
+from loguru import logger
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from backend.telemetry import events
+from backend.web import errors
+from backend.web.errors import AppError
+from backend.web.middleware import is_too_large
+from backend.web.refusals import render
+
+TRACE_CONTEXT = ("traceparent", "tracestate", "baggage")
+"""Headers that a page's tracing sends (W3C Trace Context, W3C Baggage)."""
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+ALLOWED_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "X-Request-ID",
+    "If-Match",
+    "If-None-Match",
+    "Idempotency-Key",
+    *TRACE_CONTEXT,
+)
+EXPOSED_HEADERS = ("Location", "Link", "ETag", "Retry-After", "X-Request-ID")
+_MAX_ORIGINS = 20
+_MAX_CHARACTERS = 200
+
+
+class RefusedOrigins:
+    """Warns once of each origin that is refused, of the first 20 in a process."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def warn(self, headers: Headers) -> None:
+        """Log the `Origin` of a request, unless it is this service's own."""
+        origin = headers.get("origin", "")[:_MAX_CHARACTERS]
+        if not origin or len(self._seen) >= _MAX_ORIGINS or origin in self._seen:
+            return
+        if origin.partition("://")[2] == headers.get("host"):
+            return
+        self._seen.add(origin)
+        logger.warning("CORS_ORIGINS does not name this origin: its pages cannot read answers", origin=origin)
+
+
+def refused_part(headers: Headers, methods: Collection[str], allowed: Collection[str]) -> tuple[str, str]:
+    """Return what of a preflight from an allowed origin is refused: a sentence, and its name for the log."""
+    method = headers["access-control-request-method"]
+    if method not in methods:
+        return f"The method is not allowed across origins, only {', '.join(methods)}", method
+    asked = [name.strip() for name in headers.get("access-control-request-headers", "").split(",")]
+    refused = [name for name in asked if name and name.lower() not in allowed]
+    if refused:
+        return f"A header is not allowed across origins, only {', '.join(allowed)}", refused[0]
+    return "This service is not open to pages of another network", "private network"
+
+
+class CrossOrigin(CORSMiddleware):
+    """CORS for the SPAs of `CORS_ORIGINS`; a refused preflight is an error like any other."""
+
+    def __init__(self, app: ASGIApp, origins: Iterable[str]) -> None:
+        allowed = tuple(origins)
+        super().__init__(
+            app,
+            allow_origins=allowed,
+            allow_methods=METHODS,
+            # With "*" Starlette would let every origin use the cookie.
+            allow_credentials="*" not in allowed,
+            allow_headers=ALLOWED_HEADERS,
+            expose_headers=EXPOSED_HEADERS,
+        )
+        self._refused = RefusedOrigins()
+
+    async def simple_response(
+        self, scope: Scope, receive: Receive, send: Send, request_headers: Headers
+    ) -> None:
+        """Serve a request that is no preflight; an origin that is refused is in the log."""
+        if "origin" in request_headers and not self.is_allowed_origin(request_headers["origin"]):
+            self._refused.warn(request_headers)
+        await super().simple_response(scope, receive, send, request_headers)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """Answer a preflight (Fetch standard, section 3.3)."""
+        response = super().preflight_response(request_headers)
+        is_long = is_too_large(request_headers.get("content-length", ""))
+        if response.status_code == HTTPStatus.OK and not is_long:
+            return response
+        error = errors.ContentTooLargeError() if is_long else self._refusal(request_headers)
+        refusal = render(error, errors.SELF_CONTAINED)
+        for name in ("Vary", "Access-Control-Allow-Origin"):
+            if name in response.headers:
+                refusal.headers[name] = response.headers[name]
+        return refusal
+
+    def _refusal(self, request_headers: Headers) -> AppError:
+        error = CrossOriginError()
+        if not self.is_allowed_origin(request_headers["origin"]):
+            self._refused.warn(request_headers)
+            return error
+        error.detail, name = refused_part(request_headers, self.allow_methods, self.allow_headers)
+        logger.info("cors.refused", request_id=events.request_id(), refused=name[:100])
+        return error
+
+
+class CrossOriginError(AppError):
+    """A preflight asks for an origin, a method or a header that is not allowed."""
+
+    status = 400
+    code = "cors_refused"
+    detail = "This origin, method or header is not allowed"

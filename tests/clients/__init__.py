@@ -1,0 +1,1 @@
+"""The service as the client libraries of others use it."""

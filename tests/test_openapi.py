@@ -232,9 +232,8 @@ def test_every_operation_is_named_and_described(
 def test_every_operation_that_needs_a_token_says_so_and_no_other(
     document: dict[str, Any], operations: list[Operation]
 ) -> None:
-    schemes: list[dict[str, list[str]]] = [
-        {scheme: []} for scheme in document["components"]["securitySchemes"]
-    ]
+    names = document["components"]["securitySchemes"]
+    schemes: list[dict[str, list[str]]] = [{scheme: []} for scheme in names]
     for operation in operations:
         needs_token = set(operation.codes) >= TOKEN_CODES
         assert operation.spec.get("security") == (schemes if needs_token else []), operation

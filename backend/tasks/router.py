@@ -8,7 +8,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from backend.auth.dependencies import CallerDep
-from backend.database import as_dicts
 from backend.tasks import service
 from backend.tasks.errors import TaskNotFoundError
 from backend.tasks.paging import Cursors, next_link
@@ -78,7 +77,7 @@ def task_router(prefix: str, contract: Contract, **openapi: Any) -> APIRouter:
         after = None if query.cursor is None else cursors.read(caller.user_id, query, query.cursor)
         rows, last = await service.list_tasks(database, caller, query, after)
         link = last and next_link(path, query, cursors.issue(caller.user_id, query, last))
-        return Answer(as_dicts(rows), headers=[(b"link", link)] if link else ())
+        return Answer([dict(row) for row in rows], headers=[(b"link", link)] if link else ())
 
     @router.get("/{task_id}", response_model=TaskRead, summary="Read a task", **openapi)
     @misses

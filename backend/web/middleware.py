@@ -157,6 +157,21 @@ class CrossOrigin(CORSMiddleware):
             allow_headers=("Authorization", "Content-Type", "X-Request-ID"),
             expose_headers=EXPOSED_HEADERS,
         )
+        exposed = [(name.lower().encode(), value.encode()) for name, value in self.simple_headers.items()]
+        vary = (b"vary", b"Origin")
+        self._of_stranger = [*exposed, vary]
+        self._by_origin = {
+            origin: [*exposed, (b"access-control-allow-origin", origin.encode()), vary]
+            for origin in self.allow_origins
+        }
+
+    async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
+        """Add the CORS headers to an answer: Starlette's, which it would look up one by one each time."""
+        if message["type"] == "http.response.start":
+            origin = request_headers.get("origin")
+            added = self._by_origin.get(origin, self._of_stranger) if origin else self._of_stranger[-1:]
+            message["headers"] = [*message.get("headers", ()), *added]
+        await send(message)
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight (Fetch standard, section 3.3)."""

@@ -16,7 +16,7 @@ from backend.auth.sessions import refresh_statements
 from backend.auth.sessions import statements as session_statements
 from backend.auth.tokens import access as tokens
 from backend.auth.tokens.access import AccessTokens
-from backend.database import Database, DatabaseError, Row, as_dicts
+from backend.database import Database, DatabaseError, Row
 from backend.settings import Settings
 from backend.telemetry import events
 from backend.telemetry.events import Event
@@ -108,7 +108,7 @@ async def list_sessions(database: Database, caller: Caller) -> list[dict[str, An
     rows = await database.all(session_statements.LIST_SESSIONS, **caller.values)
     if not rows:
         raise RevokedTokenError
-    return as_dicts(rows)
+    return [dict(row) for row in rows]
 
 
 async def logout(database: Database, caller: Caller) -> None:

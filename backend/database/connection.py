@@ -5,7 +5,7 @@ Whatever keeps PostgreSQL from answering becomes `UnreachableError`; a write is 
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Self
 
@@ -99,11 +99,14 @@ class Database:
 
     async def one(self, statement: Statement, **values: Any) -> Row | None:
         """Return the first row, or None; raises `UnreachableError`."""
-        rows = await self.all(statement, **values)
+        rows = await self._run(statement, values)
         return rows[0] if rows else None
 
-    async def all(self, statement: Statement, **values: Any) -> Sequence[Row]:
+    def all(self, statement: Statement, **values: Any) -> Awaitable[Sequence[Row]]:
         """Return all rows; raises `UnreachableError` within `DATABASE_TIMEOUT_SECONDS`."""
+        return self._run(statement, values)
+
+    async def _run(self, statement: Statement, values: dict[str, Any]) -> Sequence[Row]:
         arguments = statement.arguments(values)
         now = asyncio.get_running_loop().time
         deadline = now() + self._timeout

@@ -2,13 +2,11 @@
 
 import re
 from collections.abc import Sequence
-from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 import msgspec
 from starlette.responses import Response
 
-_fraction: Final = attrgetter("microsecond")
 _encode: Final = msgspec.json.Encoder().encode
 # Text can't look like one: its quotes are escaped.
 _WHOLE_SECOND: Final = re.compile(rb'(_at":"[\dT:-]{19})Z"')
@@ -27,11 +25,12 @@ def encode(content: object) -> bytes:
 
 
 def _have_fractions(rows: list[dict[str, Any]]) -> bool:
-    names = [name for name in (rows[0] if rows else ()) if name.endswith("_at")]
-    try:
-        return all(all(map(_fraction, map(itemgetter(name), rows))) for name in names)
-    except AttributeError:  # one is null
-        return False
+    for name in rows[0] if rows else ():
+        if name.endswith("_at"):
+            for row in rows:
+                if row[name] is None or not row[name].microsecond:
+                    return False
+    return True
 
 
 class Answer(Response):

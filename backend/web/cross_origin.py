@@ -7,7 +7,7 @@ from loguru import logger
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.telemetry import events
 from backend.web import errors
@@ -76,6 +76,21 @@ class CrossOrigin(CORSMiddleware):
             expose_headers=EXPOSED_HEADERS,
         )
         self._refused = RefusedOrigins()
+        exposed = [(name.lower().encode(), value.encode()) for name, value in self.simple_headers.items()]
+        vary = (b"vary", b"Origin")
+        self._of_stranger = [line for line in exposed if line[0] != b"access-control-allow-credentials"]
+        self._of_stranger.append(vary)
+        self._by_origin = {
+            origin: [*exposed, (b"access-control-allow-origin", origin.encode()), vary] for origin in allowed
+        }
+
+    async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
+        """Add the CORS headers to an answer: Starlette's, which it would look up one by one each time."""
+        if message["type"] == "http.response.start":
+            origin = request_headers.get("origin")
+            added = self._by_origin.get(origin, self._of_stranger) if origin else self._of_stranger[-1:]
+            message["headers"] = [*message.get("headers", ()), *added]
+        await send(message)
 
     async def simple_response(
         self, scope: Scope, receive: Receive, send: Send, request_headers: Headers

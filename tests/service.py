@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -40,7 +41,13 @@ def free_port() -> int:
 def environment(**settings: str) -> dict[str, str]:
     """Return an environment with these settings of the service and none of this machine's."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    fast = {"BCRYPT_ROUNDS": "4", "RATE_LIMIT_ENABLED": "false", "SHUTDOWN_DRAIN_SECONDS": "0"}
+    mails = Path(tempfile.gettempdir(), f"tasks-api-mails-{os.getpid()}").as_uri()
+    fast = {
+        "MAIL_URL": mails,
+        "BCRYPT_ROUNDS": "4",
+        "RATE_LIMIT_ENABLED": "false",
+        "SHUTDOWN_DRAIN_SECONDS": "0",
+    }
     return {**kept, **fast, "LOG_FORMAT": "json", **settings}
 
 

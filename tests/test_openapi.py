@@ -39,6 +39,8 @@ from tests.tokens import SHARED_SECRET, claims_for, resigned, shared_token
 METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
 TOKEN_CODES = {"not_authenticated", "invalid_token", "token_expired", "token_revoked"}
 NO_TASK = 2**63 - 1
+MAIL_TOKEN = "the token of a mail, as long as it may be"
+"""No token of ours, unless `give_mail_token` makes it one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +134,21 @@ def own_values(tokens: dict[str, Any], task_id: int = NO_TASK) -> dict[str, Any]
     """Return what no example can know, by its name in paths and bodies."""
     claims = jwt.decode(tokens["access_token"], options={"verify_signature": False})
     names = {"user_id": claims["sub"], "session_id": claims["sid"], "refresh_token": tokens["refresh_token"]}
-    return {**names, "task_id": task_id}
+    return {**names, "task_id": task_id, "token": MAIL_TOKEN}
+
+
+def give_mail_token(database: Postgres, user_id: str, path: str) -> None:
+    """Make `MAIL_TOKEN` good for the operation of this path, for 30 minutes."""
+    purpose = {"/auth/password/reset": "reset", "/auth/email/verify": "verify"}.get(path, "change")
+    database.sql("UPDATE users SET pending_email = email WHERE id = $1", user_id)
+    database.sql("DELETE FROM mail_tokens")
+    database.sql(
+        "INSERT INTO mail_tokens (digest, user_id, purpose, email, expires_at)"
+        " SELECT sha256($1), id, $2, email, now() + interval '30 minutes' FROM users WHERE id = $3",
+        MAIL_TOKEN.encode(),
+        purpose,
+        user_id,
+    )
 
 
 def examples(field: dict[str, Any]) -> list[Any]:
@@ -232,16 +248,20 @@ def test_every_operation_is_named_and_described(
 def test_every_operation_that_needs_a_token_says_so_and_no_other(
     document: dict[str, Any], operations: list[Operation]
 ) -> None:
-    names = document["components"]["securitySchemes"]
-    schemes: list[dict[str, list[str]]] = [{scheme: []} for scheme in names]
+    tokens: list[dict[str, list[str]]] = [{"Bearer": []}, {"Password": []}]
+    cookie: dict[str, list[str]] = {"RefreshCookie": []}
+    others = {"POST /auth/logout": [*tokens, cookie], "POST /auth/refresh": [cookie, {}]}
     for operation in operations:
         needs_token = set(operation.codes) >= TOKEN_CODES
-        assert operation.spec.get("security") == (schemes if needs_token else []), operation
+        expected = others.get(str(operation), tokens if needs_token else [])
+        assert operation.spec.get("security") == expected, operation
         assert needs_token or not TOKEN_CODES & set(operation.codes), operation
+    assert set(document["components"]["securitySchemes"]) == {"Bearer", "Password", "RefreshCookie"}
 
 
 def test_a_token_can_be_pasted_and_a_password_exchanged_for_one(document: dict[str, Any]) -> None:
-    pasted, password = document["components"]["securitySchemes"].values()
+    schemes = document["components"]["securitySchemes"]
+    pasted, password = schemes["Bearer"], schemes["Password"]
     assert (pasted["type"], pasted["scheme"], pasted["bearerFormat"]) == ("http", "bearer", "JWT")
     flow = password["flows"]["password"]
     assert flow["tokenUrl"] == flow["refreshUrl"] == "auth/token"
@@ -331,10 +351,11 @@ def test_what_takes_a_body_documents_every_way_in_which_it_can_be_wrong(operatio
 
 
 def test_the_examples_of_the_document_work(
-    new_service: Callable[..., Service], operations: list[Operation]
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres], operations: list[Operation]
 ) -> None:
     """A reader who sends what `/docs` shows, with their own ids and tokens, gets what it promises."""
-    client = new_service().client()
+    database = new_database()
+    client = new_service(DATABASE_URL=database.url).client()
     by_name = {str(operation): operation for operation in operations}
     register, sign_in = by_name["POST /auth/register"], by_name["POST /auth/login"]
     create, leave = by_name["POST /tasks"], by_name["DELETE /auth/me"]
@@ -344,6 +365,7 @@ def test_the_examples_of_the_document_work(
             tokens = sign_in.send(client, own).json()
             client.headers["Authorization"] = f"Bearer {tokens['access_token']}"
             own = own_values(tokens, create.send(client, own).json()["id"])
+            give_mail_token(database, own["user_id"], operation.path)
         response = operation.send(client, own)
         assert response.status_code == operation.success, f"{operation}: {response.text}"
         assert operation.conforms(operation.answers[operation.success], response), (
@@ -446,12 +468,50 @@ def test_every_operation_knows_whose_account_is_kept_elsewhere_and_that_keys_may
 def test_every_operation_that_takes_a_password_refuses_to_be_guessed_at(
     new_service: Callable[..., Service], operations: list[Operation]
 ) -> None:
-    limits = {"RATE_LIMIT_REGISTER": "1/hour", "RATE_LIMIT_SIGNIN_ADDRESS": "1/hour"}
+    names = ("REGISTER", "SIGNIN_ADDRESS", "MAIL")
+    limits = {f"RATE_LIMIT_{name}": "1/hour" for name in names}
     account = new_service(RATE_LIMIT_ENABLED="true", **limits).register()
     wrong = {"email": account.email, "password": "a wrong password"}
     assert account.client.post("/auth/login", json=wrong).status_code == 401
+    asking = {"email": account.email}
+    assert account.client.post("/auth/password/forgot", json=asking).status_code == 202
     for operation in documenting(operations, "rate_limited"):
         operation.check(operation.send(account.client, own_values(account.tokens)), "rate_limited")
+
+
+def test_every_operation_refuses_a_mail_token_that_is_none_and_says_where_no_mail_is_sent(
+    new_service: Callable[..., Service], ada: Account, operations: list[Operation]
+) -> None:
+    for operation in documenting(operations, "token_invalid"):
+        operation.check(operation.send(ada.client, own_values(ada.tokens)), "token_invalid")
+    account = new_service(MAIL_URL="").register()
+    for operation in documenting(operations, "mail_unavailable"):
+        operation.check(operation.send(account.client, own_values(account.tokens)), "mail_unavailable")
+
+
+def test_every_sign_in_refuses_an_account_that_is_disabled_or_not_verified(
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres], operations: list[Operation]
+) -> None:
+    database = new_database()
+    service = new_service(DATABASE_URL=database.url, EMAIL_VERIFICATION="required")
+    client, by_name = service.client(), {str(operation): operation for operation in operations}
+    assert by_name["POST /auth/register"].send(client, {}).status_code == 202
+    for operation in documenting(operations, "email_unverified"):
+        operation.check(operation.send(client, {}), "email_unverified")
+    database.sql("UPDATE users SET disabled_at = now()")
+    for operation in documenting(operations, "account_disabled"):
+        operation.check(operation.send(client, {}), "account_disabled")
+
+
+def test_every_operation_refuses_a_cookie_session_to_a_page_of_another_origin(
+    ada: Account, service: Service, operations: list[Operation]
+) -> None:
+    client = service.client(headers={"Origin": "https://elsewhere.example"}, cookies={"refresh": "any"})
+    for operation in documenting(operations, "csrf_rejected"):
+        body = {**operation.body(own_values(ada.tokens)), "session": "cookie"} if operation.media_type else {}
+        body.pop("refresh_token", None)
+        sent = {"content": json.dumps(body), "headers": {"Content-Type": "application/json"}} if body else {}
+        operation.check(operation.send(client, own_values(ada.tokens), **sent), "csrf_rejected")
 
 
 def test_every_path_knows_the_documented_methods_and_no_other(
@@ -489,7 +549,8 @@ def test_every_operation_answers_500_when_it_breaks_and_503_when_its_database_is
     database = new_database()
     account = new_service(DATABASE_URL=database.url).register()
 
-    database.sql("ALTER TABLE users RENAME COLUMN id TO key")
+    for table, column in (("users", "id"), ("outbox", "kind"), ("mail_tokens", "digest")):
+        database.sql(f"ALTER TABLE {table} RENAME COLUMN {column} TO key")
     affected = [operation for operation in documenting(operations, "internal_error") if may_break(operation)]
     for operation, response in zip(affected, together(affected, account.client, account.tokens), strict=True):
         operation.check(response, "internal_error")
@@ -508,10 +569,13 @@ def test_every_operation_answers_500_when_it_breaks_and_503_when_its_database_is
 
 
 def test_every_operation_that_hashes_answers_503_while_the_queue_is_full(
-    new_service: Callable[..., Service], operations: list[Operation]
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres], operations: list[Operation]
 ) -> None:
-    service = new_service(BCRYPT_ROUNDS="14", DATABASE_POOL_SIZE="40")  # about a second for each hash
+    database = new_database()
+    # About a second for each hash.
+    service = new_service(DATABASE_URL=database.url, BCRYPT_ROUNDS="14", DATABASE_POOL_SIZE="40")
     account = service.register()
+    give_mail_token(database, account.id, "/auth/password/reset")
     affected = documenting(operations, "service_unavailable")
     with ExitStack() as waiting:
         fill_hash_queue(service, waiting)

@@ -23,13 +23,22 @@ PUBLIC = {
     "POST /auth/login",
     "POST /auth/token",
     "POST /auth/refresh",
+    "POST /auth/password/forgot",
+    "POST /auth/password/reset",
+    "POST /auth/email/verification",
+    "POST /auth/email/verify",
+    "POST /auth/email/confirm",
     "GET /health",
     "GET /health/ready",
     "GET /metrics",
 }
 """The operations that ask nobody who they are; any other must."""
-UNDOCUMENTED = {"/openapi.json", "/docs", "/redoc", "/", "/docs/assets/{name}"}
-"""The pages of the documentation: static, the same for all."""
+UNDOCUMENTED = {
+    *("/openapi.json", "/docs", "/redoc", "/", "/docs/assets/{name}"),
+    *("/reset-password", "/verify-email", "/confirm-email", "/pages/page.css", "/pages/page.js"),
+    *("/client/tasks-api.js", "/client/tasks-api.d.ts"),
+}
+"""Pages and what they load: static, the same for all."""
 EXTERNAL_ACCOUNT = {"GET /auth/me"}
 """What a user of another issuer has of `/auth`."""
 
@@ -56,10 +65,12 @@ def example(schema: dict[str, Any], document: dict[str, Any]) -> Any:
     if "$ref" in schema:
         return example(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
     if schema.get("type") == "object":
-        names = (schema if "required" in schema else schema["anyOf"][0])["required"]
+        names = schema.get("required") or list(schema["properties"])[: schema.get("minProperties", 0)]
         return {name: example(schema["properties"][name], document) for name in names}
     if "anyOf" in schema:
         return example(schema["anyOf"][0], document)
+    if schema.get("format") == "email":
+        return "somebody.new@example.com"
     return {"string": "x" * max(12, schema.get("minLength", 0)), "boolean": True, "integer": 1}[
         schema["type"]
     ]
@@ -122,7 +133,7 @@ def test_the_public_operations_are_known_and_every_other_says_that_it_takes_a_to
     assert names >= PUBLIC
     for operation in guarded:
         described = document["paths"][operation.path][operation.method.lower()]
-        assert described.get("security") == [{"Bearer": []}], operation.name
+        assert described["security"][:2] == [{"Bearer": []}, {"Password": []}], operation.name
         assert "401" in described["responses"], operation.name
 
 

@@ -64,7 +64,13 @@ router = APIRouter(prefix="/auth", tags=["auth"], route_class=Route)
 token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(errors.TOKEN_ENDPOINT))
 
 
-@router.post("/register", status_code=201, response_model=Tokens, summary="Create an account and sign in")
+@router.post(
+    "/register",
+    status_code=201,
+    response_model=Tokens,
+    summary="Create an account and sign in",
+    responses={202: {"description": "A link was mailed: the email is to be verified first"}},
+)
 @raises(EmailTakenError, RateLimitedError, ServiceUnavailableError)
 async def register(
     database: DatabaseDep,
@@ -152,7 +158,12 @@ async def refresh(
     return Answer(await sessions.refresh(database, sign_in, client, data))
 
 
-@router.post("/logout", status_code=204, summary="Sign out")
+@router.post(
+    "/logout",
+    status_code=204,
+    summary="Sign out",
+    openapi_extra={"security": [{"RefreshCookie": []}]},
+)
 @raises(InvalidRefreshTokenError)
 async def logout(database: DatabaseDep, cookie: CookieDep, leaving: LeavingDep) -> Response:
     """End this session now: its access and refresh tokens are refused from here on, by every process.

@@ -1,6 +1,7 @@
 """The OpenAPI document: what FastAPI makes of the routes, in the form that makers of clients read best."""
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -21,20 +22,32 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     schemes = document["components"]["securitySchemes"]
     if "Password" not in schemes:
         password = schemes["Bearer"] | {"description": _HOW_TO_SIGN_IN}
-        document["components"]["securitySchemes"] = {"Bearer": _BEARER, "Password": password}
+        document["components"]["securitySchemes"] = schemes | {"Bearer": _BEARER, "Password": password}
     for path, operations in document["paths"].items():
         for operation in operations.values():
             _declare_errors(operation)
             _order_parameters(path, operation)
-            operation["security"] = [{"Bearer": []}, {"Password": []}] if operation.get("security") else []
+            operation["security"] = _security(operation.get("security", ()))
     _tidy(document["components"]["schemas"])
     return document
+
+
+def _security(given: Sequence[dict[str, Any]]) -> list[dict[str, list[str]]]:
+    """Return the ways to be let in, of which one is enough; an empty one says that none is needed."""
+    names = {name for requirement in given for name in requirement}
+    ways = ["Bearer", "Password"] if "Bearer" in names else []
+    ways += names - {"Bearer", "Password"}
+    needed: list[dict[str, list[str]]] = [{way: []} for way in ways]
+    return [*needed, {}] if needed and "Bearer" not in names else needed
 
 
 def _declare_errors(operation: dict[str, Any]) -> None:
     # FastAPI adds a validation answer of its own to every route.
     if "HTTPValidationError" in json.dumps(operation["responses"].get("422", {})):
         del operation["responses"]["422"]
+    for answer in operation["responses"].values():
+        if answer.get("content") == {"application/json": {"schema": {}}}:
+            del answer["content"]  # supposed where a handler returns a `Response`: these have no body
     for answer in (answer for status, answer in operation["responses"].items() if status >= "4"):
         # FastAPI supposes that a route of plain text has errors of plain text.
         content = answer["content"]

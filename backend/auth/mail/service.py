@@ -3,6 +3,7 @@
 from typing import Any
 
 from backend.auth.accounts import passwords
+from backend.auth.accounts import statements as account_statements
 from backend.auth.accounts.service import confirm_password
 from backend.auth.caller import Caller
 from backend.auth.errors import RevokedTokenError, WrongPasswordError
@@ -69,6 +70,8 @@ async def request_email_change(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, data: EmailChange
 ) -> None:
     """Have a link mailed to the new address; raises `WrongPasswordError` and as `request_reset` does."""
+    if await database.one(account_statements.CONFIRM_CALLER, **caller.values) is None:
+        raise RevokedTokenError
     sign_in.outbox.check_available()
     await sign_in.limits.mail(client.address)
     account = await confirm_password(database, sign_in, client, caller, data.password)

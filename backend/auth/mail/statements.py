@@ -356,7 +356,9 @@ NEW_TOKEN = {
         ).where(
             users.c.id == _user_id,
             users.c.pending_email == _email,
-            ~select(_others.c.id).where(_others.c.email_key == _email_key).exists(),
+            ~select(_others.c.id)
+            .where(_others.c.email_key == _email_key, _others.c.id != users.c.id)
+            .exists(),
         ),
     ),
 }

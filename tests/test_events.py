@@ -129,7 +129,7 @@ def stories_of_mail(service: Service, database: Postgres, dora: Account) -> Iter
 
 
 ELSEWHERE = {Event.MAIL_SENT, Event.MAIL_FAILED, Event.ACCOUNT_DISABLED, Event.ACCOUNT_ENABLED}
-"""Events of no request: those of the outbox (`auth/mail`) and the command line (`auth/test_users_command.py`)."""
+"""Events of no request: of the outbox (`auth/mail`) and of the command line (`test_users_command.py`)."""
 
 
 def story_of_too_many(service: Service) -> Iterator[Story]:

@@ -1,0 +1,114 @@
+"""The pages that mailed links lead to, in headless Chromium."""
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.browser.test_docs import Browser, opened
+from tests.conftest import Postgres
+from tests.service import PASSWORD, Account, Service
+
+NEW_PASSWORD = "a new password of four words"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with opened() as driver:
+        yield Browser(driver)
+
+
+@pytest.fixture
+def link(service: Service, database: Postgres, ada: Account) -> Callable[[str, str], str]:
+    """Return the link of a mail to Ada, by its page and purpose."""
+
+    def make(page: str, purpose: str) -> str:
+        token = f"{purpose} of {ada.id}".replace(" ", "_")
+        database.sql("UPDATE users SET pending_email = email WHERE id = $1", ada.id)
+        database.sql(
+            "INSERT INTO mail_tokens (digest, user_id, purpose, email, expires_at)"
+            " VALUES (sha256($1), $2, $3, $4, now() + interval '1 hour')",
+            token.encode(),
+            ada.id,
+            purpose,
+            ada.email,
+        )
+        return f"{service.url}/{page}#token={token}"
+
+    return make
+
+
+def said(browser: Browser) -> str:
+    """Wait for what the page says."""
+    return browser.see("#message:not(:empty)").text
+
+
+def severe(browser: Browser) -> list[dict[str, Any]]:
+    """Return what the console calls an error, a Content Security Policy's refusals among it."""
+    return [entry for entry in browser.log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_a_new_password_is_saved_by_a_press_and_the_token_leaves_the_address(
+    browser: Browser, service: Service, ada: Account, link: Callable[[str, str], str]
+) -> None:
+    browser.open(link("reset-password", "reset"))
+    field = browser.see("#password")
+    assert browser.driver.current_url == f"{service.url}/reset-password"
+    assert field.get_attribute("autocomplete") == "new-password"
+    browser.type("#password", "short")
+    browser.click("button")
+    assert said(browser) == "Passwords have at least 8 characters"
+    field.clear()
+    browser.type("#password", NEW_PASSWORD)
+    browser.click("button")
+    assert said(browser).startswith("Your password is changed")
+    login = {"email": ada.email, "password": NEW_PASSWORD}
+    assert service.client().post("/auth/login", json=login).status_code == 200
+    assert browser.asked_hosts() == {service.url.removeprefix("http://")}
+
+
+@pytest.mark.parametrize(
+    ("page", "purpose", "words"),
+    [
+        ("verify-email", "verify", "Your email is verified"),
+        ("confirm-email", "change", "Your email is changed"),
+    ],
+)
+def test_a_page_acts_on_a_press_alone_and_says_what_happened(
+    browser: Browser, ada: Account, link: Callable[[str, str], str], page: str, purpose: str, words: str
+) -> None:
+    browser.open(link(page, purpose))
+    browser.see("button")
+    assert ada.client.get("/auth/me").json()["email_verified"] is False
+    browser.driver.switch_to.active_element.send_keys("\t\n")  # by the keyboard
+    assert said(browser).startswith(words)
+    assert severe(browser) == []
+    login = {"email": ada.email, "password": PASSWORD}
+    tokens = ada.client.post("/auth/login", json=login).json()
+    assert tokens["user"]["email_verified"] is True
+
+
+def test_a_link_that_is_not_valid_or_not_whole_is_said_to_be(browser: Browser, service: Service) -> None:
+    browser.open(f"{service.url}/verify-email#token=none-of-ours")
+    browser.click("button")
+    assert said(browser) == "This link is not valid any more, ask for a new one"
+    browser.open(f"{service.url}/confirm-email")
+    assert said(browser).startswith("This link is not complete")
+    assert not browser.driver.find_elements("css selector", "form:not([hidden])")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_fits_a_narrow_window_in_both_color_schemes(
+    browser: Browser, service: Service, scheme: str
+) -> None:
+    media = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+    size = {"width": 320, "height": 640, "deviceScaleFactor": 1, "mobile": False}
+    browser.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.open(f"{service.url}/reset-password#token=any")
+    browser.see("button")
+    look = "const page = document.documentElement; return [page.scrollWidth, getComputedStyle(document.body).color]"
+    width, color = browser.driver.execute_script(look)
+    assert width == 320
+    assert (json.dumps(color) == json.dumps("rgb(26, 26, 26)")) == (scheme == "light")

@@ -35,24 +35,27 @@ class Protocol(HttpToolsProtocol):
     _is_arriving = _is_in_head = True
     _is_deaf = _is_answered = False
     _unparsed = 0  # bytes since a head or a piece of a body was complete
+    idle_since = 0.0
     unsent = 0  # the size of an answer of which the kernel has not taken all yet
     _refusal: AppError | None = None
     _deadline: TimerHandle | None = None
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
-        """Take a connection. Above the limit an idle one is closed; where none is, a request here is 503."""
+        """Take a connection. Above the limit the longest idle is closed, or a request here is 503."""
         super().connection_made(cast(Transport, _OneWrite(transport, self.loop)))
         transport.set_write_buffer_limits(0)  # `pause_writing` tells of each byte that waits
         self.flow = _Flow(self.transport)
         self.flow.waiting = self.pipeline
         self.app_state.setdefault(UNSENT, partial(_unsent, self.connections))
         self._limit(self.arrival_time, self._give_up)
+        self.idle_since = self.loop.time()
         most, self.limit_concurrency = self.limit_concurrency, None  # Uvicorn's 503 has another shape
         if most is not None and len(self.connections) > most:
-            idle = next((other for other in self.connections if other is not self and _is_idle(other)), None)
-            self._refusal = None if idle else errors.OverloadedError(reason="too_many_connections")
+            idle = [other for other in self.connections if other is not self and _is_idle(other)]
             if idle:
-                idle.transport.close()
+                min(idle, key=_idle_since).transport.close()
+            else:
+                self._refusal = errors.OverloadedError(reason="too_many_connections")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -139,7 +142,7 @@ class Protocol(HttpToolsProtocol):
         """Go on to the next request once the kernel has taken all of the answer."""
         if self.pipeline:
             self.transport.flush()  # else the event loop does, for all connections at once
-        self._is_answered = self.flow.write_paused
+        self._is_answered, self.idle_since = self.flow.write_paused, self.loop.time()
         if self._is_answered:
             self.flow.pause_reading()
         else:
@@ -229,7 +232,12 @@ class _OneWrite:
 
 
 def _is_idle(protocol: Any) -> bool:
-    return protocol.cycle is None or (protocol.cycle.response_complete and not protocol.unsent)
+    is_answered = protocol.cycle is None or (protocol.cycle.response_complete and not protocol.unsent)
+    return is_answered and not protocol.transport.is_closing()
+
+
+def _idle_since(protocol: Any) -> float:
+    return cast(float, protocol.idle_since)
 
 
 def _unsent(connections: Any) -> int:

@@ -448,6 +448,24 @@ def test_idle_and_trickling_clients_make_room_for_those_who_ask(hasty: Service, 
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+def test_the_longest_idle_makes_room(hasty: Service, sockets: ExitStack) -> None:
+    """One that was answered a moment ago may be sending its next request."""
+    clients = [connect(sockets, hasty) for _ in range(MOST)]
+    for client in [*clients, *clients[: MOST // 2]]:
+        client.sendall(GET + b"\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+        time.sleep(0.002)  # the event loop's clock counts milliseconds
+    for _ in range(MOST // 2):
+        clients.append(connect(sockets, hasty))
+        clients[-1].sendall(GET + b"\r\n")
+        assert clients[-1].recv(65536).startswith(b"HTTP/1.1 200")
+    kept, closed = clients[: MOST // 2] + clients[MOST:], clients[MOST // 2 : MOST]
+    for client in kept:
+        client.sendall(GET + b"\r\n")
+        assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    assert [client.recv(65536) for client in closed] == [b""] * len(closed)
+
+
 def test_where_all_are_at_work_one_more_is_503(hasty: Service, sockets: ExitStack) -> None:
     for _ in range(MOST):
         client = connect(sockets, hasty)

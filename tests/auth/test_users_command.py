@@ -307,7 +307,7 @@ def test_create_asks_twice_at_a_terminal(service: Service, database: Postgres) -
 
 def test_an_invitation_is_printed_where_no_mail_can_be_sent(service: Service, users: Run) -> None:
     email = f"{uuid4().hex}@example.com"
-    done = users("create", email, "--invite", "--json")
+    done = users("create", email, "--invite", "--json", MAIL_URL="")
     link = answer(done)["reset_link"]
     assert "token" not in done.stderr
     assert sign_in(service, email) == (401, "invalid_credentials")

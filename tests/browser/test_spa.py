@@ -7,10 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service as Driver
 
-from tests.programs import find
+from tests.browser.browser import Browser
 from tests.readme import block
 from tests.service import PASSWORD, Service
 
@@ -69,29 +67,16 @@ def page(service: Service) -> Iterator[str]:
         thread.join()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Chrome]:
-    hint = "install chromium and chromium-driver"
-    options = ChromeOptions()
-    options.binary_location = find("chromium", "google-chrome", hint=hint)
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    driver = Chrome(options, Driver(find("chromedriver", hint=hint)))
-    driver.set_script_timeout(30)
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
-def run(browser: Chrome, page: str) -> Run:
+def run(browser: Browser, page: str) -> Run:
     """Run the body of an async function in the page, which begins signed out; what it throws is returned."""
-    browser.get(page)
-    browser.delete_all_cookies()
-    browser.execute_script("localStorage.clear()")
-    browser.get(page)
+    browser.driver.get(page)
+    browser.driver.delete_all_cookies()
+    browser.driver.execute_script("localStorage.clear()")
+    browser.driver.get(page)
 
     def run_script(body: str, *arguments: Any) -> Any:
-        return browser.execute_async_script(SCRIPT.replace("BODY", body), *arguments)
+        return browser.driver.execute_async_script(SCRIPT.replace("BODY", body), *arguments)
 
     return run_script
 
@@ -141,10 +126,10 @@ def test_the_page_follows_links_through_all_pages(run: Run) -> None:
 
 
 def test_a_page_loaded_anew_refreshes_once_by_the_cookie(
-    run: Run, user: dict[str, Any], browser: Chrome, service: Service
+    run: Run, user: dict[str, Any], browser: Browser, service: Service
 ) -> None:
     """However many requests meet it at once; no script of the page can read a token."""
-    browser.refresh()
+    browser.driver.refresh()
     statuses = run("return Promise.all([1, 2, 3, 4, 5].map(async () => (await api('/tasks')).status))")
     assert statuses == [200] * 5
     assert len(service.lines(event="auth.refreshed", user_id=user["id"])) == 1
@@ -152,21 +137,21 @@ def test_a_page_loaded_anew_refreshes_once_by_the_cookie(
 
 
 def test_tabs_refresh_in_turn_and_are_signed_out_together(
-    run: Run, user: dict[str, Any], browser: Chrome, service: Service
+    run: Run, user: dict[str, Any], browser: Browser, service: Service
 ) -> None:
-    first = browser.current_window_handle
-    browser.switch_to.new_window("tab")
-    browser.get(ORIGIN)
+    first = browser.driver.current_window_handle
+    browser.driver.switch_to.new_window("tab")
+    browser.driver.get(ORIGIN)
     assert run("return (await api('/tasks')).status") == 200
-    second = browser.current_window_handle
+    second = browser.driver.current_window_handle
     run("onSignedOut(() => (globalThis.isOut = true))")
-    browser.switch_to.window(first)
+    browser.driver.switch_to.window(first)
     assert run("return (await api('/tasks')).status") == 200
     run("await signOut()")
-    browser.switch_to.window(second)
+    browser.driver.switch_to.window(second)
     assert run("while (!globalThis.isOut) await new Promise((next) => setTimeout(next, 10)); return true")
-    browser.close()
-    browser.switch_to.window(first)
+    browser.driver.close()
+    browser.driver.switch_to.window(first)
     assert not service.lines(event="auth.refreshed", user_id=user["id"], within_grace=True)
 
 
@@ -210,10 +195,10 @@ def test_a_page_without_a_token_reads_its_401(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("page")
-def test_a_page_of_another_origin_reads_nothing(browser: Chrome, service: Service) -> None:
+def test_a_page_of_another_origin_reads_nothing(browser: Browser, service: Service) -> None:
     """The same page under another name of this machine is not one of `CORS_ORIGINS`."""
-    browser.get("http://127.0.0.1:3000")
-    outcome = browser.execute_async_script(
+    browser.driver.get("http://127.0.0.1:3000")
+    outcome = browser.driver.execute_async_script(
         "fetch(arguments[0]).then((r) => r.text(), (error) => error.name).then(arguments[1])",
         f"{service.url}/health",
     )
@@ -221,8 +206,8 @@ def test_a_page_of_another_origin_reads_nothing(browser: Chrome, service: Servic
 
 
 @pytest.mark.usefixtures("run")
-def test_the_page_of_the_readme_signs_in_and_keeps_tasks(browser: Chrome) -> None:
-    browser.get(f"{ORIGIN}/readme")
+def test_the_page_of_the_readme_signs_in_and_keeps_tasks(browser: Browser) -> None:
+    browser.driver.get(f"{ORIGIN}/readme")
     email = f"readme{time.monotonic_ns()}@example.com"
     script = """
     const done = arguments[arguments.length - 1], [email, password] = arguments;
@@ -239,4 +224,4 @@ def test_the_page_of_the_readme_signs_in_and_keeps_tasks(browser: Chrome) -> Non
       await until(() => document.querySelector("li").textContent.startsWith("✓"));
       return document.querySelector("li").textContent;
     })().then(done, (error) => done(String(error)));"""
-    assert browser.execute_async_script(script, email, PASSWORD) == "✓ Buy milk"
+    assert browser.driver.execute_async_script(script, email, PASSWORD) == "✓ Buy milk"

@@ -1,0 +1,81 @@
+"""A headless Chromium with a log of the requests that it sends."""
+
+import json
+from typing import Any
+from urllib.parse import urlsplit
+
+from selenium.webdriver import Chrome
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support import expected_conditions as expected
+from selenium.webdriver.support.ui import WebDriverWait
+
+WAIT_SECONDS = 30
+FLAGS = [
+    "--headless",
+    "--no-sandbox",  # Chromium refuses to run as root with it
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--no-proxy-server",
+    "--window-size=1280,1600",
+    # Its own errands go to other hosts.
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+class Browser:
+    """A browser with a log of the requests that it sends."""
+
+    def __init__(self, driver: Chrome) -> None:
+        self.driver = driver
+
+    def open(self, url: str) -> None:
+        """Go to a page, forgetting what was asked for before."""
+        self.log("performance")
+        self.log("browser")
+        self.driver.get(url)
+
+    def log(self, kind: str) -> list[dict[str, Any]]:
+        """Return what has come to a log since the last look."""
+        entries: list[dict[str, Any]] = self.driver.get_log(kind)  # type: ignore[no-untyped-call]
+        return entries
+
+    def see(self, css: str) -> WebElement:
+        """Wait for something on the page."""
+        return WebDriverWait(self.driver, WAIT_SECONDS).until(
+            expected.visibility_of_element_located((By.CSS_SELECTOR, css))
+        )
+
+    def click(self, css: str) -> None:
+        """Wait for something on the page, and click it."""
+        element = self.see(css)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        WebDriverWait(self.driver, WAIT_SECONDS).until(expected.element_to_be_clickable(element)).click()
+
+    def type(self, css: str, text: str) -> None:
+        """Wait for a field, and type into it."""
+        self.see(css).send_keys(text)
+
+    def asked_hosts(self) -> set[str]:
+        """Return every host and port that the page asked for something."""
+        events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
+        urls = [
+            urlsplit(event["params"]["request"]["url"])
+            for event in events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
+        return {url.netloc for url in urls if url.scheme in {"http", "https", "ws", "wss"}}
+
+    def stored(self) -> dict[str, str]:
+        """Return what the page has stored in the browser, for every later page of this origin."""
+        script = "return {...localStorage, ...sessionStorage}"
+        values: dict[str, str] = self.driver.execute_script(script)
+        return values | {cookie["name"]: cookie["value"] for cookie in self.driver.get_cookies()}
+
+    def complaints(self) -> list[str]:
+        """Return the errors on the page's console."""
+        return [entry["message"] for entry in self.log("browser") if entry["level"] == "SEVERE"]

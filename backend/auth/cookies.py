@@ -14,6 +14,7 @@ from backend.web.answer import Answer
 from backend.web.bearer import UnauthorizedError
 from backend.web.body import BoundedRequest, read_json
 from backend.web.error_answers import raises
+from backend.web.errors import MissingFieldsError
 
 _SECONDS_PER_DAY: Final = 24 * 60 * 60
 
@@ -97,12 +98,17 @@ class CookieToken(APIKeyCookie):
     raises = (CsrfRejectedError,)
 
     async def __call__(self, request: Request) -> RefreshCookie:  # type: ignore[override]  # a narrower request
-        """Return the cookie, with its token unless the body counts; raises `CsrfRejectedError`."""
+        """Return the cookie, with its token unless the body counts.
+
+        Raises `CsrfRejectedError`, and `MissingFieldsError` where there is neither body nor page.
+        """
         fields, cookie = await _fields(request), await get_cookie(request)
         if fields.keys() & {"refresh_token", ""}:
             return cookie
         token = request.cookies.get(cookie.name)
         if token is None and "origin" not in request.headers:
+            if not await request.body():
+                raise MissingFieldsError("body")
             return cookie
         check_origin(request)
         return replace(cookie, token=token or "")

@@ -39,7 +39,7 @@ from backend.web.answer import Answer
 from backend.web.bearer import UnauthorizedError
 from backend.web.database import DatabaseDep
 from backend.web.error_answers import raises
-from backend.web.errors import FieldError, InvalidRequestError, RateLimitedError, ServiceUnavailableError
+from backend.web.errors import MissingFieldsError, RateLimitedError, ServiceUnavailableError
 from backend.web.routing import Route, route_class
 
 
@@ -152,9 +152,7 @@ async def refresh(
         fields = Refresh(refresh_token=cookie.token)
         return cookie.answer(await sessions.refresh(database, sign_in, client, fields))
     if "refresh_token" not in data.model_fields_set:
-        raise InvalidRequestError(
-            [FieldError(field="refresh_token", message="Field required", type="missing")]
-        )
+        raise MissingFieldsError("refresh_token")
     return Answer(await sessions.refresh(database, sign_in, client, data))
 
 

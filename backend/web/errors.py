@@ -132,6 +132,20 @@ class InvalidRequestError(AppError):
         }
 
 
+class MissingFieldsError(InvalidRequestError):
+    """Required fields are missing; the field `body` is the whole of it."""
+
+    def __init__(self, *fields: str) -> None:
+        super().__init__(
+            FieldError(
+                field=field,
+                message="A request body is required" if field == "body" else "Field required",
+                type="missing",
+            )
+            for field in fields
+        )
+
+
 class MalformedRequestError(AppError):
     """The bytes are no HTTP request (RFC 9112)."""
 

@@ -34,7 +34,7 @@ from backend.auth.sessions.service import Client, NewTokens, SignIn, end_oldest_
 from backend.database import Database, DatabaseError, Row
 from backend.telemetry import events, metrics
 from backend.telemetry.events import Event
-from backend.web.errors import AppError, FieldError, InvalidRequestError, ServiceUnavailableError
+from backend.web.errors import AppError, MissingFieldsError, ServiceUnavailableError
 
 
 async def register(
@@ -156,12 +156,10 @@ async def _upgrade_hash(
 async def token(database: Database, sign_in: SignIn, client: Client, data: TokenGrant) -> dict[str, Any]:
     """Answer a grant (RFC 6749 section 5); raises `InvalidGrantError`, `UnsupportedGrantTypeError`.
 
-    The grant is judged before the fields that it needs; raises `InvalidRequestError` where they are missing.
+    The grant is judged before the fields that it needs; raises `MissingFieldsError`.
     """
     if not data.model_fields_set:
-        raise InvalidRequestError(
-            [FieldError(field="body", message="A request body is required", type="missing")]
-        )
+        raise MissingFieldsError("body")
     # A parameter without a value is one that was left out (RFC 6749 section 3.2).
     match data.grant_type or "password":
         case "password":
@@ -176,7 +174,7 @@ async def _password_grant(
     database: Database, sign_in: SignIn, client: Client, data: TokenGrant
 ) -> dict[str, Any]:
     if data.username is None or data.password is None:
-        raise _missing(username=data.username, password=data.password)
+        raise MissingFieldsError(*(name for name in ("username", "password") if getattr(data, name) is None))
     try:
         credentials = Credentials(email=data.username, password=data.password)
         return await login(database, sign_in, client, credentials)
@@ -192,19 +190,11 @@ async def _refresh_grant(
     database: Database, sign_in: SignIn, client: Client, data: TokenGrant
 ) -> dict[str, Any]:
     if not data.refresh_token:
-        raise _missing(refresh_token=None)
+        raise MissingFieldsError("refresh_token")
     try:
         return await refresh(database, sign_in, client, Refresh(refresh_token=data.refresh_token))
     except InvalidRefreshTokenError as error:
         raise InvalidGrantError from error
-
-
-def _missing(**fields: str | None) -> InvalidRequestError:
-    return InvalidRequestError(
-        FieldError(field=name, message="Field required", type="missing")
-        for name, value in fields.items()
-        if value is None
-    )
 
 
 async def read_profile(database: Database, caller: Caller) -> dict[str, Any]:

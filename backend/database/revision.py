@@ -1,6 +1,7 @@
 """Which revision the schema is at, asked without Alembic: a process that serves need not carry its weight."""
 
 import asyncio
+import re
 import time
 from pathlib import Path
 from typing import Final
@@ -13,6 +14,9 @@ from backend.database.hosts import Hosts
 from backend.database.session import in_words, warn_of_settings
 from backend.database.url import connect_arguments, ignored_options
 
+OTHER_DATABASE: Final = "nothing was changed; give this service a database of its own"
+"""The way out where another application was there first."""
+
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 _LONGEST_PAUSE_SECONDS = 5.0
@@ -23,9 +27,17 @@ class SchemaError(Exception):
     """The database cannot be reached or migrated; the message is one line."""
 
 
+class UnfitError(SchemaError):
+    """The database is not one that this code can use, and waiting does not help."""
+
+
 def newest_revision() -> str:
     """Return the number of the newest migration."""
-    return max(path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/*.py"))
+    return max(_known_revisions())
+
+
+def _known_revisions() -> set[str]:
+    return {path.name.partition("_")[0] for path in MIGRATIONS.glob("versions/*.py")}
 
 
 async def is_current(url: str, *, wait_seconds: float = 0) -> bool:
@@ -40,6 +52,8 @@ async def is_current(url: str, *, wait_seconds: float = 0) -> bool:
     while True:
         try:
             return await _revision(url) == newest
+        except UnfitError:
+            raise
         except SchemaError as error:
             left = deadline - time.monotonic()
             if left <= 0:
@@ -53,14 +67,38 @@ async def _revision(url: str) -> object:
     connection = await connect(url)
     try:
         await warn_of_settings(connection, seconds=_ANSWER_SECONDS)
-        statement = "SELECT version_num FROM alembic_version"
-        return await connection.fetchval(statement, timeout=_ANSWER_SECONDS)
-    except asyncpg.UndefinedTableError:
-        return None
+        return await fit_revision(connection)
     except UNREACHABLE as error:
         raise _unreachable(error) from error
     finally:
         connection.terminate()  # a goodbye would wait for one that is silent
+
+
+async def fit_revision(connection: asyncpg.Connection) -> str | None:
+    """Return the revision that the schema is at, None for none; raises `UnfitError`. Changes nothing."""
+    encoding = await connection.fetchval("SHOW server_encoding", timeout=_ANSWER_SECONDS)
+    if encoding != "UTF8":
+        raise UnfitError(f"DATABASE_URL: the database is in {encoding}; make one with ENCODING 'UTF8'")
+    try:
+        found = await connection.fetch("SELECT version_num FROM alembic_version", timeout=_ANSWER_SECONDS)
+    except asyncpg.UndefinedTableError:
+        return None
+    except (asyncpg.InsufficientPrivilegeError, asyncpg.UndefinedColumnError) as error:
+        raise UnfitError(f"DATABASE_URL: alembic_version: {in_words(error)}; {OTHER_DATABASE}") from error
+    known = _known_revisions()
+    for (revision,) in found:
+        if revision not in known:
+            raise UnfitError(_strange(revision))
+    return found[0][0] if found else None
+
+
+def _strange(revision: str) -> str:
+    if re.fullmatch(r"\d{4}", revision) and revision > newest_revision():
+        return (
+            f"DATABASE_URL: the schema is at {revision}, newer than this code, which knows "
+            f"{newest_revision()}; start the newer code"
+        )
+    return f"DATABASE_URL: alembic_version is of another application ({revision[:32]!r}); {OTHER_DATABASE}"
 
 
 async def connect(url: str) -> asyncpg.Connection:

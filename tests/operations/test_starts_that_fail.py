@@ -1,0 +1,112 @@
+"""A start that fails is one line with the cause and the way out, and changes nothing in the database."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import asyncpg
+import pytest
+
+from backend.database.embedded import EmbeddedServer
+from backend.database.revision import SchemaError
+from backend.database.schema import migrate
+from tests.conftest import Postgres
+from tests.service import JWT_SECRET, ROOT, environment, free_port
+
+CASES = {
+    "another's users": (["CREATE TABLE users (theirs int)"], "another application"),
+    "another's tasks": (["CREATE TABLE tasks (theirs int)"], "another application"),
+    "another's revision": (
+        ["CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('ab12cd')"],
+        "'ab12cd'",
+    ),
+    "another's alembic_version": (["CREATE TABLE alembic_version (theirs int)"], "alembic_version"),
+    "a newer schema": (
+        ["CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('9998')"],
+        "newer than this code",
+    ),
+}
+TABLES = """
+SELECT c.relname::text, a.attname::text FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0 ORDER BY 1, 2
+"""
+
+
+def failed(url: str) -> str:
+    """Start on that database, and return the one line that it ends with."""
+    done = subprocess.run(
+        [sys.executable, "-m", "backend", "serve"],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=url, JWT_SECRET=JWT_SECRET, PORT=str(free_port())),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert {json.loads(line)["level"] for line in done.stdout.splitlines()} <= {"INFO"}
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_database_of_another_application_is_left_as_it_is(
+    new_empty_database: Callable[[], Postgres], case: str
+) -> None:
+    database, (statements, named) = new_empty_database(), CASES[case]
+    for statement in statements:
+        database.sql(statement)
+    before = database.sql(TABLES)
+    assert named in failed(database.url)
+    assert database.sql(TABLES) == before
+
+
+def test_a_role_that_may_not_create_is_told_what_to_grant(
+    new_empty_database: Callable[[], Postgres],
+) -> None:
+    database = new_empty_database()
+    database.sql("REVOKE CREATE ON SCHEMA public FROM PUBLIC")
+    database.sql("CREATE ROLE may_not_create LOGIN PASSWORD 'x'")
+    try:
+        head, _, tail = database.url.partition("://")
+        url = f"{head}://may_not_create:x@{tail.partition('@')[2] or tail}"
+        assert "GRANT USAGE, CREATE ON SCHEMA public" in failed(url)
+        assert database.sql(TABLES) == []
+    finally:
+        database.sql("DROP ROLE may_not_create")
+
+
+def test_a_database_that_is_not_in_utf8_is_refused(server: EmbeddedServer) -> None:
+    admin = Postgres(server.url)
+    admin.sql("CREATE DATABASE in_latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    database = Postgres(server.url.replace("/postgres?", "/in_latin1?"))
+    try:
+        assert "LATIN1" in failed(database.url)
+        assert database.sql(TABLES) == []
+    finally:
+        admin.sql("DROP DATABASE in_latin1")
+
+
+def test_a_migration_that_waits_for_a_lock_says_who_holds_it(new_database: Callable[[], Postgres]) -> None:
+    async def hold_and_migrate() -> None:
+        holder = await asyncpg.connect(database.url, server_settings={"application_name": "a backup"})
+        async with holder.transaction():
+            await holder.execute("LOCK TABLE tasks IN ACCESS SHARE MODE")
+            with pytest.raises(SchemaError, match=rf"held by pid {holder.get_server_pid()} \('a backup'\)"):
+                await migrate(database.url, "base", lock_seconds=0.5)
+        await holder.close()
+
+    database = new_database()
+    before = database.sql(TABLES)
+    asyncio.run(hold_and_migrate())
+    assert database.sql(TABLES) == before
+
+
+def test_a_search_path_that_leads_nowhere_is_named(new_empty_database: Callable[[], Postgres]) -> None:
+    database = new_empty_database()
+    database.sql(
+        "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET search_path = gone', current_database()); END $$"
+    )
+    assert "no schema has been selected" in failed(database.url)

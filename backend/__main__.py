@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; whatever keeps it from running is one line on standard error and exit code 1."""
     signal.signal(signal.SIGTERM, _stop)
     try:
-        _commands()(args=arguments, prog_name="python -m backend")
+        with _whole_output():
+            _commands()(args=arguments, prog_name="python -m backend")
     except DatabaseURLError as error:
         sys.exit(f"tasks-api: DATABASE_URL: {error}")
     except (SettingsError, EmbeddedServerError, revision.SchemaError, UserFileError) as error:
@@ -47,6 +48,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"tasks-api: {error.detail}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+@contextmanager
+def _whole_output() -> Iterator[None]:
+    """Fail in one line where standard output takes no more; a reader that has left (`head`) is no error."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except (OSError, SystemExit) as end:
+        error = (
+            end.__context__ if isinstance(end, SystemExit) else end
+        )  # Typer makes an exit of a closed pipe
+        if not isinstance(error, BrokenPipeError if end is not error else OSError):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries again at its end, and complains
+        if isinstance(error, BrokenPipeError):
+            sys.exit(0)
+        sys.exit(f"tasks-api: {error.filename or 'standard output'}: {error.strerror}")
 
 
 def _stop(*_: object) -> NoReturn:
@@ -182,7 +203,6 @@ async def _import(settings: Settings, file: Path, names: dict[str, str]) -> None
 
 
 def _openapi() -> None:
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # into `head`, say
     settings = load_settings(database_url="postgresql://localhost", jwt_secret=secrets.token_urlsafe())
     print(json.dumps(create_app(settings).openapi(), indent=2))
 

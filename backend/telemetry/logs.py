@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from loguru import logger
 
+from backend.telemetry import metrics
+
 if TYPE_CHECKING:
     from loguru import Message
 
@@ -62,10 +64,13 @@ class Log:
         self._flush = sys.stdout.buffer.flush
 
     def write(self, *lines: Line) -> None:
-        """Write these lines, each whole."""
-        for line in lines:
-            self._write(self._render(line))
-        self._flush()
+        """Write these lines, each whole; a full disk or a closed pipe keeps no request from its answer."""
+        try:
+            for line in lines:
+                self._write(self._render(line))
+            self._flush()
+        except OSError:
+            metrics.LOG_LINES_LOST.inc(len(lines))
 
     def write_message(self, message: "Message") -> None:
         """Write what was logged through loguru, in the form of every other line."""

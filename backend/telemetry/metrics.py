@@ -48,6 +48,7 @@ HASHES_WAITING = Gauge(
 )
 SIGN_INS = Counter("sign_ins_total", "Sign-ins by password: succeeded, or the error's code", ("outcome",))
 KEY_FETCHES = Counter("jwks_fetches_total", "Fetches of another issuer's keys", ("outcome",))
+LOG_LINES_LOST = Counter("log_lines_lost_total", "Lines that standard output did not take")
 
 SAMPLE_SECONDS: Final = 1.0
 """The greatest age of another worker's gauges."""

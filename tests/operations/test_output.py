@@ -1,0 +1,64 @@
+"""Standard output that takes nothing: a full disk, or a reader that has left."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from tests.conftest import Postgres
+from tests.programs import FULL_DEVICE, needs_full_device
+from tests.service import JWT_SECRET, ROOT, Service, environment
+
+COMMANDS = [("openapi",), ("secret",), ("users", "list"), ("users", "list", "--json"), ("--help",)]
+ONTO_FULL = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
+FULL = ("-c", f"{ONTO_FULL}; from backend.__main__ import main; main(['serve'])")
+
+
+def ended(database: Postgres, output: int, *arguments: str) -> tuple[int, list[str]]:
+    """Run a command whose standard output is that file; return its code and its standard error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "backend", *arguments],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stderr.splitlines()
+
+
+@needs_full_device
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_whose_output_is_lost_says_so_in_one_line(
+    database: Postgres, command: tuple[str, ...]
+) -> None:
+    with FULL_DEVICE.open("wb") as full:
+        code, lines = ended(database, full.fileno(), *command)
+    assert (code, lines) == (1, ["tasks-api: standard output: No space left on device"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_reader_that_has_left_is_no_error(database: Postgres, command: tuple[str, ...]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert ended(database, writer, *command) == (0, [])
+    finally:
+        os.close(writer)
+
+
+@needs_full_device
+def test_a_log_that_cannot_be_written_fails_no_request(new_service: Callable[..., Service]) -> None:
+    service = new_service(program=FULL)
+    assert service.register().create()["title"] == "Buy milk"
+    metrics = dict(
+        line.rsplit(" ", 1)
+        for line in service.client().get("/metrics").text.splitlines()
+        if not line.startswith("#")
+    )
+    assert float(metrics["log_lines_lost_total"]) >= 2
+    assert service.log.read_text() == ""

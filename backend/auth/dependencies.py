@@ -1,6 +1,7 @@
 """Dependencies of the routes: the guard that checks the access token, and objects that `/auth` needs."""
 
 from typing import Annotated
+from urllib.parse import unquote
 
 from fastapi import Depends
 from fastapi.security import OAuth2PasswordBearer
@@ -41,7 +42,8 @@ class AccessToken(OAuth2PasswordBearer):
         """Return the token's caller; raises `UnauthorizedError` and its subclasses, and `WrongUserError`."""
         caller = await _authenticated(request)
         events.identify(caller.user_id)
-        if request.path_params.get("user_id", caller.user_id) != caller.user_id:
+        user_id = request.path_params.get("user_id")
+        if user_id is not None and unquote(user_id) != caller.user_id:
             raise WrongUserError
         return caller
 

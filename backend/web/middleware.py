@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from time import perf_counter
+from urllib.parse import unquote
 
 from loguru import logger
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +29,7 @@ LARGE_ANSWER_BYTES = 64 * 1024
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """Past so much unsent in a process, an answer above `LARGE_ANSWER_BYTES` is 503 instead."""
 
+_IN_SEGMENT = re.compile(rb"%(?=2[Ff]|25)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _SAFE = (
     (b"x-content-type-options", b"nosniff"),
@@ -88,6 +90,8 @@ class Observer:
                 start = None
             await send(message)
 
+        if b"%2" in scope["raw_path"]:
+            scope["path"] = _path_in_segments(scope["raw_path"])
         if scope["path"] not in _PROBES:
             self.drain.last_request_at = started
         self.drain.under_way += 1
@@ -131,6 +135,11 @@ class Observer:
         line["event"] = "http.request"
         line["level"] = "ERROR" if status >= 500 else "INFO"  # noqa: PLR2004  # RFC 9110 section 15.6
         self.log.write(*lines, line)
+
+
+def _path_in_segments(raw_path: bytes) -> str:
+    """Decode a path but for `%2F`, a part of a segment, and `%25`: the parameter is decoded once more."""
+    return unquote(_IN_SEGMENT.sub(b"%25", raw_path).decode("latin-1"))
 
 
 def request_id_of(scope: Scope) -> str:

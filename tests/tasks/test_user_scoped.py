@@ -26,6 +26,10 @@ ODD_IDS = [
     "100%",
     "%2e",
     "a%2Fb",
+    "a%252Fb",
+    "a/b",
+    "/",
+    "https://id.example/u/1?x=%2F",
     "a;b=c&d",
     "'; DROP TABLE users --",
     "tasks",
@@ -91,9 +95,13 @@ def test_a_user_id_that_is_only_like_the_tokens_is_another(federated: Service, e
         assert client.get(url_of(other)).json()["code"] == "wrong_user", other
 
 
-def test_a_slash_in_a_user_id_ends_it(federated: Service) -> None:
-    response = federated.client(shared_token("a/b")).get("/api/a%2Fb/tasks")
-    assert (response.status_code, response.json()["code"]) == (404, "not_found")
+def test_a_slash_that_is_not_encoded_ends_a_segment(federated: Service) -> None:
+    client = federated.client(shared_token("a/b"))
+    assert client.get("/api/a/b/tasks").json()["code"] == "not_found"
+    task = client.post("/api/a%2fb/tasks", json={"title": "Buy milk"}).json()
+    assert client.get(f"/api/a%2Fb%2Ftasks/{task['id']}").json()["code"] == "not_found"
+    assert client.get(f"/tasks%2F{task['id']}").json()["code"] == "not_found"
+    assert client.get(f"/tasks/{task['id']}").json() == task
 
 
 @pytest.mark.parametrize("surface", ["/tasks", "/api/{}/tasks"])

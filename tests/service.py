@@ -1,7 +1,10 @@
 """The service as a client meets it: a process of its own, reached over a socket, whose log can be read."""
 
+import atexit
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,6 +26,9 @@ JWT_SECRET = "a secret of the tests, which is long enough"
 START_SECONDS = 30.0
 PROGRAM = ("-m", "backend", "serve")
 """What Python runs."""
+MAILS = Path(tempfile.mkdtemp(prefix="tasks-api-mails-"))
+"""The mails of all services, but of those with a MAIL_URL of their own; a file for each."""
+atexit.register(shutil.rmtree, MAILS, ignore_errors=True)
 
 _numbers = count(1)
 
@@ -41,14 +47,25 @@ def free_port() -> int:
 def environment(**settings: str) -> dict[str, str]:
     """Return an environment with these settings of the service and none of this machine's."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    mails = Path(tempfile.gettempdir(), f"tasks-api-mails-{os.getpid()}").as_uri()
     fast = {
-        "MAIL_URL": mails,
+        "MAIL_URL": MAILS.as_uri(),
         "BCRYPT_ROUNDS": "4",
         "RATE_LIMIT_ENABLED": "false",
         "SHUTDOWN_DRAIN_SECONDS": "0",
     }
     return {**kept, **fast, "LOG_FORMAT": "json", **settings}
+
+
+def mailed_token(kind: str, email: str) -> str:
+    """Wait for a mail of that kind, and return the token of its link."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        for path in MAILS.glob(f"*-{kind}.eml"):
+            text = path.read_text()
+            if f"To: {email}\n" in text and (link := re.search(r"#token=([\w-]+)", text)):
+                return link[1]
+        time.sleep(0.05)
+    raise AssertionError(f"no mail {kind} to {email}")
 
 
 def _remember(response: httpx2.Response) -> None:

@@ -58,7 +58,7 @@ def test_health_sends_nothing_to_the_database_and_ready_does(
 ) -> None:
     server, database = new_database(), new_database()
     name = database.sql("SELECT current_database()::text")[0]["current_database"]
-    client = new_service(DATABASE_URL=database.url).client()
+    client = new_service(DATABASE_URL=database.url, MAIL_URL="").client()
     answers = {client.get("/health").text for _ in range(10)}
     assert answers == {'{"status":"ok"}'}
     assert eventually(lambda: connections(server, name) == 0)  # the start's own may end a moment later

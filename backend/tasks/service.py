@@ -137,7 +137,9 @@ async def _one(
     task_id: int,
     **values: Any,
 ) -> Row:
-    row = await _sure(database, statement, caller, task_id=task_id, **values)
+    row = await database.one(statement, task_id=task_id, **values, **caller.values)
+    if row is None:
+        raise RevokedTokenError
     if row["id"] is not None:
         return row
     anybodys = await _sure(database, statements.ANYBODYS_TASK, caller, task_id=task_id)

@@ -77,28 +77,30 @@ class CrossOrigin(CORSMiddleware):
         )
         self._refused = RefusedOrigins()
         exposed = [(name.lower().encode(), value.encode()) for name, value in self.simple_headers.items()]
-        vary = (b"vary", b"Origin")
-        self._of_stranger = [line for line in exposed if line[0] != b"access-control-allow-credentials"]
-        self._of_stranger.append(vary)
+        self._vary = [(b"vary", b"Origin")]
+        strange = [line for line in exposed if line[0] != b"access-control-allow-credentials"]
+        self._of_stranger = [*strange, *self._vary]
         self._by_origin = {
-            origin: [*exposed, (b"access-control-allow-origin", origin.encode()), vary] for origin in allowed
+            origin: [*exposed, (b"access-control-allow-origin", origin.encode()), *self._vary]
+            for origin in allowed
         }
-
-    async def send(self, message: Message, send: Send, request_headers: Headers) -> None:
-        """Add the CORS headers to an answer: Starlette's, which it would look up one by one each time."""
-        if message["type"] == "http.response.start":
-            origin = request_headers.get("origin")
-            added = self._by_origin.get(origin, self._of_stranger) if origin else self._of_stranger[-1:]
-            message["headers"] = [*message.get("headers", ()), *added]
-        await send(message)
 
     async def simple_response(
         self, scope: Scope, receive: Receive, send: Send, request_headers: Headers
     ) -> None:
-        """Serve a request that is no preflight; an origin that is refused is in the log."""
-        if "origin" in request_headers and not self.is_allowed_origin(request_headers["origin"]):
-            self._refused.warn(request_headers)
-        await super().simple_response(scope, receive, send, request_headers)
+        """Serve a request that is no preflight; Starlette would look up each header for each answer."""
+        origin, added = request_headers.get("origin"), self._vary
+        if origin is not None:
+            added = self._by_origin.get(origin, self._of_stranger)
+            if added is self._of_stranger and not self.allow_all_origins:
+                self._refused.warn(request_headers)
+
+        async def respond(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *added]
+            await send(message)
+
+        await self.app(scope, receive, respond)
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """Answer a preflight (Fetch standard, section 3.3)."""

@@ -32,9 +32,9 @@ def link(service: Service, database: Postgres, ada: Account) -> Callable[[str, s
     return make
 
 
-def said(browser: Browser) -> str:
-    """Wait for what the page says."""
-    return browser.see("#message:not(:empty)").text
+def said(browser: Browser, kind: str) -> str:
+    """Wait for what the page says: `done` or `error`."""
+    return browser.see(f"#message[data-kind={kind}]").text
 
 
 def test_a_new_password_is_saved_by_a_press_and_the_token_leaves_the_address(
@@ -46,11 +46,11 @@ def test_a_new_password_is_saved_by_a_press_and_the_token_leaves_the_address(
     assert field.get_attribute("autocomplete") == "new-password"
     browser.type("#password", "short")
     browser.click("button")
-    assert said(browser) == "Passwords have at least 8 characters"
+    assert said(browser, "error") == "Passwords have at least 8 characters"
     field.clear()
     browser.type("#password", NEW_PASSWORD)
     browser.click("button")
-    assert said(browser).startswith("Your password is changed")
+    assert said(browser, "done").startswith("Your password is changed")
     login = {"email": ada.email, "password": NEW_PASSWORD}
     assert service.client().post("/auth/login", json=login).status_code == 200
     assert browser.asked_hosts() == {service.url.removeprefix("http://")}
@@ -70,7 +70,7 @@ def test_a_page_acts_on_a_press_alone_and_says_what_happened(
     browser.see("button")
     assert ada.client.get("/auth/me").json()["email_verified"] is False
     browser.driver.switch_to.active_element.send_keys("\t\n")  # by the keyboard
-    assert said(browser).startswith(words)
+    assert said(browser, "done").startswith(words)
     assert browser.complaints() == []
     login = {"email": ada.email, "password": PASSWORD}
     tokens = ada.client.post("/auth/login", json=login).json()
@@ -80,9 +80,9 @@ def test_a_page_acts_on_a_press_alone_and_says_what_happened(
 def test_a_link_that_is_not_valid_or_not_whole_is_said_to_be(browser: Browser, service: Service) -> None:
     browser.open(f"{service.url}/verify-email#token=none-of-ours")
     browser.click("button")
-    assert said(browser) == "This link is not valid any more, ask for a new one"
+    assert said(browser, "error") == "This link is not valid any more, ask for a new one"
     browser.open(f"{service.url}/confirm-email")
-    assert said(browser).startswith("This link is not complete")
+    assert said(browser, "error").startswith("This link is not complete")
     assert not browser.driver.find_elements("css selector", "form:not([hidden])")
 
 

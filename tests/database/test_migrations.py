@@ -13,13 +13,14 @@ import asyncpg
 import pytest
 from sqlmodel import SQLModel
 
+import backend.auth.mail.models
 import backend.auth.models
-import backend.tasks.models  # noqa: F401  # both fill SQLModel.metadata
+import backend.tasks.models  # noqa: F401  # all three fill SQLModel.metadata
 from backend.database import revision, schema
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, ROOT, Service, environment
 
-TABLES = {"users", "sessions", "refresh_tokens", "known_addresses", "tasks"}
+TABLES = {"users", "sessions", "refresh_tokens", "known_addresses", "mail_tokens", "outbox", "tasks"}
 
 # Everything that decides what the tables take and how fast they are: columns, constraints and indexes.
 COLUMNS = """
@@ -276,9 +277,12 @@ def test_a_deleted_user_takes_sessions_tokens_and_tasks_along(with_ada: Postgres
     insert(with_ada, "refresh_tokens", {"digest": b"digest", "session_id": session["id"]})
     insert(with_ada, "tasks", TASK)
     insert(with_ada, "tasks", TASK | {"user_id": "eve"})
+    with_ada.sql(
+        "INSERT INTO mail_tokens VALUES ($1, 'ada', 'verify', 'a@example.com', NULL, now(), now())", b"x"
+    )
     with_ada.sql("DELETE FROM users WHERE id = 'ada'")
     left = {table: len(with_ada.sql(f"SELECT * FROM {table}")) for table in TABLES}  # noqa: S608
-    assert left == {"users": 1, "sessions": 0, "refresh_tokens": 0, "known_addresses": 0, "tasks": 1}
+    assert left == dict.fromkeys(TABLES, 0) | {"users": 1, "tasks": 1}
 
 
 def test_a_schema_is_current_after_the_last_migration_and_only_then(

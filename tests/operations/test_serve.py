@@ -479,7 +479,7 @@ def test_the_secret_that_root_makes_in_another_s_directory_is_theirs(data_dir: P
 
 def test_help_tells_the_commands() -> None:
     told = run("--help").stdout
-    assert all(f"\n    {command} " in told for command in ("serve", "migrate", "openapi", "secret"))
+    assert all(f"\n  {command} " in told for command in ("serve", "migrate", "openapi", "secret", "users"))
 
 
 def test_openapi_prints_the_document_that_is_served_and_needs_nothing(service: Service) -> None:

@@ -3,8 +3,9 @@
 from alembic import context
 from sqlmodel import SQLModel
 
+import backend.auth.mail.models
 import backend.auth.models
-import backend.tasks.models  # noqa: F401  # both fill SQLModel.metadata
+import backend.tasks.models  # noqa: F401  # all three fill SQLModel.metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -188,10 +188,13 @@ def test_every_route_that_is_somebodys_is_401_without_a_token(
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("sent", ["Bearer", "Basic YTpi", "Token abc", ""])
-def test_a_header_without_a_token_is_challenged_without_an_error(stranger: httpx2.Client, sent: str) -> None:
+@pytest.mark.parametrize("sent", ["Bearer", "Basic YTpi", "Token abc", "eyJhbGciOiJIUzI1NiJ9.e30.YQ", ""])
+def test_a_header_of_another_form_is_told_the_form_of_a_token_and_challenged_without_an_error(
+    stranger: httpx2.Client, sent: str
+) -> None:
     response = stranger.get("/tasks", headers={"Authorization": sent})
-    refused(response, 401, "not_authenticated")
+    detail = refused(response, 401, "not_authenticated")["detail"]
+    assert detail.endswith("Authorization: Bearer <access token>")
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 

@@ -248,8 +248,8 @@ class Settings(BaseSettings):
     shutdown_drain_seconds: float = Field(default=5, ge=0, le=3600)
     forwarded_allow_ips: Annotated[str, AfterValidator(_proxies)] | None = None
     """The proxies whose X-Forwarded-For counts; `*` for any."""
-    root_path: str = Field(default="", pattern=r"^(/[A-Za-z0-9._~-]+)*$")
-    """The prefix of every path, which a proxy strips before it passes a request on; empty for none."""
+    root_path: str | None = Field(default=None, pattern=r"^(/[A-Za-z0-9._~-]+)+$")
+    """The prefix of every path, which a proxy strips before it passes a request on."""
     cors_origins: Annotated[tuple[str, ...], *CommaSeparated, AfterValidator(_origins)] = (
         "http://localhost:3000",
         "http://localhost",
@@ -296,7 +296,7 @@ class Settings(BaseSettings):
         if self.app_url is not None:
             return self.app_url
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # read, not bound
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.root_path}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.root_path or ''}"
 
     @model_validator(mode="after")
     def _each_issuer_has_its_secret(self) -> Self:

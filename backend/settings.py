@@ -296,7 +296,7 @@ class Settings(BaseSettings):
         if self.app_url is not None:
             return self.app_url
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # read, not bound
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}{self.root_path or ''}"
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @model_validator(mode="after")
     def _each_issuer_has_its_secret(self) -> Self:

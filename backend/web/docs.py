@@ -13,7 +13,7 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from backend.web.document import openapi, under_prefix
+from backend.web.document import openapi
 from backend.web.errors import NotFoundError
 
 ASSETS: Final = "/docs/assets"
@@ -80,8 +80,7 @@ async def lead_to_docs(request: Request) -> RedirectResponse:
 
 async def read_openapi(request: Request) -> JSONResponse:
     """Return the OpenAPI document; its server is the prefix of `ROOT_PATH`."""
-    document = request.app.openapi()
-    return JSONResponse(under_prefix(document, root) if (root := _root(request)) else document)
+    return JSONResponse(request.app.openapi() | {"servers": [{"url": _root(request) or "/"}]})
 
 
 async def swagger_ui(request: Request) -> HTMLResponse:

@@ -38,20 +38,6 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     return document
 
 
-def under_prefix(document: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """Return the document of a service that a proxy serves under `prefix`.
-
-    OpenAPI resolves the token's URL by the document's. Swagger UI does by the server's, which has no slash
-    at its end.
-    """
-    schemes = document["components"]["securitySchemes"]
-    flow = schemes["Password"]["flows"]["password"]
-    flow = flow | {name: f"{prefix}/{flow[name]}" for name in ("tokenUrl", "refreshUrl")}
-    password = schemes["Password"] | {"flows": {"password": flow}}
-    components = document["components"] | {"securitySchemes": schemes | {"Password": password}}
-    return document | {"servers": [{"url": prefix}], "components": components}
-
-
 def _security(given: Sequence[dict[str, Any]]) -> list[dict[str, list[str]]]:
     """Return the ways to be let in, of which one is enough; an empty one says that none is needed."""
     names = {name for requirement in given for name in requirement}

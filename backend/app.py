@@ -47,6 +47,9 @@ Sign in and keep tasks. Register or sign in under `/auth`, then send `Authorizat
 Every error has one shape: `status_code`, `detail` for a person, `code` for a program, `request_id`,
 and `errors` with the fields that are wrong where the request is not valid.
 """
+LICENCE = {"name": "All rights reserved", "identifier": "LicenseRef-All-rights-reserved"}
+"""The repository grants none; the identifier is an SPDX expression, as OpenAPI 3.1 wants it."""
+CONTACT = {"name": "The operator of this server"}
 TAGS = [
     {"name": "auth", "description": "Accounts, sign-in and the profile"},
     {"name": "tasks", "description": "Your own tasks, for clients that sign in here"},
@@ -101,6 +104,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         title="Tasks API",
         version=VERSION,
         description=DESCRIPTION,
+        license_info=LICENCE,
+        contact=CONTACT,
         openapi_tags=TAGS,
         lifespan=_lifespan,
         openapi_url=None,

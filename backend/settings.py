@@ -248,6 +248,8 @@ class Settings(BaseSettings):
     shutdown_drain_seconds: float = Field(default=5, ge=0, le=3600)
     forwarded_allow_ips: Annotated[str, AfterValidator(_proxies)] | None = None
     """The proxies whose X-Forwarded-For counts; `*` for any."""
+    root_path: str | None = Field(default=None, pattern=r"^(/[A-Za-z0-9._~-]+)+$")
+    """The prefix of every path, which a proxy strips before it passes a request on."""
     cors_origins: Annotated[tuple[str, ...], *CommaSeparated, AfterValidator(_origins)] = (
         "http://localhost:3000",
         "http://localhost",

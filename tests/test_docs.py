@@ -3,12 +3,14 @@
 import asyncio
 import gzip
 import re
+from collections.abc import Callable
+from urllib.parse import urljoin
 
 import httpx2
 import pytest
 
 from backend.app import create_app
-from backend.settings import load_settings
+from backend.settings import SettingsError, load_settings
 from tests.service import JWT_SECRET, Service
 
 PAGES = ("/docs", "/redoc")
@@ -100,3 +102,28 @@ def test_behind_a_prefix_all_addresses_have_it() -> None:
         own = re.findall(r"""["'](/[a-z][^"']*)["']""", page)
         assert own
         assert [address for address in own if not address.startswith("/prefix/")] == []
+
+
+@pytest.mark.parametrize("prefix", ["/prefix", "/api", "/a/b"])
+def test_behind_a_proxy_that_strips_the_root_path_every_address_leads_back_through_it(
+    new_service: Callable[..., Service], prefix: str
+) -> None:
+    """`/api` is the beginning of paths of this service as well."""
+    ada = new_service(ROOT_PATH=prefix).register()
+    assert ada.client.get("/").headers["Location"] == f"{prefix}/docs"
+    for own in ("/tasks", f"/api/{ada.id}/tasks"):
+        created = ada.client.post(own, json={"title": "Buy milk"})
+        assert created.headers["Location"] == f"{prefix}{own}/{created.json()['id']}"
+        assert ada.client.get(own, params={"limit": 1}).status_code == 200
+    assert ada.client.get("/tasks", params={"limit": 1}).headers["Link"].startswith(f"<{prefix}/tasks?")
+    document = ada.client.get("/openapi.json").json()
+    assert document["servers"] == [{"url": prefix}]
+    flow = document["components"]["securitySchemes"]["Password"]["flows"]["password"]
+    for url in (flow["tokenUrl"], flow["refreshUrl"]):
+        assert urljoin(f"http://proxy{prefix}/openapi.json", url) == f"http://proxy{prefix}/auth/token"
+
+
+@pytest.mark.parametrize("root_path", ["prefix", "/prefix/", "/", "//", "/a b", "http://proxy/prefix"])
+def test_a_root_path_that_is_none_stops_the_start(root_path: str) -> None:
+    with pytest.raises(SettingsError, match=r"^ROOT_PATH: "):
+        load_settings(root_path=root_path)

@@ -188,10 +188,13 @@ def test_every_route_that_is_somebodys_is_401_without_a_token(
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("sent", ["Bearer", "Basic YTpi", "Token abc", ""])
-def test_a_header_without_a_token_is_challenged_without_an_error(stranger: httpx2.Client, sent: str) -> None:
+@pytest.mark.parametrize("sent", ["Bearer", "Basic YTpi", "Token abc", "eyJhbGciOiJIUzI1NiJ9.e30.YQ", ""])
+def test_a_header_of_another_form_is_told_the_form_of_a_token_and_challenged_without_an_error(
+    stranger: httpx2.Client, sent: str
+) -> None:
     response = stranger.get("/tasks", headers={"Authorization": sent})
-    refused(response, 401, "not_authenticated")
+    detail = refused(response, 401, "not_authenticated")["detail"]
+    assert detail.endswith("Authorization: Bearer <access token>")
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
@@ -538,11 +541,13 @@ def test_an_origin_that_is_refused_is_one_warning_that_names_the_setting(
     new_service: Callable[..., Service],
 ) -> None:
     service = new_service()
+    preflight = {"Origin": "http://preflight.example", "Access-Control-Request-Method": "GET"}
+    service.client().options("/tasks", headers=preflight)
     for number in (0, 0, *range(30)):
         service.client().get("/health", headers={"Origin": f"http://page-{number}.example"})
     service.client().get("/health", headers={"Origin": service.url})
     warned = [line["origin"] for line in service.lines(level="WARNING") if "CORS_ORIGINS" in line["event"]]
-    assert warned == [f"http://page-{number}.example" for number in range(20)]
+    assert warned == ["http://preflight.example", *(f"http://page-{number}.example" for number in range(19))]
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,8 @@ from tests.tokens import SHARED_SECRET, claims_for, resigned, shared_token
 METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
 TOKEN_CODES = {"not_authenticated", "invalid_token", "token_expired", "token_revoked"}
 NO_TASK = 2**63 - 1
+AT_TIMES = {"Link", "Set-Cookie"}
+"""Headers of answers to some requests alone: where more tasks follow, and of a cookie session."""
 MAIL_TOKEN = "the token of a mail, as long as it may be"
 """No token of ours, unless `give_mail_token` makes it one."""
 
@@ -267,6 +269,42 @@ def test_a_token_can_be_pasted_and_a_password_exchanged_for_one(document: dict[s
     assert flow["tokenUrl"] == flow["refreshUrl"] == "auth/token"
 
 
+def test_the_document_names_its_server_its_licence_and_whom_to_ask(document: dict[str, Any]) -> None:
+    assert document["servers"] == [{"url": "/"}]
+    assert document["info"]["license"]["name"]
+    assert document["info"]["contact"]["name"]
+
+
+def test_every_header_that_an_answer_may_have_is_in_the_document(operations: list[Operation]) -> None:
+    by_name = {str(operation): operation for operation in operations}
+    expected = {
+        ("POST /tasks", 201): {"Location", "ETag"},
+        ("GET /tasks", 200): {"Link", "ETag"},
+        ("GET /tasks/{task_id}", 304): {"ETag"},
+        ("POST /tasks", 415): {"Accept"},
+        ("POST /tasks", 401): {"WWW-Authenticate"},
+        ("POST /tasks", 503): {"Retry-After"},
+        ("POST /auth/login", 429): {"Retry-After"},
+        ("POST /auth/register", 201): {"Set-Cookie"},
+        ("POST /auth/login", 200): {"Set-Cookie"},
+        ("POST /auth/refresh", 200): {"Set-Cookie"},
+        ("POST /auth/password", 200): {"Set-Cookie"},
+        ("POST /auth/logout", 204): {"Set-Cookie"},
+    }
+    found = {(name, status): set(by_name[name].answers[status]["headers"]) for name, status in expected}
+    assert found == {place: {*names, "X-Request-ID"} for place, names in expected.items()}
+    answers = [answer for operation in operations for answer in operation.answers.values()]
+    assert [answer for answer in answers if "X-Request-ID" not in answer["headers"]] == []
+
+
+def test_a_cursor_is_a_plain_string_that_may_be_empty(ada: Account, operations: list[Operation]) -> None:
+    parameters = [one for operation in operations for one in operation.spec.get("parameters", ())]
+    cursors = [one["schema"] for one in parameters if one["name"] == "cursor"]
+    assert [schema["type"] for schema in cursors] == ["string"] * 2
+    ada.create()
+    assert ada.client.get("/tasks?cursor=").json() == ada.client.get("/tasks").json()
+
+
 def test_no_schema_has_alternatives_without_a_type_and_no_field_of_a_request_a_default(
     document: dict[str, Any],
 ) -> None:
@@ -368,9 +406,10 @@ def test_the_examples_of_the_document_work(
             give_mail_token(database, own["user_id"], operation.path)
         response = operation.send(client, own)
         assert response.status_code == operation.success, f"{operation}: {response.text}"
-        assert operation.conforms(operation.answers[operation.success], response), (
-            f"{operation}: {response.text}"
-        )
+        answer = operation.answers[operation.success]
+        assert operation.conforms(answer, response), f"{operation}: {response.text}"
+        promised = set(answer["headers"]) - AT_TIMES
+        assert [name for name in promised if name not in response.headers] == [], operation
 
 
 @pytest.mark.parametrize("code", sorted(TOKEN_CODES))

@@ -78,6 +78,24 @@ def test_whom_nobody_asks_ends_at_once(new_service: Callable[..., Service]) -> N
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.parametrize("settings", [{}, {"ROOT_PATH": "/prefix"}])
+def test_probes_alone_do_not_keep_it_from_its_end(
+    new_service: Callable[..., Service], settings: dict[str, str]
+) -> None:
+    service = new_service(SHUTDOWN_DRAIN_SECONDS="600", SHUTDOWN_GRACE_SECONDS="600", **settings)
+    for _ in range(12):
+        assert readiness(service).status_code == 200
+        time.sleep(0.1)
+    service.process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while service.process.poll() is None:
+        assert time.monotonic() < deadline
+        with suppress(httpx2.TransportError):
+            readiness(service)
+        time.sleep(0.1)
+    assert service.process.returncode == 0
+
+
 def test_it_serves_whoever_still_asks_and_ends_once_nobody_does(new_service: Callable[..., Service]) -> None:
     program = program_with("backend.web.drain.QUIET_SECONDS = 4")  # so that a busy machine makes no pause
     service = new_service(program=program, SHUTDOWN_DRAIN_SECONDS="30", SHUTDOWN_GRACE_SECONDS="30")

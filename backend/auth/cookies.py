@@ -16,6 +16,12 @@ from backend.web.body import BoundedRequest, read_json
 from backend.web.error_answers import raises
 from backend.web.errors import MissingFieldsError
 
+SETS_COOKIE: Final[dict[str, Any]] = {
+    "headers": {
+        "Set-Cookie": {"description": "The refresh token of a cookie session", "schema": {"type": "string"}}
+    }
+}
+"""An answer in the OpenAPI document that may set the cookie, or clear it."""
 _SECONDS_PER_DAY: Final = 24 * 60 * 60
 
 

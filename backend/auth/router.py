@@ -8,7 +8,7 @@ from pydantic import BeforeValidator
 from starlette.responses import Response
 
 from backend.auth.accounts import service
-from backend.auth.cookies import CookieDep, CookieTokenDep, LeavingDep, SignInCookieDep
+from backend.auth.cookies import SETS_COOKIE, CookieDep, CookieTokenDep, LeavingDep, SignInCookieDep
 from backend.auth.dependencies import Caller, CallerDep, ClientDep, OwnAccountDep, SignInDep
 from backend.auth.errors import (
     AccountDisabledError,
@@ -69,7 +69,10 @@ token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(
     status_code=201,
     response_model=Tokens,
     summary="Create an account and sign in",
-    responses={202: {"description": "A link was mailed: the email is to be verified first"}},
+    responses={
+        201: SETS_COOKIE,
+        202: {"description": "A link was mailed: the email is to be verified first"},
+    },
 )
 @raises(EmailTakenError, RateLimitedError, ServiceUnavailableError)
 async def register(
@@ -90,7 +93,7 @@ async def register(
     return cookie.answer(tokens, 201) if data.uses_cookie else Answer(tokens, 201)
 
 
-@router.post("/login", response_model=Tokens, summary="Sign in")
+@router.post("/login", response_model=Tokens, summary="Sign in", responses={200: SETS_COOKIE})
 @raises(
     InvalidCredentialsError,
     AccountDisabledError,
@@ -133,7 +136,7 @@ async def token(
     return Answer(await service.token(database, sign_in, client, data))
 
 
-@router.post("/refresh", response_model=Tokens, summary="Refresh your tokens")
+@router.post("/refresh", response_model=Tokens, summary="Refresh your tokens", responses={200: SETS_COOKIE})
 @raises(InvalidRefreshTokenError)
 async def refresh(
     database: DatabaseDep,
@@ -160,6 +163,7 @@ async def refresh(
     "/logout",
     status_code=204,
     summary="Sign out",
+    responses={204: SETS_COOKIE},
     openapi_extra={"security": [{"RefreshCookie": []}]},
 )
 @raises(InvalidRefreshTokenError)
@@ -201,7 +205,7 @@ async def end_session(database: DatabaseDep, caller: OwnAccountDep, session_id: 
     return Response(status_code=204)
 
 
-@router.post("/password", response_model=Tokens, summary="Change your password")
+@router.post("/password", response_model=Tokens, summary="Change your password", responses={200: SETS_COOKIE})
 @raises(WrongPasswordError, RateLimitedError, ServiceUnavailableError)
 async def change_password(  # noqa: PLR0913, PLR0917  # FastAPI passes each by its name
     database: DatabaseDep,

@@ -103,7 +103,7 @@ def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **opena
         task, is_new = await service.create_task(database, caller, data, key)
         return _answer(task, 201 if is_new else 200, [(b"location", b"%s/%d" % (path, task["id"]))])
 
-    @router.get("", response_model=list[TaskRead], summary=f"List your tasks{of}", **documented(LIST))
+    @router.get("", response_model=list[TaskRead], summary=f"List tasks{of}", **documented(LIST))
     async def list_tasks(  # noqa: PLR0913, PLR0917  # FastAPI passes each by name
         database: DatabaseDep,
         caller: CallerDep,

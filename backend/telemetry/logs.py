@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 from loguru import logger
 
-from backend.telemetry import metrics
+from backend.telemetry import metrics, traces
 
 if TYPE_CHECKING:
     from loguru import Message
@@ -80,6 +80,7 @@ class Log:
             "level": entry["level"].name,
             "event": entry["message"],
             **entry["extra"],
+            **traces.current_ids(),
         }
         if entry["exception"] is not None and entry["exception"].value is not None:
             line["exception"] = _where(entry["exception"].value)

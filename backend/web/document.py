@@ -13,12 +13,17 @@ _BEARER: Final = {
     "description": "An access token that you have",
 }
 _HOW_TO_SIGN_IN: Final = "The username is your email; leave client id and secret empty"
+_REQUEST_ID: Final = {
+    "description": "The id of this request in the log: yours, where you sent a well-formed one",
+    "schema": {"type": "string"},
+}
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document of `app`."""
     document = FastAPI.openapi(app)
     document["servers"] = [{"url": "/"}]
+    document["components"]["headers"] = {"X-Request-ID": _REQUEST_ID}
     schemes = document["components"]["securitySchemes"]
     if "Password" not in schemes:
         password = schemes["Bearer"] | {"description": _HOW_TO_SIGN_IN}
@@ -26,6 +31,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             _declare_errors(operation)
+            _declare_request_id(operation)
             _order_parameters(path, operation)
             operation["security"] = _security(operation.get("security", ()))
     _tidy(document["components"]["schemas"])
@@ -52,6 +58,12 @@ def _declare_errors(operation: dict[str, Any]) -> None:
         # FastAPI supposes that a route of plain text has errors of plain text.
         content = answer["content"]
         content["application/json"] |= content.pop("text/plain", {})
+
+
+def _declare_request_id(operation: dict[str, Any]) -> None:
+    for answer in operation["responses"].values():
+        reference = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
+        answer["headers"] = answer.get("headers", {}) | reference
 
 
 def _order_parameters(path: str, operation: dict[str, Any]) -> None:

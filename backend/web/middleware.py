@@ -92,7 +92,7 @@ class Observer:
 
         if b"%2" in scope["raw_path"]:
             scope["path"] = _path_in_segments(scope["raw_path"])
-        if scope["path"] not in _PROBES:
+        if scope["path"].removeprefix(scope.get("root_path", "")) not in _PROBES:
             self.drain.last_request_at = started
         self.drain.under_way += 1
         try:

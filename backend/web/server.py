@@ -57,6 +57,7 @@ def _config(settings: Settings, *, reload: bool) -> uvicorn.Config:
         ws="none",
         log_config=None,
         access_log=False,
+        root_path=settings.root_path or "",
         limit_concurrency=settings.max_connections,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_worker_healthcheck=WORKER_SECONDS,

@@ -26,6 +26,7 @@ defaults
     timeout queue 5s
 listen tasks
     bind 127.0.0.1:{port}
+    http-request replace-path ^/prefix(/.*) \\1
     balance roundrobin
     default-server check inter {inter}ms fall 2 rise 1
 """

@@ -12,6 +12,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.service import JWT_SECRET, PASSWORD, ROOT, Service, environment
 
+OTHER_PARENT = "00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[bytes]]]:
@@ -46,6 +48,10 @@ def spans(received: list[bytes]) -> list[Span]:
     ]
 
 
+def ids_of(span: Span) -> tuple[str, str]:
+    return span.trace_id.hex(), span.span_id.hex()
+
+
 def test_each_request_is_a_span_by_its_route_that_tells_no_secret(
     new_service: Callable[..., Service],
 ) -> None:
@@ -56,15 +62,20 @@ def test_each_request_is_a_span_by_its_route_that_tells_no_secret(
         parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         ada.client.get(f"/tasks/{task['id']}", headers={"traceparent": parent})
         ada.client.get("/tasks/9223372036854775807")
+        preflight = {"Origin": "http://localhost:3000", "Access-Control-Request-Method": "TRACE"}
+        ada.client.options("/tasks", headers={"traceparent": OTHER_PARENT, **preflight})
         assert service.stop() == 0
     found = {span.name: span for span in spans(received)}
     assert {"POST /auth/register", "POST /tasks", "GET /tasks/{task_id}"} <= set(found)
     traced = [span for span in spans(received) if span.trace_id.hex() == parent.split("-")[1]]
     assert [span.name for span in traced] == ["GET /tasks/{task_id}"]
-    (line,) = [
-        line for line in service.lines(event="http.request") if line.get("trace_id") == parent.split("-")[1]
-    ]
+    (line,) = service.lines(event="http.request", trace_id=traced[0].trace_id.hex())
     assert line["span_id"] == traced[0].span_id.hex()
+    (created,) = service.lines(event="task.created")
+    assert (created["trace_id"], created["span_id"]) == ids_of(found["POST /tasks"])
+    lines = service.lines(trace_id=OTHER_PARENT.split("-")[1])
+    assert [line["event"] for line in lines] == ["cors.refused", "http.request"]
+    assert len({line["span_id"] for line in lines}) == 1
     attributes = {pair.key: pair.value for pair in traced[0].attributes}
     assert attributes["http.response.status_code"].int_value == 200
     secrets = (

@@ -1,0 +1,44 @@
+"""Packages of npm that a test needs: installed once from the lock file beside it, outside the tree."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from tests.programs import find
+
+
+def installed(project: Path) -> Path:
+    """Return the `node_modules` of a project's lock file, from a cache; skips without Node.js."""
+    for program in ("node", "npm"):
+        find(program, hint="install Node.js 20.19 or later, with npm")
+    lock = (project / "package-lock.json").read_bytes()
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tasks-api"
+    ready = cache / f"{project.name}-{hashlib.sha256(lock).hexdigest()[:16]}"
+    if not ready.is_dir():
+        cache.mkdir(parents=True, exist_ok=True)
+        _install(project, ready)
+    return ready / "node_modules"
+
+
+def _install(project: Path, ready: Path) -> None:
+    with tempfile.TemporaryDirectory(dir=ready.parent) as workshop:
+        new = Path(workshop) / "new"
+        new.mkdir()
+        for name in ("package.json", "package-lock.json"):
+            shutil.copy(project / name, new)
+        _npm_ci(new)
+        try:
+            new.rename(ready)
+        except OSError:  # another run was faster
+            assert ready.is_dir()
+
+
+def _npm_ci(directory: Path) -> None:
+    options = ("--ignore-scripts", "--omit=optional", "--omit=peer", "--no-audit", "--no-fund")
+    result = subprocess.run(
+        ["npm", "ci", *options], cwd=directory, check=False, capture_output=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr.decode()

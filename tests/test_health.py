@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from backend.telemetry import metrics
 from tests.better_auth.jwks import new_key, token_server
 from tests.conftest import Postgres, locked
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, free_port, running
+from tests.waiting import until
 
 Series = tuple[str, ...]
 
@@ -61,7 +61,7 @@ def test_health_sends_nothing_to_the_database_and_ready_does(
     client = new_service(DATABASE_URL=database.url, MAIL_URL="").client()
     answers = {client.get("/health").text for _ in range(10)}
     assert answers == {'{"status":"ok"}'}
-    assert eventually(lambda: connections(server, name) == 0)  # the start's own may end a moment later
+    until(lambda: connections(server, name) == 0)  # the start's own may end a moment later
     assert client.get("/health/ready").text == '{"status":"ok"}'
     assert connections(server, name) == 1
 
@@ -244,13 +244,6 @@ def value(service: Service, name: str, **labels: str) -> float:
     return sum(sample.value for sample in samples if sample.labels.items() >= labels.items())
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 15) -> bool:
-    deadline = time.monotonic() + seconds
-    while not holds() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return holds()
-
-
 def test_sign_ins_are_counted_by_how_they_end(new_service: Callable[..., Service]) -> None:
     service = new_service(RATE_LIMIT_ENABLED="true", RATE_LIMIT_SIGNIN_ADDRESS="2/minute")
     ada, client = service.register(), service.client()
@@ -286,10 +279,10 @@ def test_connections_in_use_and_waiting_requests_are_told(
         with locked(database, task["id"]):
             for _ in range(5):
                 threads.submit(ada.client.patch, f"/tasks/{task['id']}/complete")
-            assert eventually(lambda: value(service, "database_requests_waiting") == 3)
+            until(lambda: value(service, "database_requests_waiting") == 3)
             assert value(service, "database_connections_in_use") == 2
             assert value(service, "http_requests_under_way") == 6
-        assert eventually(lambda: value(service, "database_connections_in_use") == 0)
+        until(lambda: value(service, "database_connections_in_use") == 0)
     assert value(service, "database_requests_waiting") == 0
 
 
@@ -299,7 +292,7 @@ def test_passwords_that_wait_to_be_hashed_are_told(new_service: Callable[..., Se
     with ThreadPoolExecutor(8) as threads:
         for _ in range(8):
             threads.submit(httpx2.post, f"{service.url}/auth/login", json=attempt, timeout=60)
-        assert eventually(lambda: value(service, "password_hashes_waiting") >= 3)
+        until(lambda: value(service, "password_hashes_waiting") >= 3)
     assert value(service, "password_hashes_waiting") == 0
 
 
@@ -314,7 +307,7 @@ def test_several_workers_count_as_one_also_after_one_died(new_service: Callable[
     assert value(service, "http_requests_total", **counted) == before + 40
     workers[0].kill()
     workers[0].wait()
-    assert eventually(lambda: value(service, "http_requests_total", **counted) >= before + 40)
+    until(lambda: value(service, "http_requests_total", **counted) >= before + 40)
     assert value(service, "http_requests_under_way") <= 2
     directory = Path(workers[1].environ()["PROMETHEUS_MULTIPROC_DIR"])
     service.stop()

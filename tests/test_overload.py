@@ -12,6 +12,7 @@ import pytest
 from backend.database.pool import WAITING_PER_CONNECTION
 from tests.conftest import Postgres, locked
 from tests.service import Account, Service
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -35,13 +36,6 @@ def waiting(service: Service) -> int:
     text = service.client().get("/metrics").text
     (line,) = [line for line in text.splitlines() if line.startswith("database_requests_waiting ")]
     return int(float(line.split()[1]))
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def toggle(account: Account, task_id: int) -> int:

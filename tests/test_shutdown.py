@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import Postgres, locked
 from tests.service import Account, Service, program_with
+from tests.waiting import until
 
 
 def toggle(account: Account, task_id: int) -> httpx2.Response:
@@ -24,13 +25,6 @@ def statement_waits(database: Postgres) -> bool:
         "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
     return bool(found)
-
-
-def wait_until(holds: Callable[[], bool], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def readiness(service: Service) -> httpx2.Response:
@@ -59,7 +53,7 @@ def test_after_sigterm_it_is_not_ready_and_what_is_under_way_finishes(
     with ThreadPoolExecutor() as threads:
         with locked(database, task["id"]):
             answer = threads.submit(toggle, ada, task["id"])
-            wait_until(lambda: statement_waits(database))
+            until(lambda: statement_waits(database))
             service.process.send_signal(signal.SIGTERM)
             refusal = not_ready(service)
             assert refusal.json()["code"] == "shutting_down"
@@ -153,7 +147,7 @@ def test_a_worker_that_dies_is_replaced_and_the_other_serves_meanwhile(
     assert len(before) == 2
     psutil.Process(min(before)).kill()
     # Killed while it is asked whether it lives, it is given the time that an answer may take.
-    wait_until(lambda: len({worker.pid for worker in serving(supervisor)} - before) == 1, 40)
+    until(lambda: len({worker.pid for worker in serving(supervisor)} - before) == 1, 40)
     assert ada.create()["title"] == "Buy milk"
 
 

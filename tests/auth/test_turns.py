@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -11,6 +11,7 @@ import pytest
 
 from backend.auth.accounts.turns import Turns
 from backend.web.errors import ServiceUnavailableError
+from tests.waiting import until_async
 
 LIMIT = 60
 
@@ -34,12 +35,6 @@ class Work:
         return address
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110  # what is waited for has no event
-            await asyncio.sleep(0.001)
-
-
 def begin(line: Turns, work: Work, address: str, count: int) -> list[asyncio.Future[str]]:
     return [asyncio.ensure_future(line.run(address, partial(work, address))) for _ in range(count)]
 
@@ -53,7 +48,7 @@ def test_an_address_waits_for_no_more_than_one_of_each_other_on_a_thread(
         work = Work()
         names = [f"busy {number}" for number in range(addresses)] * (48 // addresses)
         waiting = [task for name in names for task in begin(line, work, name, 1)]
-        await until(lambda: len(work.began) == threads)
+        await until_async(lambda: len(work.began) == threads)
         waiting += begin(line, work, "late", 1)
         await asyncio.sleep(0)
         work.may_end.set()
@@ -122,7 +117,7 @@ def test_a_request_that_is_cancelled_gives_up_its_place() -> None:
     async def cancel(line: Turns) -> None:
         work = Work()
         tasks = begin(line, work, "busy", LIMIT)
-        await until(lambda: len(work.began) == 1)
+        await until_async(lambda: len(work.began) == 1)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -136,7 +131,7 @@ def test_a_request_that_is_cancelled_gives_up_its_place() -> None:
         (at_once,) = begin(line, work, "busy", 1)
         await asyncio.sleep(0)
         at_once.cancel()
-        await until(lambda: line.count == 0)
+        await until_async(lambda: line.count == 0)
 
     with turns() as line:
         asyncio.run(cancel(line))

@@ -16,6 +16,7 @@ from backend.database.pool import WAITING_PER_CONNECTION, Pool
 from backend.database.session import Connection
 from backend.database.url import connect_arguments
 from tests.conftest import Postgres
+from tests.waiting import until_async
 
 Result = TypeVar("Result")
 
@@ -79,13 +80,6 @@ def play(test: Coroutine[Any, Any, Result]) -> Result:
     return asyncio.run(in_time())
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait until something is so; fails after ten seconds."""
-    async with asyncio.timeout(10):
-        while not holds():  # noqa: ASYNC110  # a pool tells nobody of its inner life
-            await asyncio.sleep(0.001)
-
-
 async def ask(pool: Pool) -> "asyncio.Task[Connection]":
     """Ask for a connection, and return while that waits in the queue."""
     task = asyncio.create_task(pool.take())
@@ -133,7 +127,7 @@ def test_who_waits_is_served_in_the_order_of_asking_and_before_who_comes_later(s
         async with scene.pool() as pool:
             first = await pool.take()
             users = [asyncio.create_task(use(pool, number)) for number in range(10)]
-            await until(lambda: pool.waiting == 10)
+            await until_async(lambda: pool.waiting == 10)
             pool.give(first)
             late = asyncio.create_task(use(pool, 10))
             await asyncio.gather(*users, late)
@@ -166,7 +160,7 @@ def test_who_is_cancelled_while_waiting_takes_no_place_with_them(
                 hand_on(pool, connection)
             waiting.cancel()
             if cancelled == "long before":
-                await until(waiting.done)
+                await until_async(waiting.done)
             if cancelled != "just after":
                 hand_on(pool, connection)
             with pytest.raises(asyncio.CancelledError):
@@ -200,7 +194,7 @@ def test_a_connection_that_the_server_cut_while_it_was_idle_is_not_handed_out(sc
             cut, witness = await pool.take(), await scene.connect()
             pool.give(cut)
             await witness.execute("SELECT pg_terminate_backend($1)", cut.get_server_pid())
-            await until(cut.is_closed)
+            await until_async(cut.is_closed)
             await witness.close()
             fresh = await pool.take()
             assert await fresh.fetchval("SELECT 1") == 1
@@ -242,7 +236,7 @@ def test_more_may_not_wait_than_can_be_served_soon(scene: Scene) -> None:
         async with scene.pool() as pool:
             first = await pool.take()
             waiting = [asyncio.create_task(pool.take()) for _ in range(WAITING_PER_CONNECTION)]
-            await until(lambda: pool.waiting == WAITING_PER_CONNECTION)
+            await until_async(lambda: pool.waiting == WAITING_PER_CONNECTION)
             with pytest.raises(PoolFullError, match="pool_exhausted"):
                 await pool.take()
             pool.give(first)
@@ -260,10 +254,10 @@ def test_the_last_used_is_taken_first_and_what_stays_idle_is_closed(scene: Scene
                 pool.give(connection)
             busy = await pool.take()
             assert busy is connections[-1]
-            await until(lambda: scene.open == 1)
+            await until_async(lambda: scene.open == 1)
             assert not busy.is_closed()
             pool.give(busy)
-            await until(lambda: scene.open == 0)
+            await until_async(lambda: scene.open == 0)
             assert pool.in_use == 0
 
     play(run())

@@ -2,8 +2,7 @@
 
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from backend.database.embedded import (
 from tests.conftest import Postgres
 from tests.programs import passable_directory
 from tests.service import free_port
+from tests.waiting import until
 
 _HBA = "local all all trust\nhost all all 127.0.0.1/32 trust\nhost replication all 127.0.0.1/32 trust\n"
 _LIMIT_SECONDS = 30.0
@@ -127,18 +127,10 @@ def _synchronise(cluster: Cluster) -> None:
     database.sql("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
     database.sql("SELECT pg_reload_conf()")
     states = "SELECT sync_state FROM pg_stat_replication"
-    wait_for(lambda: database.sql(states) == [{"sync_state": "sync"}])
-    wait_for(lambda: _has_tasks(cluster.standby))
+    until(lambda: database.sql(states) == [{"sync_state": "sync"}])
+    until(lambda: _has_tasks(cluster.standby))
 
 
 def _has_tasks(node: Node) -> bool:
     found = node.database("postgres").sql("SELECT 1 FROM pg_database WHERE datname = 'tasks'")
     return found != []
-
-
-def wait_for(holds: Callable[[], bool], seconds: float = _LIMIT_SECONDS) -> None:
-    """Wait until this holds; fails when it does not."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)

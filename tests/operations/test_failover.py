@@ -9,9 +9,10 @@ from threading import Thread
 
 import pytest
 
-from tests.operations.replication import Cluster, replicated, wait_for
+from tests.operations.replication import Cluster, replicated
 from tests.operations.writers import Writer, check_books, wait_for_writes, writing
 from tests.service import JWT_SECRET, running
+from tests.waiting import until
 
 WRITERS, TASKS_EACH_TIME = 12, 20  # more of them than the service has connections
 DECISION_SECONDS = 2.0
@@ -79,7 +80,7 @@ def check_that_the_standby_is_waited_for(writers: list[Writer], cluster: Cluster
     """Assert that nothing is acknowledged while the standby takes nothing, whatever the service asked for."""
     with cluster.standby.hung():
         # What it took before may yet be told; the service gives up on the first of the others later.
-        wait_for(lambda: not any(writer.wrote_since(time.monotonic() - 1) for writer in writers))
+        until(lambda: not any(writer.wrote_since(time.monotonic() - 1) for writer in writers))
 
 
 def follow(cluster: Cluster, lose: Callable[[], None], log: Path, line: Line) -> None:
@@ -138,7 +139,7 @@ def test_a_primary_that_turns_read_only_is_left_with_all_its_connections(
         old.sql("ALTER SYSTEM SET default_transaction_read_only = on")
         old.sql("SELECT pg_reload_conf()")
         setting = "SELECT current_setting('default_transaction_read_only') AS it"
-        wait_for(lambda: old.sql(setting) == [{"it": "on"}])
+        until(lambda: old.sql(setting) == [{"it": "on"}])
         cluster.standby.promote()
         for number in range(WRITERS):
             writers[0].account.create(f"Task {number}")

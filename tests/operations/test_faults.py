@@ -32,6 +32,7 @@ from tests.operations.writers import at_work
 from tests.programs import needs_user_timeout, passable_directory
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running, start
 from tests.tokens import resigned
+from tests.waiting import until
 
 TIMEOUT_SECONDS, POOL_SIZE = 2, 5
 SLACK_SECONDS = 4
@@ -204,9 +205,7 @@ class Scene:
     def wait_for_no_connections(self) -> None:
         """Wait until the service has seen that all its connections are gone."""
         process = psutil.Process(self.service.process.pid)
-        eventually(
-            lambda: not any(c.raddr and c.raddr.port == self.proxy.port for c in process.net_connections())
-        )
+        until(lambda: not any(c.raddr and c.raddr.port == self.proxy.port for c in process.net_connections()))
 
 
 @contextmanager
@@ -239,32 +238,22 @@ def scene(shared_scene: Scene) -> Iterator[Scene]:
     shared_scene.proxy.forget()
     shared_scene.cluster.start()
     ready = shared_scene.service.client()
-    eventually(lambda: ready.get("/health/ready").status_code == 200, RECOVERY_SECONDS)
+    until(lambda: ready.get("/health/ready").status_code == 200, RECOVERY_SECONDS)
     shared_scene.somebody().create()
     errors = shared_scene.service.lines(level="ERROR")
     assert [line for line in errors if line["event"] != "http.request"] == []
 
 
-def eventually(holds: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait until something is so; fails when it takes longer."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def each_writes(clerks: list[Clerk], *, times: int = 1, seconds: float = 30) -> None:
     """Wait until each clerk has had so many more writes acknowledged."""
     goals = [len(clerk.acknowledged) + times for clerk in clerks]
-    eventually(
-        lambda: all(len(c.acknowledged) >= goal for c, goal in zip(clerks, goals, strict=True)), seconds
-    )
+    until(lambda: all(len(c.acknowledged) >= goal for c, goal in zip(clerks, goals, strict=True)), seconds)
 
 
 def each_is_refused(clerks: list[Clerk]) -> None:
     """Wait until each clerk has been told that the database cannot be reached."""
     known = [len(clerk.unacknowledged) for clerk in clerks]
-    eventually(lambda: all(len(c.unacknowledged) > n for c, n in zip(clerks, known, strict=True)))
+    until(lambda: all(len(c.unacknowledged) > n for c, n in zip(clerks, known, strict=True)))
 
 
 def assert_alive_but_not_ready(scene: Scene, account: Account) -> None:
@@ -305,7 +294,7 @@ def test_it_survives_a_crash_of_the_server_that_mends_itself(scene: Scene) -> No
         each_writes(clerks)
         victims = [row["pid"] for row in scene.cluster.sql(OTHERS)]
         os.kill(victims[0], signal.SIGKILL)
-        eventually(lambda: not any(psutil.pid_exists(pid) for pid in victims))
+        until(lambda: not any(psutil.pid_exists(pid) for pid in victims))
         each_writes(clerks, times=3)
 
 
@@ -314,7 +303,7 @@ def test_no_read_fails_when_the_server_ends_every_connection(scene: Scene) -> No
         for _ in range(8):
             scene.terminate_all()
             goals = [clerk.reads + 4 for clerk in clerks]
-            eventually(lambda: all(c.reads >= goal for c, goal in zip(clerks, goals, strict=True)))  # noqa: B023
+            until(lambda: all(c.reads >= goal for c, goal in zip(clerks, goals, strict=True)))  # noqa: B023
         each_writes(clerks)
     assert [clerk.refused_reads for clerk in clerks] == [0] * CLERKS
 
@@ -440,7 +429,7 @@ def test_a_transaction_on_a_network_that_falls_silent_ends_in_time_too(scene: Sc
     scene.proxy.forget()
     credentials = {"email": account.email, "password": PASSWORD}
     client = scene.service.client()
-    eventually(lambda: client.post("/auth/login", json=credentials).status_code == 200, RECOVERY_SECONDS)
+    until(lambda: client.post("/auth/login", json=credentials).status_code == 200, RECOVERY_SECONDS)
 
 
 # The disk
@@ -482,7 +471,7 @@ def test_a_full_disk_is_a_database_that_cannot_be_reached_until_there_is_room(
         each_is_refused(clerks)
         assert scene.service.client().get("/health/ready").status_code == 200
         goals = [clerk.reads + 4 for clerk in clerks]
-        eventually(lambda: all(c.reads >= goal for c, goal in zip(clerks, goals, strict=True)))
+        until(lambda: all(c.reads >= goal for c, goal in zip(clerks, goals, strict=True)))
         ballast.unlink()
         each_writes(clerks, times=3, seconds=RECOVERY_SECONDS)
     assert [clerk.refused_reads for clerk in clerks] == [0] * CLERKS

@@ -11,11 +11,11 @@ import pytest
 
 from tests.conftest import Postgres
 from tests.operations.haproxy import balanced
-from tests.operations.replication import wait_for
 from tests.operations.writers import NO_ANSWER, check_books, wait_for_writes, writing
 from tests.programs import needs_loopback_addresses
 from tests.service import JWT_SECRET, PASSWORD, Service, running
 from tests.test_rate_limits import Redis
+from tests.waiting import until
 
 REPLICAS, WRITERS, TASKS_EACH_TIME = 3, 12, 20
 HOME, ELSEWHERE = "127.0.0.5", "127.0.0.6"
@@ -129,7 +129,7 @@ def test_a_rolling_restart_of_every_process_under_load_fails_no_request(
                 assert replica.stop() == 0
                 port = replica.url.rpartition(":")[2]
                 new = stack.enter_context(running(tmp_path / f"log{port}", **settings, PORT=port))
-                wait_for(partial(wrote, new))
+                until(partial(wrote, new))
     assert [writer.refusals for writer in writers] == [[]] * WRITERS
     check_books(writers, database)
 

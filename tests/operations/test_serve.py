@@ -34,6 +34,7 @@ from tests.service import (
     start,
     wait_until_healthy,
 )
+from tests.waiting import until
 
 _numbers = count(1)
 
@@ -92,15 +93,6 @@ def postmaster_of(data_dir: Path) -> int:
 def family_of(service: Service) -> list[psutil.Process]:
     """Return the processes that it has started."""
     return psutil.Process(service.process.pid).children(recursive=True)
-
-
-def eventually(holds: Callable[[], bool], seconds: float = 20) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if holds():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
@@ -162,8 +154,8 @@ def test_its_postgres_gone_it_is_started_again_and_everything_is_there(
     ada = service.register()
     task, killed = ada.create(), postmaster_of(used_data_dir)
     os.kill(killed, how)
-    assert eventually(lambda: not psutil.pid_exists(killed) and postgres_of(used_data_dir) != set())
-    assert eventually(lambda: service.client().get("/health/ready").status_code == 200)
+    until(lambda: not psutil.pid_exists(killed) and postgres_of(used_data_dir) != set())
+    until(lambda: service.client().get("/health/ready").status_code == 200)
     assert ada.client.get("/tasks").json() == [task]
     assert service.stop() == 0
     assert postgres_of(used_data_dir) == set()
@@ -189,7 +181,7 @@ def test_stopped_while_it_makes_its_files_it_leaves_nothing_running_and_starts_t
     data_dir: Path, launch: Callable[..., Service], serve: Callable[..., Service]
 ) -> None:
     stopped = launch(DATA_DIR=str(data_dir))
-    assert eventually(lambda: any(data_dir.glob("postgres/initdb-*/base")))
+    until(lambda: any(data_dir.glob("postgres/initdb-*/base")))
     assert stopped.stop() == 0
     assert postgres_of(data_dir) == set()
     serve(DATA_DIR=str(data_dir)).register()
@@ -270,7 +262,7 @@ def test_two_workers_both_serve_and_end_with_the_service(new_service: Callable[.
         service.client().get("/health").raise_for_status()  # a connection of its own, which stays open
         return serving(family) == 2
 
-    assert eventually(both_serve)
+    until(both_serve)
     assert service.stop() == 0
     assert psutil.wait_procs(family, 10)[1] == []
 
@@ -360,7 +352,7 @@ def test_reload_serves_the_code_as_it_is_now(
             return bool(service.client().get("/openapi.json").json()["info"]["version"] == "99.9")
         return False
 
-    assert eventually(is_new)
+    until(is_new)
     family += family_of(service)
     assert service.stop() == 0
     assert psutil.wait_procs(family, 10)[1] == []
@@ -372,7 +364,7 @@ def test_it_waits_for_a_server_that_is_not_there_yet(
     with embedded_server(used_data_dir) as server:
         pass
     service = launch(DATABASE_URL=server.url, JWT_SECRET=JWT_SECRET)
-    assert waits(service)
+    waits(service)
     with embedded_server(used_data_dir):
         wait_until_healthy(service)
         service.register().create()
@@ -386,16 +378,16 @@ def test_it_waits_for_a_database_that_is_not_made_yet(
     name = f"late_{os.getpid()}"
     url = server.url.replace("/postgres?", f"/{name}?")
     service = launch(DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
-    assert waits(service)
+    waits(service)
     Postgres(server.url).sql(f"CREATE DATABASE {name}")
     wait_until_healthy(service)
     assert service.stop() == 0
 
 
-def waits(service: Service) -> bool:
+def waits(service: Service) -> None:
     """Wait until it has said twice that it does."""
     line = "the database cannot be reached"
-    return eventually(lambda: sum(line in told["event"] for told in service.lines(level="WARNING")) >= 2)
+    until(lambda: sum(line in told["event"] for told in service.lines(level="WARNING")) >= 2)
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["refused", "silent"])
@@ -413,7 +405,7 @@ def test_it_does_not_wait_longer_than_it_was_told(launch: Callable[..., Service]
 def test_it_can_be_stopped_while_it_waits(launch: Callable[..., Service]) -> None:
     url = f"postgresql://ada@127.0.0.1:{free_port()}/tasks"
     service = launch(DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
-    assert waits(service)
+    waits(service)
     assert service.stop() == 0
 
 

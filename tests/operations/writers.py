@@ -10,8 +10,8 @@ from threading import Event
 import httpx2
 
 from tests.conftest import Postgres
-from tests.operations.replication import wait_for
 from tests.service import Account
+from tests.waiting import until
 
 NO_ANSWER = 0
 """Stands for the status of a request whose connection ended."""
@@ -77,7 +77,7 @@ def at_work(*jobs: Callable[[Event], None]) -> Iterator[None]:
 
 def wait_for_writes(writers: list[Writer], tasks: int, since: float = 0) -> None:
     """Wait until each of them has had so many tasks acknowledged."""
-    wait_for(lambda: all(len(writer.wrote_since(since)) >= tasks for writer in writers))
+    until(lambda: all(len(writer.wrote_since(since)) >= tasks for writer in writers))
 
 
 def check_books(writers: list[Writer], database: Postgres) -> None:

@@ -13,9 +13,10 @@ from random import Random
 import psutil
 
 from tests.operations.soak.journal import Failure, Journal, UnansweredError
-from tests.operations.soak.stage import WORKERS, Stage, until
+from tests.operations.soak.stage import WORKERS, Stage
 from tests.operations.soak.users import User
 from tests.service import PASSWORD
+from tests.waiting import until_async
 
 RECOVERY_SECONDS = 10.0
 """From the end of a fault until the service is ready and stays so; PostgreSQL starts again meanwhile.
@@ -53,7 +54,7 @@ async def worker_killed(stage: Stage, chance: Random) -> None:
     async with stage.writes_held_up():
         await sleep(chance.uniform(0, MOST_HELD_UP_SECONDS))
         killed.kill()
-    await until(
+    await until_async(
         lambda: len({*stage.workers} - {killed}) == WORKERS,
         REPLACEMENT_SECONDS,
         "new worker for a killed one",
@@ -70,7 +71,7 @@ async def workers_replaced(stage: Stage, _: Random) -> None:
     holding_up = asyncio.create_task(_hold_up_writes(stage))
     stage.supervisor.send_signal(signal.SIGHUP)
     try:
-        await until(
+        await until_async(
             lambda: len(stage.workers) == WORKERS and not before & {*stage.workers},
             REPLACEMENT_SECONDS,
             "new workers after SIGHUP",

@@ -1,8 +1,6 @@
 """The service of a soak as its machine sees it: its processes, what they hold, and the database behind it."""
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,12 +95,3 @@ def _is_worker(process: psutil.Process) -> bool:
     with suppress(psutil.Error):
         return process.status() != psutil.STATUS_ZOMBIE and "spawn_main" in " ".join(process.cmdline())
     return False
-
-
-async def until(holds: Callable[[], bool], seconds: float, what: str) -> None:
-    """Wait until it holds; raises TimeoutError that says what did not come."""
-    deadline = time.monotonic() + seconds
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"no {what} within {seconds} s")
-        await asyncio.sleep(0.05)

@@ -1,0 +1,24 @@
+"""Waiting for what comes in its own time, and tells nobody."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+_PAUSE_SECONDS = 0.02
+
+
+def until(holds: Callable[[], object], seconds: float = 30) -> None:
+    """Wait until something is so; fails when it takes longer."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(_PAUSE_SECONDS)
+
+
+async def until_async(holds: Callable[[], object], seconds: float = 30, what: str = "end of it") -> None:
+    """Wait until something is so, and let others go on meanwhile; raises TimeoutError."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no {what} within {seconds} s")
+        await asyncio.sleep(_PAUSE_SECONDS / 10)

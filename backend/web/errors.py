@@ -5,6 +5,7 @@ An error body holds nothing internal and nothing that the client sent.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal, NotRequired
 
 from pydantic import Field
@@ -35,6 +36,7 @@ class FieldError(TypedDict):
     type: str
 
 
+_CLOSE = MappingProxyType({"Connection": "close"})
 _CODE = (
     "A slug for programs, which stays. Each operation lists its own. Whatever is asked, the answer may be"
     " `not_found`, `method_not_allowed`, `method_unknown`, `transfer_coding_unsupported`, `cors_refused`,"
@@ -67,11 +69,13 @@ class AppError(Exception):
     oauth_error: ClassVar[str] = "invalid_request"
     is_denial: ClassVar[bool] = False
     """Logged as `auth.denied`."""
+    sends: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """Headers of every answer of this kind."""
 
     def __init__(self, *, reason: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason or self.code)
         self.reason = reason or self.code
-        self.headers = dict(headers or {})
+        self.headers = {**self.sends, **(headers or {})}
 
     def status_under(self, contract: Contract) -> int:
         """Return the HTTP status that this error has on the surface of `contract`."""
@@ -152,9 +156,7 @@ class MalformedRequestError(AppError):
     status = 400
     code = "malformed_request"
     detail = "This is not an HTTP request"
-
-    def __init__(self, *, reason: str = "") -> None:
-        super().__init__(reason=reason, headers={"Connection": "close"})
+    sends = _CLOSE
 
 
 class UnknownMethodError(AppError):
@@ -171,9 +173,7 @@ class TransferCodingError(AppError):
     status = 501
     code = "transfer_coding_unsupported"
     detail = "The only supported transfer coding is chunked"
-
-    def __init__(self) -> None:
-        super().__init__(headers={"Connection": "close"})
+    sends = _CLOSE
 
 
 class RequestTimeoutError(AppError):
@@ -182,9 +182,7 @@ class RequestTimeoutError(AppError):
     status = 408
     code = "request_timeout"
     detail = "The request took too long to arrive"
-
-    def __init__(self) -> None:
-        super().__init__(headers={"Connection": "close"})
+    sends = _CLOSE
 
 
 class HeadersTooLargeError(AppError):
@@ -210,9 +208,6 @@ class WrongUserError(AppError):
     status = 403
     code = "wrong_user"
     detail = "This address belongs to somebody else"
-
-    def __init__(self) -> None:
-        super().__init__(reason="wrong_user")
 
 
 class NotFoundError(AppError):
@@ -245,17 +240,14 @@ class UnsupportedMediaTypeError(AppError):
     status = 415
     code = "unsupported_media_type"
     detail = "Send the request body as application/json"
-    accepted: ClassVar[str] = "application/json"
-
-    def __init__(self) -> None:
-        super().__init__(headers={"Accept": self.accepted})
+    sends = MappingProxyType({"Accept": "application/json"})
 
 
 class NotFormError(UnsupportedMediaTypeError):
     """The `Content-Type` of the body is another than that of a form."""
 
     detail = "Send the request body as application/x-www-form-urlencoded"
-    accepted = "application/x-www-form-urlencoded"
+    sends = MappingProxyType({"Accept": "application/x-www-form-urlencoded"})
 
 
 class RateLimitedError(AppError):

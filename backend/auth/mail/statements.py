@@ -225,31 +225,34 @@ CONFIRM_EMAIL = _confirm_email()
 
 
 def _verify_email() -> Statement:
-    token = (
-        update(mail_tokens)
-        .where(
-            mail_tokens.c.digest == _digest,
-            mail_tokens.c.purpose == Kind.VERIFY.value,
-            or_(mail_tokens.c.expires_at > func.now(), mail_tokens.c.used_at.is_not(None)),
-        )
-        .values(used_at=func.coalesce(mail_tokens.c.used_at, func.now()))
-        .returning(mail_tokens.c.user_id, mail_tokens.c.email, mail_tokens.c.used_at)
-        .cte("token")
-    )
-    before = (
+    is_good = or_(mail_tokens.c.expires_at > func.now(), mail_tokens.c.used_at.is_not(None))
+    owner = (
         select(users.c.id, users.c.email_verified)
-        .join(token, (token.c.user_id == users.c.id) & (token.c.email == users.c.email))
-        .with_for_update(of=users)
-        .cte("before")
+        .join(mail_tokens, (mail_tokens.c.user_id == users.c.id) & (mail_tokens.c.email == users.c.email))
+        .where(mail_tokens.c.digest == _digest, mail_tokens.c.purpose == Kind.VERIFY.value, is_good)
+        .with_for_update(key_share=True, of=users)
+        .cte("owner")
+    )
+    # A change that voided the token while this waited for the user's row leaves none to spend.
+    spent = (
+        update(mail_tokens)
+        .where(mail_tokens.c.digest == _digest, mail_tokens.c.user_id == owner.c.id)
+        .values(used_at=func.coalesce(mail_tokens.c.used_at, func.now()))
+        .returning(mail_tokens.c.user_id)
+        .cte("spent")
     )
     verified = (
         update(users)
-        .where(users.c.id == before.c.id)
+        .where(users.c.id == spent.c.user_id)
         .values(email_verified=true())
         .returning(users.c.id)
         .cte("verified")
     )
-    return Statement(select(before.c.id, before.c.email_verified.label("was_verified")).add_cte(verified))
+    return Statement(
+        select(owner.c.id, owner.c.email_verified.label("was_verified"))
+        .join(spent, spent.c.user_id == owner.c.id)
+        .add_cte(verified)
+    )
 
 
 VERIFY_EMAIL = _verify_email()
@@ -325,7 +328,18 @@ POSTPONE = Statement(
 
 
 def _token_for(kind: Kind, owner: Select[Any]) -> Statement:
-    user = owner.cte("owner")
+    # Locked, so that a change which voids mail tokens at the same moment finds this one, or this one it.
+    user = owner.with_for_update(key_share=True, of=users).cte("owner")
+    expired = (
+        delete(mail_tokens)
+        .where(
+            mail_tokens.c.user_id == user.c.id,
+            mail_tokens.c.expires_at <= func.now(),
+            mail_tokens.c.used_at.is_(None),
+        )
+        .returning(mail_tokens.c.digest)
+        .cte("expired")
+    )
     values = select(
         _digest,
         user.c.id,
@@ -337,7 +351,7 @@ def _token_for(kind: Kind, owner: Select[Any]) -> Statement:
     token = insert(mail_tokens).from_select(
         ["digest", "user_id", "purpose", "email", "session_id", "expires_at"], values
     )
-    return Statement(token.returning(mail_tokens.c.user_id, mail_tokens.c.email))
+    return Statement(token.returning(mail_tokens.c.user_id, mail_tokens.c.email).add_cte(expired))
 
 
 _no_session: ColumnElement[Any] = cast(null(), Uuid).label("session_id")
@@ -356,13 +370,17 @@ NEW_TOKEN = {
         ).where(
             users.c.id == _user_id,
             users.c.pending_email == _email,
+            users.c.disabled_at.is_(None),
             ~select(_others.c.id)
             .where(_others.c.email_key == _email_key, _others.c.id != users.c.id)
             .exists(),
         ),
     ),
 }
-"""A token for the user whom the mail concerns; no row when nobody waits for such a mail."""
+"""A token for the user whom the mail concerns; no row when nobody waits for such a mail.
+
+The user's expired tokens go; used ones stay, because a link to verify is answered the same way again.
+"""
 
 HAS_ACCOUNT = Statement(
     select(users.c.id.label("user_id"), users.c.email).where(

@@ -86,6 +86,24 @@ def test_a_link_that_is_not_valid_or_not_whole_is_said_to_be(browser: Browser, s
     assert not browser.driver.find_elements("css selector", "form:not([hidden])")
 
 
+def test_a_second_link_in_the_same_tab_counts_and_its_token_leaves_the_address(
+    browser: Browser, service: Service, ada: Account, link: Callable[[str, str], str]
+) -> None:
+    browser.open(f"{service.url}/verify-email#token=none-of-ours")
+    browser.click("button")
+    assert said(browser).startswith("This link is not valid")
+    browser.open(link("verify-email", "verify"))
+    assert browser.driver.current_url == f"{service.url}/verify-email"
+    browser.click("button")
+    browser.see("#message[data-kind=done]")
+    assert ada.client.get("/auth/me").json()["email_verified"] is True
+
+
+def test_the_page_tells_the_length_that_a_password_must_have(new_service: Callable[..., Service]) -> None:
+    page = new_service(PASSWORD_MIN_LENGTH="15").client().get("/reset-password")
+    assert "At least 15 characters" in page.text
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_page_fits_a_narrow_window_in_both_color_schemes(
     browser: Browser, service: Service, scheme: str

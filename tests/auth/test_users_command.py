@@ -59,6 +59,7 @@ def users(database: Postgres) -> Run:
             input=stdin,
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             check=False,
             timeout=60,
         )
@@ -321,6 +322,7 @@ def test_an_invitation_is_mailed_where_mail_can_be_sent(service: Service, users:
     assert "reset_link" not in answer(done)
     assert [line["event"] for line in events(done)] == ["auth.registered", "mail.sent"]
     (mail,) = tmp_path.glob("*.eml")
+    assert events(done)[1]["file"] == str(mail)
     (token, *_) = LINK.findall(mail.read_text())
     assert token not in done.stdout + done.stderr
     assert reset(service, f"http://x/reset-password#token={token}", PASSWORD) == 204
@@ -379,6 +381,15 @@ def test_an_unknown_user_is_one_line_and_exit_code_1(users: Run, command: str) -
 def test_a_wrong_call_is_exit_code_2(users: Run, arguments: tuple[str, ...]) -> None:
     done = users(*arguments)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("show", "\udcff"), ("list", "--email", "\udcff"), ("create", "a@example.com", "--password-stdin")],
+)
+def test_what_is_no_utf_8_is_a_wrong_call(users: Run, arguments: tuple[str, ...]) -> None:
+    done = users(*arguments, stdin="a password \udcff", LC_ALL="C.UTF-8")
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (2, "", False), done.stderr
 
 
 def test_a_refused_password_or_a_taken_email_creates_nothing(service: Service, users: Run) -> None:

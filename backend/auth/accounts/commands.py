@@ -14,14 +14,17 @@ from backend.auth.errors import PasswordRefusedError
 from backend.auth.schemas import Email
 from backend.database import Database
 from backend.settings import Settings
-from backend.web.text import Line
+from backend.web.text import Line, UnicodeText
 
 Result = TypeVar("Result")
 Work = Callable[[Database, Settings], Coroutine[Any, Any, Result]]
 Run = Callable[[Work[Any]], Any]
 """Gives the work a database and the settings, and returns what it returns."""
 
-Who = Annotated[str, typer.Argument(metavar="EMAIL_OR_ID")]
+Who = Annotated[
+    str,
+    typer.Argument(metavar="EMAIL_OR_ID", callback=lambda value: _valid(UnicodeText, value, "EMAIL_OR_ID")),
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -48,6 +51,7 @@ def _add_reading(users: typer.Typer, run: Run) -> None:
         as_json: AsJSON = False,
     ) -> None:
         filters = {"unverified": unverified, "disabled": disabled, "part": email, "limit": limit}
+        _valid(UnicodeText, email, "--email")
         found = run(lambda database, _: operator.list_users(database, **filters))
         (print_json if as_json else print_users)(found)
 
@@ -127,6 +131,7 @@ def _add_deleting(users: typer.Typer, run: Run) -> None:
             found = run(lambda database, _: operator.find_user(database, who))
             question = f"Delete {found['email'] or ''} ({found['id']}) with all sessions and tasks?"
             _confirm(question)
+            who = found["id"]  # the email may be another user's by now
         deleted = run(lambda database, _: operator.delete_user(database, who))
         (print_json if as_json else print_user)(deleted)
 
@@ -134,7 +139,7 @@ def _add_deleting(users: typer.Typer, run: Run) -> None:
 def _confirm(question: str) -> None:
     # The one of typer writes to standard output as well.
     typer.echo(f"{question} [y/N] ", nl=False, err=True)
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+    if _read_line().strip().lower() not in {"y", "yes"}:
         sys.exit("tasks-api: nothing was deleted")
 
 
@@ -147,7 +152,12 @@ def _valid(kind: Any, value: str, name: str) -> str:
 
 def _read_password(*, from_stdin: bool) -> str:
     if from_stdin:
-        return sys.stdin.readline().rstrip("\r\n")
+        return _valid(UnicodeText, _read_line(), "--password-stdin")
     if not sys.stdin.isatty():
         raise typer.BadParameter("without a terminal, give --password-stdin or --invite")
     return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+
+
+def _read_line() -> str:
+    """Return a line of standard input; what is no UTF-8 becomes surrogates, which `_valid` refuses."""
+    return sys.stdin.buffer.readline().decode(errors="surrogateescape").rstrip("\r\n")

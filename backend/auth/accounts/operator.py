@@ -95,11 +95,11 @@ async def invite(database: Database, settings: Settings, user: User) -> str | No
     if sender is None:
         return link
     try:
-        await sender.send(Kind.RESET, user["email"], link)
+        where = await sender.send(Kind.RESET, user["email"], link)
     except Exception as error:  # noqa: BLE001  # whatever the server says, the link still serves
         _log(Event.MAIL_FAILED, user["id"], "WARNING", kind=Kind.RESET.value, reason=type(error).__name__)
         return link
-    _log(Event.MAIL_SENT, user["id"], kind=Kind.RESET.value)
+    _log(Event.MAIL_SENT, user["id"], kind=Kind.RESET.value, **where)
     return None
 
 

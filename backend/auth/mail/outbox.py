@@ -65,6 +65,9 @@ class Outbox:
                 seconds = await self._drain(database, self._sender)
             except DatabaseError:
                 seconds = DATABASE_PAUSE_SECONDS
+            except Exception as error:  # noqa: BLE001  # or no mail is sent until the next start
+                logger.opt(exception=error).error("unexpected")
+                seconds = DATABASE_PAUSE_SECONDS
             try:
                 async with asyncio.timeout(seconds):
                     await self._woken.wait()
@@ -99,7 +102,7 @@ class Outbox:
     async def _prepare(self, database: Database, mail: Row) -> _Ready | None:
         """Return what to send and to whom, or None where nobody waits for this mail."""
         kind, key = Kind(mail["kind"]), mail["email_key"]
-        if mail["attempts"] == 1 and await database.one(
+        if await database.one(
             statements.IS_REPEATED,
             kind=kind.value,
             email_key=key,

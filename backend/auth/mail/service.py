@@ -17,6 +17,7 @@ from backend.auth.tokens import access as tokens
 from backend.database import Database, NotUniqueError, Row, Statement
 from backend.telemetry import events
 from backend.telemetry.events import Event
+from backend.web.errors import AppError
 
 
 async def request_reset(database: Database, sign_in: SignIn, client: Client, data: MailRequest) -> None:
@@ -70,10 +71,13 @@ async def request_email_change(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, data: EmailChange
 ) -> None:
     """Have a link mailed to the new address; raises `WrongPasswordError` and as `request_reset` does."""
-    if await database.one(account_statements.CONFIRM_CALLER, **caller.values) is None:
-        raise RevokedTokenError
-    sign_in.outbox.check_available()
-    await sign_in.limits.mail(client.address)
+    try:
+        sign_in.outbox.check_available()
+        await sign_in.limits.mail(client.address)
+    except AppError:
+        if await database.one(account_statements.CONFIRM_CALLER, **caller.values) is None:
+            raise RevokedTokenError from None  # which goes before any other refusal
+        raise
     account = await confirm_password(database, sign_in, client, caller, data.password)
     asked = await database.one(
         statements.ASK_FOR_CHANGE,

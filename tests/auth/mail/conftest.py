@@ -12,7 +12,6 @@ import httpx2
 import pytest
 
 from backend.database.url import connect_arguments
-
 from tests.auth.mail.smtp import Mailbox, smtp_server
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, Account, Service, running

@@ -1,4 +1,4 @@
-"""`scripts/bench [compare | storm | growth | workers | mail]`: what the service costs, measured on this machine."""
+"""`scripts/bench [compare | storm | growth | workers | mail]`: the cost of the service on this machine."""
 
 import argparse
 import os

@@ -1,6 +1,5 @@
 """What happens at the same moment: each order of events has one outcome, and nothing waits for ever."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -61,11 +60,9 @@ def test_registering_and_confirming_the_same_email_at_once_gives_it_to_one(
     mailing: Mailing, carol: Account
 ) -> None:
     new, token = asked(mailing, carol)
-    registering: Callable[[], object] = partial(
-        mailing.send, "/auth/register", email=new.upper(), password=PASSWORD
-    )
+    registering = partial(mailing.send, "/auth/register", email=new.upper(), password=PASSWORD)
     answers = at_once(registering, partial(mailing.send, CONFIRM, token=token))
-    assert [answer.status_code for answer in answers] in ([201, 400], [400, 204])  # type: ignore[attr-defined]  # of httpx2
+    assert [answer.status_code for answer in answers] in ([201, 400], [400, 204])
     statement = "SELECT id FROM users WHERE email_key = $1"
     (owner,) = mailing.database.sql(statement, new)
     assert (owner["id"] == carol.id) == (me(carol)["email"] == new)

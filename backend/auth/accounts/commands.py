@@ -44,10 +44,10 @@ def _add_reading(users: typer.Typer, run: Run) -> None:
     @users.command("list", help="List users, the newest first.")
     def list_(
         *,
-        unverified: Annotated[bool, typer.Option("--unverified", help="with no verified email")] = False,
-        disabled: Annotated[bool, typer.Option("--disabled", help="those who are disabled")] = False,
-        email: Annotated[str, typer.Option(metavar="PART", help="those whose email has this in it")] = "",
-        limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many at most")] = 50,
+        unverified: Annotated[bool, typer.Option("--unverified", help="only unverified users")] = False,
+        disabled: Annotated[bool, typer.Option("--disabled", help="only disabled users")] = False,
+        email: Annotated[str, typer.Option(metavar="PART", help="only users whose email contains PART")] = "",
+        limit: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="at most N users")] = 50,
         as_json: AsJSON = False,
     ) -> None:
         filters = {"unverified": unverified, "disabled": disabled, "part": email, "limit": limit}
@@ -60,7 +60,7 @@ def _add_reading(users: typer.Typer, run: Run) -> None:
         found = run(lambda database, _: operator.find_user(database, who))
         (print_json if as_json else print_user)(found)
 
-    @users.command("reset-link", help="Print a link that sets a new password, once and within 30 minutes.")
+    @users.command("reset-link", help="Print a link that sets a new password.")
     def reset_link(who: Who, *, as_json: AsJSON = False) -> None:
         link = run(lambda database, settings: operator.reset_link(database, settings, who))
         if as_json:
@@ -72,9 +72,9 @@ def _add_reading(users: typer.Typer, run: Run) -> None:
 def _add_creating(users: typer.Typer, run: Run) -> None:
     @users.command(help="Create an account; asks for the password twice.")
     def create(
-        email: Annotated[str, typer.Argument()],
+        email: Annotated[str, typer.Argument(metavar="EMAIL")],
         *,
-        name: Annotated[str | None, typer.Option(help="the user's name")] = None,
+        name: Annotated[str | None, typer.Option(metavar="NAME", help="the user's name")] = None,
         password_stdin: Annotated[
             bool, typer.Option("--password-stdin", help="read the password from standard input, one line")
         ] = False,

@@ -43,10 +43,11 @@ def test_a_new_password_is_saved_by_a_press_and_the_token_leaves_the_address(
     browser.open(link("reset-password", "reset"))
     field = browser.see("#password")
     assert browser.driver.current_url == f"{service.url}/reset-password"
-    assert field.get_attribute("autocomplete") == "new-password"
+    assert (field.get_attribute("type"), field.get_attribute("autocomplete")) == ("password", "new-password")
     browser.type("#password", "short")
     browser.click("button")
     assert said(browser) == "Passwords have at least 8 characters"
+    assert browser.driver.switch_to.active_element == field
     field.clear()
     browser.type("#password", NEW_PASSWORD)
     browser.click("button")
@@ -81,6 +82,7 @@ def test_a_link_that_is_not_valid_or_not_whole_is_said_to_be(browser: Browser, s
     browser.open(f"{service.url}/verify-email#token=none-of-ours")
     browser.click("button")
     assert said(browser) == "This link is not valid any more, ask for a new one"
+    assert not browser.driver.find_elements("css selector", "form:not([hidden])")
     browser.open(f"{service.url}/confirm-email")
     assert said(browser).startswith("This link is not complete")
     assert not browser.driver.find_elements("css selector", "form:not([hidden])")

@@ -4,10 +4,10 @@ const button = form.querySelector("button");
 const message = document.getElementById("message");
 let token;
 
-const say = (text, kind) => {
+const say = (text, kind, place = message) => {
   message.dataset.kind = kind;
   message.textContent = text;
-  message.focus();
+  place.focus();
 };
 
 const readLink = () => {
@@ -34,7 +34,9 @@ form.addEventListener("submit", async (event) => {
       say(form.dataset.done, "done");
     } else {
       const error = await response.json();
-      say(error.errors?.[0]?.message ?? error.detail, "error");
+      form.hidden = error.code === "token_invalid";
+      if (error.errors) say(error.errors[0].message, "error", form.querySelector("input"));
+      else say(error.detail, "error");
     }
   } catch {
     say("The service cannot be reached. Try again in a moment.", "error");

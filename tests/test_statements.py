@@ -175,9 +175,9 @@ def test_a_request_that_succeeds_is_one_statement_and_one_round_trip(
 
 
 def test_a_change_of_email_checks_the_session_by_the_statements_that_do_the_work(
-    watched: Service, proxy: Proxy
+    new_service: Callable[..., Service], proxy: Proxy
 ) -> None:
-    account = watched.register()
+    account = new_service(DATABASE_URL=proxy.url).register()
     proxy.forget()
     data = {"new_email": f"new.{account.email}", "password": PASSWORD}
     account.client.post("/auth/email", json=data).raise_for_status()

@@ -252,11 +252,11 @@ def test_a_reset_link_works_once_and_without_mail(service: Service, users: Run, 
     (token,) = LINK.findall(done.stdout)
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
     (row,) = database.sql(
-        "SELECT purpose, extract(epoch FROM expires_at - created_at)::int AS seconds, digest"
+        "SELECT extract(epoch FROM expires_at - created_at)::int AS seconds, digest"
         " FROM mail_tokens WHERE user_id = $1",
         account.id,
     )
-    assert (row["purpose"], row["seconds"], token.encode() in row["digest"]) == ("reset", 1800, False)
+    assert (row["seconds"], token.encode() in row["digest"]) == (1800, False)
     new = "a quite different password"
     assert [reset(service, done.stdout, new) for _ in range(2)] == [204, 400]
     assert (sign_in(service, account.email, new), standing(account)) == ((200, None), 401)
@@ -326,6 +326,21 @@ def test_an_invitation_is_mailed_where_mail_can_be_sent(service: Service, users:
     (token, *_) = LINK.findall(mail.read_text())
     assert token not in done.stdout + done.stderr
     assert reset(service, f"http://x/reset-password#token={token}", PASSWORD) == 204
+
+
+def test_a_link_verifies_the_email_only_where_it_was_mailed_to_it(
+    service: Service, users: Run, tmp_path: Path
+) -> None:
+    handed, mailed = (f"{uuid4().hex}@example.com" for _ in range(2))
+    link = answer(users("create", handed, "--invite", "--json", MAIL_URL=""))["reset_link"]
+    assert reset(service, link, PASSWORD) == 204
+    assert users("create", mailed, "--invite", MAIL_URL=tmp_path.as_uri()).returncode == 0
+    (mail,) = tmp_path.glob("*.eml")
+    assert (
+        reset(service, f"http://x/reset-password#token={LINK.findall(mail.read_text())[0]}", PASSWORD) == 204
+    )
+    shown = [answer(users("show", email, "--json"))["email_verified"] for email in (handed, mailed)]
+    assert shown == [False, True]
 
 
 def test_a_mail_server_that_is_down_leaves_the_link(users: Run) -> None:

@@ -74,7 +74,7 @@ def _add_creating(users: typer.Typer, run: Run) -> None:
     def create(
         email: Annotated[str, typer.Argument(metavar="EMAIL")],
         *,
-        name: Annotated[str | None, typer.Option(metavar="NAME", help="the user's name")] = None,
+        name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="the user's name")] = None,
         password_stdin: Annotated[
             bool, typer.Option("--password-stdin", help="read the password from standard input, one line")
         ] = False,

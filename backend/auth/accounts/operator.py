@@ -90,28 +90,32 @@ async def create_user(database: Database, settings: Settings, new: NewUser) -> U
 
 async def invite(database: Database, settings: Settings, user: User) -> str | None:
     """Mail a reset link; return it instead where no mail can be sent."""
-    link = await reset_link(database, settings, user["id"])
     sender = sender_for(settings)
     if sender is None:
-        return link
+        return await reset_link(database, settings, user["id"])
+    link = await _reset_link(database, settings, user["id"], Kind.RESET)
     try:
         where = await sender.send(Kind.RESET, user["email"], link)
-    except Exception as error:  # noqa: BLE001  # whatever the server says, the link still serves
+    except Exception as error:  # noqa: BLE001  # whatever the server says, a link can be handed over
         _log(Event.MAIL_FAILED, user["id"], "WARNING", kind=Kind.RESET.value, reason=type(error).__name__)
-        return link
+        return await reset_link(database, settings, user["id"])
     _log(Event.MAIL_SENT, user["id"], kind=Kind.RESET.value, **where)
     return None
 
 
 async def reset_link(database: Database, settings: Settings, who: str) -> str:
-    """Return a link that sets a new password, once and within 30 minutes.
+    """Return a link that sets a new password, once and within 30 minutes, and verifies no address.
 
     Raises `UserNotFoundError` or `NoResetError`.
     """
+    return await _reset_link(database, settings, who, Kind.RESET_BY_HAND)
+
+
+async def _reset_link(database: Database, settings: Settings, who: str, purpose: Kind) -> str:
     user, token = await _find(database, who), tokens.new_refresh_token()
     if user["issuer"] != LOCAL or user["disabled_at"] is not None:
         raise NoResetError
-    made = await database.one(NEW_TOKEN[Kind.RESET], digest=tokens.digest(token), email_key=user["email_key"])
+    made = await database.one(NEW_TOKEN[purpose], digest=tokens.digest(token), email_key=user["email_key"])
     if made is None:
         raise NoResetError
     return f"{settings.pages_url}{PAGES[Kind.RESET]}#token={token}"

@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     CTE,
     BigInteger,
     Boolean,
@@ -19,6 +20,7 @@ from sqlalchemy import (
     Select,
     Text,
     Uuid,
+    any_,
     bindparam,
     cast,
     delete,
@@ -49,10 +51,13 @@ class Kind(StrEnum):
     CHANGE_REQUESTED = "change_requested"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105  # a kind of mail
     EMAIL_CHANGED = "email_changed"
+    RESET_BY_HAND = "reset_by_hand"
+    """No mail, but the purpose of a link that an operator hands over: it verifies no address."""
 
 
 LIFETIMES = {
     Kind.RESET: timedelta(minutes=30),
+    Kind.RESET_BY_HAND: timedelta(minutes=30),
     Kind.VERIFY: timedelta(hours=24),
     Kind.CHANGE: timedelta(hours=24),
 }
@@ -151,8 +156,10 @@ def _drop_change() -> Statement:
 DROP_CHANGE = _drop_change()
 
 READ_TOKEN = Statement(
-    select(mail_tokens.c.user_id, mail_tokens.c.email, mail_tokens.c.session_id).where(
-        mail_tokens.c.digest == _digest, mail_tokens.c.purpose == bindparam("purpose", type_=Text), _is_valid
+    select(mail_tokens.c.user_id, mail_tokens.c.email, mail_tokens.c.session_id, mail_tokens.c.purpose).where(
+        mail_tokens.c.digest == _digest,
+        mail_tokens.c.purpose == any_(bindparam("purposes", type_=ARRAY(Text))),
+        _is_valid,
     )
 )
 """Whose valid token this is, before anything is spent."""
@@ -184,7 +191,11 @@ def _reset_password() -> Statement:
     changed = (
         update(users)
         .where(users.c.id == _user_id, users.c.email == _email)
-        .values(password_hash=bindparam("new_hash"), email_verified=true(), pending_email=null())
+        .values(
+            password_hash=bindparam("new_hash"),
+            email_verified=or_(users.c.email_verified, bindparam("was_mailed", type_=Boolean)),
+            pending_email=null(),
+        )
         .returning(users.c.id, users.c.email, users.c.email_key)
         .cte("changed")
     )
@@ -362,6 +373,7 @@ _others = users.alias("others")
 
 NEW_TOKEN = {
     Kind.RESET: _token_for(Kind.RESET, _by_email),
+    Kind.RESET_BY_HAND: _token_for(Kind.RESET_BY_HAND, _by_email),
     Kind.VERIFY: _token_for(Kind.VERIFY, _by_email.where(~users.c.email_verified)),
     Kind.CHANGE: _token_for(
         Kind.CHANGE,

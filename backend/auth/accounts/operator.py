@@ -15,8 +15,9 @@ from backend.auth.accounts.passwords import PasswordHasher, check_rules
 from backend.auth.accounts.statements import IMPORT_USER
 from backend.auth.errors import EmailTakenError
 from backend.auth.mail.outbox import PAGES
+from backend.auth.mail.outbox_statements import NEW_TOKEN
 from backend.auth.mail.sender import sender_for
-from backend.auth.mail.statements import LOCK_USER, NEW_TOKEN, Kind
+from backend.auth.mail.statements import LOCK_USER, Kind
 from backend.auth.models import LOCAL
 from backend.auth.schemas import Email, email_key
 from backend.auth.tokens import access as tokens

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 from loguru import logger
 
-from backend.auth.mail import statements
+from backend.auth.mail import outbox_statements as statements
 from backend.auth.mail.errors import MailUnavailableError
+from backend.auth.mail.outbox_statements import NEW_TOKEN
 from backend.auth.mail.sender import Sender, sender_for
-from backend.auth.mail.statements import NEW_TOKEN, Kind
+from backend.auth.mail.statements import Kind
 from backend.auth.tokens import access as tokens
 from backend.database import Database, DatabaseError, Row
 from backend.settings import Settings

@@ -22,6 +22,7 @@ const readLink = () => {
 form.addEventListener("submit", async (event) => {
   event.preventDefault();
   button.disabled = true;
+  message.textContent = "";
   try {
     const response = await fetch(form.dataset.action, {
       method: "POST",

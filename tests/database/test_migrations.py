@@ -19,7 +19,7 @@ from backend.database import revision, schema
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, ROOT, Service, environment
 
-TABLES = {"users", "sessions", "refresh_tokens", "known_addresses", "tasks"}
+TABLES = {"users", "sessions", "refresh_tokens", "known_addresses", "tasks", "mail_tokens", "outbox"}
 
 # Everything that decides what the tables take and how fast they are: columns, constraints and indexes.
 COLUMNS = """

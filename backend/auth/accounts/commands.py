@@ -14,17 +14,24 @@ from backend.auth.errors import PasswordRefusedError
 from backend.auth.schemas import Email
 from backend.database import Database
 from backend.settings import Settings
-from backend.web.text import Line, UnicodeText
+from backend.web.text import Line
 
 Result = TypeVar("Result")
 Work = Callable[[Database, Settings], Coroutine[Any, Any, Result]]
 Run = Callable[[Work[Any]], Any]
 """Gives the work a database and the settings, and returns what it returns."""
 
-Who = Annotated[
-    str,
-    typer.Argument(metavar="EMAIL_OR_ID", callback=lambda value: _valid(UnicodeText, value, "EMAIL_OR_ID")),
-]
+
+def _utf8(value: str) -> str:
+    """Refuse a text that the database could not store, with exit code 2."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("not UTF-8 text") from None
+    return value
+
+
+Who = Annotated[str, typer.Argument(metavar="EMAIL_OR_ID", callback=_utf8)]
 AsJSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -46,12 +53,13 @@ def _add_reading(users: typer.Typer, run: Run) -> None:
         *,
         unverified: Annotated[bool, typer.Option("--unverified", help="only unverified users")] = False,
         disabled: Annotated[bool, typer.Option("--disabled", help="only disabled users")] = False,
-        email: Annotated[str, typer.Option(metavar="PART", help="only users whose email contains PART")] = "",
+        email: Annotated[
+            str, typer.Option(metavar="PART", callback=_utf8, help="only users whose email contains PART")
+        ] = "",
         limit: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="at most N users")] = 50,
         as_json: AsJSON = False,
     ) -> None:
         filters = {"unverified": unverified, "disabled": disabled, "part": email, "limit": limit}
-        _valid(UnicodeText, email, "--email")
         found = run(lambda database, _: operator.list_users(database, **filters))
         (print_json if as_json else print_users)(found)
 
@@ -152,12 +160,12 @@ def _valid(kind: Any, value: str, name: str) -> str:
 
 def _read_password(*, from_stdin: bool) -> str:
     if from_stdin:
-        return _valid(UnicodeText, _read_line(), "--password-stdin")
+        return _utf8(_read_line())
     if not sys.stdin.isatty():
         raise typer.BadParameter("without a terminal, give --password-stdin or --invite")
     return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
 
 
 def _read_line() -> str:
-    """Return a line of standard input; what is no UTF-8 becomes surrogates, which `_valid` refuses."""
+    """Return a line of standard input; what is no UTF-8 becomes surrogates, which `_utf8` refuses."""
     return sys.stdin.buffer.readline().decode(errors="surrogateescape").rstrip("\r\n")

@@ -14,7 +14,7 @@ import pytest
 
 from backend.database.url import connect_arguments
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, Account, Service, running
+from tests.service import JWT_SECRET, PASSWORD, Account, Service, running
 
 WARM_UP = 2
 """The first time that a connection meets a statement, it is prepared, which costs a round trip more."""
@@ -172,6 +172,18 @@ def test_a_request_that_succeeds_is_one_statement_and_one_round_trip(
         response = send(proxy, account, route, account.create("Buy milk", description="Two litres"))
         assert response.is_success, response.text
     assert len(proxy.sent) == proxy.round_trips == 1
+
+
+def test_a_change_of_email_checks_the_session_by_the_statements_that_do_the_work(
+    new_service: Callable[..., Service], proxy: Proxy
+) -> None:
+    account = new_service(DATABASE_URL=proxy.url).register()
+    proxy.forget()
+    data = {"new_email": f"new.{account.email}", "password": PASSWORD}
+    account.client.post("/auth/email", json=data).raise_for_status()
+    assert (
+        len([sent for sent in proxy.sent if account.id.encode() in sent.values and "caller" in sent.sql]) == 2
+    )
 
 
 def test_every_list_is_one_statement_and_one_round_trip(watched: Service, proxy: Proxy) -> None:

@@ -1,4 +1,4 @@
-"""`scripts/bench [compare | storm | growth | workers]`: what the service costs, measured on this machine."""
+"""`scripts/bench [compare | storm | growth | workers | mail]`: the cost of the service on this machine."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from backend.database.embedded import EmbeddedServerError, embedded_server
-from scripts.benchmark import comparison, growth, storm, workers
+from scripts.benchmark import comparison, growth, mail, storm, workers
 from scripts.benchmark.bench import Bench
 from scripts.benchmark.load import LoadError
 from scripts.benchmark.postgres import Postgres
@@ -22,6 +22,7 @@ RUNS: dict[str, Callable[[Bench, argparse.Namespace], None]] = {
     "storm": storm.run,
     "growth": growth.run,
     "workers": workers.run,
+    "mail": mail.run,
 }
 
 

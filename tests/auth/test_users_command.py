@@ -59,6 +59,7 @@ def users(database: Postgres) -> Run:
             input=stdin,
             capture_output=True,
             text=True,
+            errors="surrogateescape",
             check=False,
             timeout=60,
         )
@@ -251,11 +252,11 @@ def test_a_reset_link_works_once_and_without_mail(service: Service, users: Run, 
     (token,) = LINK.findall(done.stdout)
     assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1)
     (row,) = database.sql(
-        "SELECT purpose, extract(epoch FROM expires_at - created_at)::int AS seconds, digest"
+        "SELECT extract(epoch FROM expires_at - created_at)::int AS seconds, digest"
         " FROM mail_tokens WHERE user_id = $1",
         account.id,
     )
-    assert (row["purpose"], row["seconds"], token.encode() in row["digest"]) == ("reset", 1800, False)
+    assert (row["seconds"], token.encode() in row["digest"]) == (1800, False)
     new = "a quite different password"
     assert [reset(service, done.stdout, new) for _ in range(2)] == [204, 400]
     assert (sign_in(service, account.email, new), standing(account)) == ((200, None), 401)
@@ -321,9 +322,25 @@ def test_an_invitation_is_mailed_where_mail_can_be_sent(service: Service, users:
     assert "reset_link" not in answer(done)
     assert [line["event"] for line in events(done)] == ["auth.registered", "mail.sent"]
     (mail,) = tmp_path.glob("*.eml")
+    assert events(done)[1]["file"] == str(mail)
     (token, *_) = LINK.findall(mail.read_text())
     assert token not in done.stdout + done.stderr
     assert reset(service, f"http://x/reset-password#token={token}", PASSWORD) == 204
+
+
+def test_a_link_verifies_the_email_only_where_it_was_mailed_to_it(
+    service: Service, users: Run, tmp_path: Path
+) -> None:
+    handed, mailed = (f"{uuid4().hex}@example.com" for _ in range(2))
+    link = answer(users("create", handed, "--invite", "--json", MAIL_URL=""))["reset_link"]
+    assert reset(service, link, PASSWORD) == 204
+    assert users("create", mailed, "--invite", MAIL_URL=tmp_path.as_uri()).returncode == 0
+    (mail,) = tmp_path.glob("*.eml")
+    assert (
+        reset(service, f"http://x/reset-password#token={LINK.findall(mail.read_text())[0]}", PASSWORD) == 204
+    )
+    shown = [answer(users("show", email, "--json"))["email_verified"] for email in (handed, mailed)]
+    assert shown == [False, True]
 
 
 def test_a_mail_server_that_is_down_leaves_the_link(users: Run) -> None:
@@ -379,6 +396,15 @@ def test_an_unknown_user_is_one_line_and_exit_code_1(users: Run, command: str) -
 def test_a_wrong_call_is_exit_code_2(users: Run, arguments: tuple[str, ...]) -> None:
     done = users(*arguments)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("show", "\udcff"), ("list", "--email", "\udcff"), ("create", "a@example.com", "--password-stdin")],
+)
+def test_what_is_no_utf_8_is_a_wrong_call(users: Run, arguments: tuple[str, ...]) -> None:
+    done = users(*arguments, stdin="a password \udcff", LC_ALL="C.UTF-8")
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (2, "", False), done.stderr
 
 
 def test_a_refused_password_or_a_taken_email_creates_nothing(service: Service, users: Run) -> None:

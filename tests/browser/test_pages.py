@@ -43,10 +43,11 @@ def test_a_new_password_is_saved_by_a_press_and_the_token_leaves_the_address(
     browser.open(link("reset-password", "reset"))
     field = browser.see("#password")
     assert browser.driver.current_url == f"{service.url}/reset-password"
-    assert field.get_attribute("autocomplete") == "new-password"
+    assert (field.get_attribute("type"), field.get_attribute("autocomplete")) == ("password", "new-password")
     browser.type("#password", "short")
     browser.click("button")
     assert said(browser, "error") == "Passwords have at least 8 characters"
+    assert browser.driver.switch_to.active_element == field
     field.clear()
     browser.type("#password", NEW_PASSWORD)
     browser.click("button")
@@ -81,9 +82,28 @@ def test_a_link_that_is_not_valid_or_not_whole_is_said_to_be(browser: Browser, s
     browser.open(f"{service.url}/verify-email#token=none-of-ours")
     browser.click("button")
     assert said(browser, "error") == "This link is not valid any more, ask for a new one"
+    assert not browser.driver.find_elements("css selector", "form:not([hidden])")
     browser.open(f"{service.url}/confirm-email")
     assert said(browser, "error").startswith("This link is not complete")
     assert not browser.driver.find_elements("css selector", "form:not([hidden])")
+
+
+def test_a_second_link_in_the_same_tab_counts_and_its_token_leaves_the_address(
+    browser: Browser, service: Service, ada: Account, link: Callable[[str, str], str]
+) -> None:
+    browser.open(f"{service.url}/verify-email#token=none-of-ours")
+    browser.click("button")
+    assert said(browser, "error").startswith("This link is not valid")
+    browser.open(link("verify-email", "verify"))
+    assert browser.driver.current_url == f"{service.url}/verify-email"
+    browser.click("button")
+    browser.see("#message[data-kind=done]")
+    assert ada.client.get("/auth/me").json()["email_verified"] is True
+
+
+def test_the_page_tells_the_length_that_a_password_must_have(new_service: Callable[..., Service]) -> None:
+    page = new_service(PASSWORD_MIN_LENGTH="15").client().get("/reset-password")
+    assert "At least 15 characters" in page.text
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

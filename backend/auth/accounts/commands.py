@@ -21,7 +21,17 @@ Work = Callable[[Database, Settings], Coroutine[Any, Any, Result]]
 Run = Callable[[Work[Any]], Any]
 """Gives the work a database and the settings, and returns what it returns."""
 
-Who = Annotated[str, typer.Argument(metavar="EMAIL_OR_ID")]
+
+def _utf8(value: str) -> str:
+    """Refuse a text that the database could not store, with exit code 2."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("not UTF-8 text") from None
+    return value
+
+
+Who = Annotated[str, typer.Argument(metavar="EMAIL_OR_ID", callback=_utf8)]
 AsJSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -41,10 +51,12 @@ def _add_reading(users: typer.Typer, run: Run) -> None:
     @users.command("list", help="List users, the newest first.")
     def list_(
         *,
-        unverified: Annotated[bool, typer.Option("--unverified", help="with no verified email")] = False,
-        disabled: Annotated[bool, typer.Option("--disabled", help="those who are disabled")] = False,
-        email: Annotated[str, typer.Option(metavar="PART", help="those whose email has this in it")] = "",
-        limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many at most")] = 50,
+        unverified: Annotated[bool, typer.Option("--unverified", help="only unverified users")] = False,
+        disabled: Annotated[bool, typer.Option("--disabled", help="only disabled users")] = False,
+        email: Annotated[
+            str, typer.Option(metavar="PART", callback=_utf8, help="only users whose email contains PART")
+        ] = "",
+        limit: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="at most N users")] = 50,
         as_json: AsJSON = False,
     ) -> None:
         filters = {"unverified": unverified, "disabled": disabled, "part": email, "limit": limit}
@@ -56,7 +68,7 @@ def _add_reading(users: typer.Typer, run: Run) -> None:
         found = run(lambda database, _: operator.find_user(database, who))
         (print_json if as_json else print_user)(found)
 
-    @users.command("reset-link", help="Print a link that sets a new password, once and within 30 minutes.")
+    @users.command("reset-link", help="Print a link that sets a new password.")
     def reset_link(who: Who, *, as_json: AsJSON = False) -> None:
         link = run(lambda database, settings: operator.reset_link(database, settings, who))
         if as_json:
@@ -68,9 +80,9 @@ def _add_reading(users: typer.Typer, run: Run) -> None:
 def _add_creating(users: typer.Typer, run: Run) -> None:
     @users.command(help="Create an account; asks for the password twice.")
     def create(
-        email: Annotated[str, typer.Argument()],
+        email: Annotated[str, typer.Argument(metavar="EMAIL")],
         *,
-        name: Annotated[str | None, typer.Option(help="the user's name")] = None,
+        name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="the user's name")] = None,
         password_stdin: Annotated[
             bool, typer.Option("--password-stdin", help="read the password from standard input, one line")
         ] = False,
@@ -127,6 +139,7 @@ def _add_deleting(users: typer.Typer, run: Run) -> None:
             found = run(lambda database, _: operator.find_user(database, who))
             question = f"Delete {found['email'] or ''} ({found['id']}) with all sessions and tasks?"
             _confirm(question)
+            who = found["id"]  # the email may be another user's by now
         deleted = run(lambda database, _: operator.delete_user(database, who))
         (print_json if as_json else print_user)(deleted)
 
@@ -134,7 +147,7 @@ def _add_deleting(users: typer.Typer, run: Run) -> None:
 def _confirm(question: str) -> None:
     # The one of typer writes to standard output as well.
     typer.echo(f"{question} [y/N] ", nl=False, err=True)
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+    if _read_line().strip().lower() not in {"y", "yes"}:
         sys.exit("tasks-api: nothing was deleted")
 
 
@@ -147,7 +160,12 @@ def _valid(kind: Any, value: str, name: str) -> str:
 
 def _read_password(*, from_stdin: bool) -> str:
     if from_stdin:
-        return sys.stdin.readline().rstrip("\r\n")
+        return _utf8(_read_line())
     if not sys.stdin.isatty():
         raise typer.BadParameter("without a terminal, give --password-stdin or --invite")
     return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+
+
+def _read_line() -> str:
+    """Return a line of standard input; what is no UTF-8 becomes surrogates, which `_utf8` refuses."""
+    return sys.stdin.buffer.readline().decode(errors="surrogateescape").rstrip("\r\n")

@@ -15,8 +15,9 @@ from backend.auth.accounts.passwords import PasswordHasher, check_rules
 from backend.auth.accounts.statements import IMPORT_USER
 from backend.auth.errors import EmailTakenError
 from backend.auth.mail.outbox import PAGES
+from backend.auth.mail.outbox_statements import NEW_TOKEN
 from backend.auth.mail.sender import sender_for
-from backend.auth.mail.statements import LOCK_USER, NEW_TOKEN, Kind
+from backend.auth.mail.statements import LOCK_USER, Kind
 from backend.auth.models import LOCAL
 from backend.auth.schemas import Email, email_key
 from backend.auth.tokens import access as tokens
@@ -90,28 +91,32 @@ async def create_user(database: Database, settings: Settings, new: NewUser) -> U
 
 async def invite(database: Database, settings: Settings, user: User) -> str | None:
     """Mail a reset link; return it instead where no mail can be sent."""
-    link = await reset_link(database, settings, user["id"])
     sender = sender_for(settings)
     if sender is None:
-        return link
+        return await reset_link(database, settings, user["id"])
+    link = await _reset_link(database, settings, user["id"], Kind.RESET)
     try:
-        await sender.send(Kind.RESET, user["email"], link)
-    except Exception as error:  # noqa: BLE001  # whatever the server says, the link still serves
+        where = await sender.send(Kind.RESET, user["email"], link)
+    except Exception as error:  # noqa: BLE001  # whatever the server says, a link can be handed over
         _log(Event.MAIL_FAILED, user["id"], "WARNING", kind=Kind.RESET.value, reason=type(error).__name__)
-        return link
-    _log(Event.MAIL_SENT, user["id"], kind=Kind.RESET.value)
+        return await reset_link(database, settings, user["id"])
+    _log(Event.MAIL_SENT, user["id"], kind=Kind.RESET.value, **where)
     return None
 
 
 async def reset_link(database: Database, settings: Settings, who: str) -> str:
-    """Return a link that sets a new password, once and within 30 minutes.
+    """Return a link that sets a new password, once and within 30 minutes, and verifies no address.
 
     Raises `UserNotFoundError` or `NoResetError`.
     """
+    return await _reset_link(database, settings, who, Kind.RESET_BY_HAND)
+
+
+async def _reset_link(database: Database, settings: Settings, who: str, purpose: Kind) -> str:
     user, token = await _find(database, who), tokens.new_refresh_token()
     if user["issuer"] != LOCAL or user["disabled_at"] is not None:
         raise NoResetError
-    made = await database.one(NEW_TOKEN[Kind.RESET], digest=tokens.digest(token), email_key=user["email_key"])
+    made = await database.one(NEW_TOKEN[purpose], digest=tokens.digest(token), email_key=user["email_key"])
     if made is None:
         raise NoResetError
     return f"{settings.pages_url}{PAGES[Kind.RESET]}#token={token}"

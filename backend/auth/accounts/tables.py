@@ -11,6 +11,16 @@ import typer
 from backend.auth.accounts.operator_statements import FIELDS
 
 _LISTED = tuple(name for name in FIELDS if name not in {"issuer", "pending_email"})
+_HEADINGS = {
+    "email": "email",
+    "email_verified": "verified",
+    "name": "name",
+    "sessions": "sessions",
+    "created_at": "created",
+    "disabled_at": "disabled",
+    "id": "id",
+}
+"""The columns of a table; dates are in UTC."""
 
 
 def print_json(value: Any) -> None:
@@ -19,8 +29,12 @@ def print_json(value: Any) -> None:
 
 
 def print_users(users: Iterable[Mapping[str, Any]]) -> None:
-    """Print a row for each user."""
-    _print_rows([_LISTED, *([_as_text(user[name]) for name in _LISTED] for user in users)])
+    """Print a row for each user: for people in a table, else with tabs in between."""
+    if sys.stdout.isatty():
+        _print_table(users)
+        return
+    for row in (_LISTED, *([_as_text(user[name]) for name in _LISTED] for user in users)):
+        typer.echo("\t".join(row))
 
 
 def print_user(user: Mapping[str, Any]) -> None:
@@ -29,22 +43,22 @@ def print_user(user: Mapping[str, Any]) -> None:
         typer.echo(f"{name + ':':<16}{_as_text(value)}".rstrip())
 
 
-def _print_rows(rows: Iterable[Iterable[str]]) -> None:
-    header, *others = rows
-    if not sys.stdout.isatty():
-        for row in (header, *others):
-            typer.echo("\t".join(row))
-        return
+def _print_table(users: Iterable[Mapping[str, Any]]) -> None:
     from rich.console import Console  # noqa: PLC0415  # takes a tenth of a second, and people alone see it
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
     table = Table()
-    for name in header:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in others:
-        table.add_row(*(Text(cell) for cell in row))
+    for heading in _HEADINGS.values():
+        table.add_column(heading, overflow="fold")
+    for user in users:
+        table.add_row(*(Text(_as_text(_short(user[name]))) for name in _HEADINGS))
     Console().print(table)
+
+
+def _short(value: object) -> object:
+    """Return the day of a moment, because a terminal is narrow; `show` tells the second."""
+    return value.date() if isinstance(value, datetime) else value
 
 
 def _as_text(value: object) -> str:

@@ -10,10 +10,11 @@ from typing import Any, Final
 
 from loguru import logger
 
-from backend.auth.mail import statements
+from backend.auth.mail import outbox_statements as statements
 from backend.auth.mail.errors import MailUnavailableError
+from backend.auth.mail.outbox_statements import NEW_TOKEN
 from backend.auth.mail.sender import Sender, sender_for
-from backend.auth.mail.statements import NEW_TOKEN, Kind
+from backend.auth.mail.statements import Kind
 from backend.auth.tokens import access as tokens
 from backend.database import Database, DatabaseError, Row
 from backend.settings import Settings
@@ -65,6 +66,9 @@ class Outbox:
                 seconds = await self._drain(database, self._sender)
             except DatabaseError:
                 seconds = DATABASE_PAUSE_SECONDS
+            except Exception as error:  # noqa: BLE001  # or no mail is sent until the next start
+                logger.opt(exception=error).error("unexpected")
+                seconds = DATABASE_PAUSE_SECONDS
             try:
                 async with asyncio.timeout(seconds):
                     await self._woken.wait()
@@ -99,7 +103,7 @@ class Outbox:
     async def _prepare(self, database: Database, mail: Row) -> _Ready | None:
         """Return what to send and to whom, or None where nobody waits for this mail."""
         kind, key = Kind(mail["kind"]), mail["email_key"]
-        if mail["attempts"] == 1 and await database.one(
+        if await database.one(
             statements.IS_REPEATED,
             kind=kind.value,
             email_key=key,

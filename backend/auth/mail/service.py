@@ -17,6 +17,7 @@ from backend.auth.tokens import access as tokens
 from backend.database import Database, NotUniqueError, Row, Statement
 from backend.telemetry import events
 from backend.telemetry.events import Event
+from backend.web.errors import AppError
 
 
 async def request_reset(database: Database, sign_in: SignIn, client: Client, data: MailRequest) -> None:
@@ -45,13 +46,13 @@ async def reset_password(database: Database, sign_in: SignIn, client: Client, da
     Raises `MailTokenError`, or `PasswordRefusedError`, which does not spend the token.
     """
     digest = tokens.digest(data.token)
-    token = await _read_token(database, digest, Kind.RESET)
+    token = await _read_token(database, digest, Kind.RESET, Kind.RESET_BY_HAND)
     passwords.check_rules(
         data.new_password, email=token["email"], min_length=sign_in.password_min_length, field="new_password"
     )
     new_hash = await sign_in.hasher.hash(data.new_password, client.address)
-    values = {"new_hash": new_hash, **sign_in.outbox.values}
-    await _spend(database, digest, Kind.RESET, token, statements.RESET_PASSWORD, **values)
+    values = {"new_hash": new_hash, "was_mailed": token["purpose"] == Kind.RESET, **sign_in.outbox.values}
+    await _spend(database, digest, token, statements.RESET_PASSWORD, **values)
     events.record(Event.PASSWORD_RESET)
     sign_in.outbox.wake()
 
@@ -70,10 +71,13 @@ async def request_email_change(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, data: EmailChange
 ) -> None:
     """Have a link mailed to the new address; raises `WrongPasswordError` and as `request_reset` does."""
-    if await database.one(account_statements.CONFIRM_CALLER, **caller.values) is None:
-        raise RevokedTokenError
-    sign_in.outbox.check_available()
-    await sign_in.limits.mail(client.address)
+    try:
+        sign_in.outbox.check_available()
+        await sign_in.limits.mail(client.address)
+    except AppError:
+        if await database.one(account_statements.CONFIRM_CALLER, **caller.values) is None:
+            raise RevokedTokenError from None  # which goes before any other refusal
+        raise
     account = await confirm_password(database, sign_in, client, caller, data.password)
     asked = await database.one(
         statements.ASK_FOR_CHANGE,
@@ -102,7 +106,7 @@ async def confirm_email_change(database: Database, sign_in: SignIn, data: MailTo
         "session_id": token["session_id"],
     } | sign_in.outbox.values
     try:
-        await _spend(database, digest, Kind.CHANGE, token, statements.CONFIRM_EMAIL, **values)
+        await _spend(database, digest, token, statements.CONFIRM_EMAIL, **values)
     except NotUniqueError:  # somebody registered with it meanwhile
         raise MailTokenError from None
     events.record(Event.EMAIL_CHANGED)
@@ -115,22 +119,20 @@ async def drop_email_change(database: Database, caller: Caller) -> None:
         raise RevokedTokenError
 
 
-async def _read_token(database: Database, digest: bytes, purpose: Kind) -> Row:
-    token = await database.one(statements.READ_TOKEN, digest=digest, purpose=purpose.value)
+async def _read_token(database: Database, digest: bytes, *purposes: Kind) -> Row:
+    token = await database.one(statements.READ_TOKEN, digest=digest, purposes=purposes)
     if token is None:
         raise MailTokenError
     events.identify(token["user_id"])
     return token
 
 
-async def _spend(
-    database: Database, digest: bytes, purpose: Kind, token: Row, change: Statement, **values: Any
-) -> None:
+async def _spend(database: Database, digest: bytes, token: Row, change: Statement, **values: Any) -> None:
     """Spend the token and make the change, both or neither."""
     user_id = token["user_id"]
     async with database.transaction() as transaction:
         await transaction.one(statements.LOCK_USER, user_id=user_id)
-        spent = await transaction.one(statements.SPEND_TOKEN, digest=digest, purpose=purpose.value)
+        spent = await transaction.one(statements.SPEND_TOKEN, digest=digest, purpose=token["purpose"])
         if spent is None:
             raise MailTokenError
         changed = await transaction.one(change, user_id=user_id, email=token["email"], **values)

@@ -1,24 +1,20 @@
-"""Statements on the outbox and on mail tokens, compiled once.
+"""Statements of the routes, on mail tokens and on what goes into the outbox, compiled once.
 
 Mail tokens are locked after the rows that `session_statements` names, and the outbox last.
 """
 
-from datetime import timedelta
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
     CTE,
-    BigInteger,
     Boolean,
     ColumnElement,
-    DateTime,
-    Integer,
-    Interval,
     LargeBinary,
-    Select,
     Text,
     Uuid,
+    any_,
     bindparam,
     cast,
     delete,
@@ -34,8 +30,8 @@ from sqlalchemy import (
 
 from backend.auth.caller import caller
 from backend.auth.mail.models import mail_tokens, outbox
-from backend.auth.models import LOCAL, users
-from backend.auth.sessions.statements import CALLER_ID, CALLER_SESSION, ago, void_sessions
+from backend.auth.models import users
+from backend.auth.sessions.statements import CALLER_ID, CALLER_SESSION, void_sessions
 from backend.database import Statement
 
 
@@ -49,22 +45,10 @@ class Kind(StrEnum):
     CHANGE_REQUESTED = "change_requested"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105  # a kind of mail
     EMAIL_CHANGED = "email_changed"
+    RESET_BY_HAND = "reset_by_hand"
+    """No mail, but the purpose of a link that an operator hands over: it verifies no address."""
 
 
-LIFETIMES = {
-    Kind.RESET: timedelta(minutes=30),
-    Kind.VERIFY: timedelta(hours=24),
-    Kind.CHANGE: timedelta(hours=24),
-}
-REPEATED_AFTER = timedelta(seconds=60)
-"""A mail of the same kind to the same address within this time is dropped."""
-KEPT_FOR = timedelta(hours=1)
-"""A row that is done is pruned after this time."""
-LEASE = timedelta(seconds=60)
-"""A row that a process has claimed is due again after this time, in case the process died."""
-CLAIMED_AT_ONCE = 20
-
-_repeated_after = literal(REPEATED_AFTER, Interval)
 _email = bindparam("email", type_=Text)
 _email_key = bindparam("email_key", type_=Text)
 _digest = bindparam("digest", type_=LargeBinary)
@@ -151,8 +135,10 @@ def _drop_change() -> Statement:
 DROP_CHANGE = _drop_change()
 
 READ_TOKEN = Statement(
-    select(mail_tokens.c.user_id, mail_tokens.c.email, mail_tokens.c.session_id).where(
-        mail_tokens.c.digest == _digest, mail_tokens.c.purpose == bindparam("purpose", type_=Text), _is_valid
+    select(mail_tokens.c.user_id, mail_tokens.c.email, mail_tokens.c.session_id, mail_tokens.c.purpose).where(
+        mail_tokens.c.digest == _digest,
+        mail_tokens.c.purpose == any_(bindparam("purposes", type_=ARRAY(Text))),
+        _is_valid,
     )
 )
 """Whose valid token this is, before anything is spent."""
@@ -184,7 +170,11 @@ def _reset_password() -> Statement:
     changed = (
         update(users)
         .where(users.c.id == _user_id, users.c.email == _email)
-        .values(password_hash=bindparam("new_hash"), email_verified=true(), pending_email=null())
+        .values(
+            password_hash=bindparam("new_hash"),
+            email_verified=or_(users.c.email_verified, bindparam("was_mailed", type_=Boolean)),
+            pending_email=null(),
+        )
         .returning(users.c.id, users.c.email, users.c.email_key)
         .cte("changed")
     )
@@ -225,147 +215,35 @@ CONFIRM_EMAIL = _confirm_email()
 
 
 def _verify_email() -> Statement:
-    token = (
-        update(mail_tokens)
-        .where(
-            mail_tokens.c.digest == _digest,
-            mail_tokens.c.purpose == Kind.VERIFY.value,
-            or_(mail_tokens.c.expires_at > func.now(), mail_tokens.c.used_at.is_not(None)),
-        )
-        .values(used_at=func.coalesce(mail_tokens.c.used_at, func.now()))
-        .returning(mail_tokens.c.user_id, mail_tokens.c.email, mail_tokens.c.used_at)
-        .cte("token")
-    )
-    before = (
+    is_good = or_(mail_tokens.c.expires_at > func.now(), mail_tokens.c.used_at.is_not(None))
+    owner = (
         select(users.c.id, users.c.email_verified)
-        .join(token, (token.c.user_id == users.c.id) & (token.c.email == users.c.email))
-        .with_for_update(of=users)
-        .cte("before")
+        .join(mail_tokens, (mail_tokens.c.user_id == users.c.id) & (mail_tokens.c.email == users.c.email))
+        .where(mail_tokens.c.digest == _digest, mail_tokens.c.purpose == Kind.VERIFY.value, is_good)
+        .with_for_update(key_share=True, of=users)
+        .cte("owner")
+    )
+    # A change that voided the token while this waited for the user's row leaves none to spend.
+    spent = (
+        update(mail_tokens)
+        .where(mail_tokens.c.digest == _digest, mail_tokens.c.user_id == owner.c.id)
+        .values(used_at=func.coalesce(mail_tokens.c.used_at, func.now()))
+        .returning(mail_tokens.c.user_id)
+        .cte("spent")
     )
     verified = (
         update(users)
-        .where(users.c.id == before.c.id)
+        .where(users.c.id == spent.c.user_id)
         .values(email_verified=true())
         .returning(users.c.id)
         .cte("verified")
     )
-    return Statement(select(before.c.id, before.c.email_verified.label("was_verified")).add_cte(verified))
+    return Statement(
+        select(owner.c.id, owner.c.email_verified.label("was_verified"))
+        .join(spent, spent.c.user_id == owner.c.id)
+        .add_cte(verified)
+    )
 
 
 VERIFY_EMAIL = _verify_email()
 """The user, and whether the address was verified before; no row when the token is not valid."""
-
-
-CLAIM = Statement(
-    update(outbox)
-    .where(
-        outbox.c.id.in_(
-            select(outbox.c.id)
-            .where(outbox.c.done_at.is_(None), outbox.c.due_at <= func.now())
-            .order_by(outbox.c.due_at)
-            .limit(literal(CLAIMED_AT_ONCE))
-            .with_for_update(skip_locked=True)
-        )
-    )
-    .values(attempts=outbox.c.attempts + 1, due_at=func.now() + literal(LEASE, Interval))
-    .returning(outbox)
-)
-"""Mails that are due, which no other process gets before `LEASE` has passed."""
-
-NEXT_DUE = Statement(
-    select(func.extract("epoch", func.min(outbox.c.due_at) - func.now()).label("seconds")).where(
-        outbox.c.done_at.is_(None)
-    )
-)
-"""Seconds until the next mail is due; null where none waits."""
-
-IS_REPEATED = Statement(
-    select(literal(1)).where(
-        select(outbox.c.id)
-        .where(
-            outbox.c.email_key == _email_key,
-            outbox.c.kind == bindparam("kind", type_=Text),
-            outbox.c.created_at > bindparam("created_at", type_=DateTime(timezone=True)) - _repeated_after,
-            outbox.c.id < bindparam("id", type_=BigInteger),
-            ~outbox.c.is_dropped,
-        )
-        .exists()
-    )
-)
-"""A row when an earlier mail of the same kind went to the same address within `REPEATED_AFTER`."""
-
-
-def _finish(*, is_dropped: bool) -> Statement:
-    done = (
-        update(outbox)
-        .where(outbox.c.id == bindparam("id", type_=BigInteger))
-        .values(done_at=func.now(), is_dropped=is_dropped)
-        .returning(outbox.c.id)
-        .cte("done")
-    )
-    old = (
-        select(outbox.c.id)
-        .where(outbox.c.done_at < ago(KEPT_FOR))
-        .limit(literal(CLAIMED_AT_ONCE))
-        .with_for_update(skip_locked=True)
-    )
-    pruned = delete(outbox).where(outbox.c.id.in_(old)).returning(outbox.c.id).cte("pruned")
-    return Statement(select(done).add_cte(pruned))
-
-
-FINISH = _finish(is_dropped=False)
-DROP = _finish(is_dropped=True)
-
-POSTPONE = Statement(
-    update(outbox)
-    .where(outbox.c.id == bindparam("id", type_=BigInteger))
-    .values(due_at=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, bindparam("seconds", type_=Integer)))
-    .returning(outbox.c.id)
-)
-
-
-def _token_for(kind: Kind, owner: Select[Any]) -> Statement:
-    user = owner.cte("owner")
-    values = select(
-        _digest,
-        user.c.id,
-        literal(kind.value, Text),
-        user.c.email,
-        user.c.session_id,
-        func.now() + literal(LIFETIMES[kind], Interval),
-    )
-    token = insert(mail_tokens).from_select(
-        ["digest", "user_id", "purpose", "email", "session_id", "expires_at"], values
-    )
-    return Statement(token.returning(mail_tokens.c.user_id, mail_tokens.c.email))
-
-
-_no_session: ColumnElement[Any] = cast(null(), Uuid).label("session_id")
-_by_email = select(users.c.id, users.c.email, _no_session).where(
-    users.c.email_key == _email_key, users.c.issuer == LOCAL, users.c.disabled_at.is_(None)
-)
-_others = users.alias("others")
-
-NEW_TOKEN = {
-    Kind.RESET: _token_for(Kind.RESET, _by_email),
-    Kind.VERIFY: _token_for(Kind.VERIFY, _by_email.where(~users.c.email_verified)),
-    Kind.CHANGE: _token_for(
-        Kind.CHANGE,
-        select(
-            users.c.id, _email.label("email"), bindparam("session_id", type_=Uuid).label("session_id")
-        ).where(
-            users.c.id == _user_id,
-            users.c.pending_email == _email,
-            ~select(_others.c.id)
-            .where(_others.c.email_key == _email_key, _others.c.id != users.c.id)
-            .exists(),
-        ),
-    ),
-}
-"""A token for the user whom the mail concerns; no row when nobody waits for such a mail."""
-
-HAS_ACCOUNT = Statement(
-    select(users.c.id.label("user_id"), users.c.email).where(
-        users.c.email_key == _email_key, users.c.issuer == LOCAL
-    )
-)

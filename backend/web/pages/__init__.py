@@ -1,13 +1,16 @@
 """The pages that mailed links lead to; they act on a press alone, because mail scanners open links."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fastapi import FastAPI
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 POLICY: Final = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -57,17 +60,29 @@ PAGES: Final = {
 }
 
 
+@cache
+def _template() -> "Template":
+    # Loaded with the first page, since Jinja takes a process megabytes.
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape  # noqa: PLC0415
+
+    environment = Environment(
+        loader=FileSystemLoader(_FILES),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template("page.html")
+
+
 def add_pages(app: FastAPI) -> None:
     """Add the pages and their two assets to `app`."""
-    templates = Environment(
-        loader=FileSystemLoader(_FILES), autoescape=select_autoescape(["html"]), undefined=StrictUndefined
-    )
+    min_length: int = app.state.settings.password_min_length
 
     def add_page(path: str, page: Page) -> None:
         @app.get(path, include_in_schema=False)
         async def read_page(request: Request) -> Response:
             root = request.scope.get("root_path", "")
-            html = templates.get_template("page.html").render(page=page, root=root)
+            html = _template().render(page=page, root=root, min_length=min_length)
             return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
 
     def add_asset(name: str, media_type: str) -> None:

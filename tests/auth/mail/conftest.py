@@ -1,13 +1,17 @@
 """One mail server and one service that sends through it, which most tests of mail share."""
 
+import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import asyncpg
 import httpx2
 import pytest
 
+from backend.database.url import connect_arguments
 from tests.auth.mail.smtp import Mailbox, smtp_server
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, Account, Service, running
@@ -58,6 +62,29 @@ class Mailing:
 def new_email() -> str:
     """Return an address that no other test has."""
     return f"mail{next(_numbers)}@example.com"
+
+
+@contextmanager
+def held(database: Postgres, *statements: str) -> Iterator[None]:
+    """Run statements in a transaction that is committed at the end of the block."""
+    loop = asyncio.new_event_loop()
+    connection = loop.run_until_complete(asyncpg.connect(**connect_arguments(database.url)))
+    try:
+        for statement in ("BEGIN", *statements):
+            loop.run_until_complete(connection.execute(statement))
+        yield
+        loop.run_until_complete(connection.execute("COMMIT"))
+    finally:
+        loop.run_until_complete(connection.close())
+        loop.close()
+
+
+def waiting(database: Postgres) -> int:
+    """Return how many connections to this database wait for a lock."""
+    statement = (
+        "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    return len(database.sql(statement))
 
 
 @pytest.fixture(scope="session")

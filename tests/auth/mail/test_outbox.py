@@ -49,6 +49,16 @@ def test_one_mail_per_kind_and_address_in_a_minute(mailing: Mailing) -> None:
     mailing.mailbox.wait(email, "Reset", number=2)
 
 
+def test_a_repeated_mail_is_dropped_also_after_the_process_that_had_it_died(mailing: Mailing) -> None:
+    email = asks(mailing)
+    mailing.mailbox.wait(email)
+    claimed = "INSERT INTO outbox (kind, email, email_key, attempts) VALUES ('reset', $1, $1, 1)"
+    mailing.database.sql(claimed, email)
+    asks(mailing)
+    mailing.settled("reset", email)
+    assert len(mailing.mailbox.to(email)) == 1
+
+
 def test_one_client_address_asks_for_so_many_mails_an_hour(new_mailing: Run) -> None:
     limited = new_mailing(RATE_LIMIT_ENABLED="true", RATE_LIMIT_MAIL="3/hour")
     answers = [limited.ask(FORGOT, new_email()) for _ in range(4)]
@@ -249,6 +259,19 @@ def test_an_idle_service_sends_no_query_for_mail(new_mailing: Run) -> None:
     time.sleep(2)
     (after,) = outside.sql("SELECT sessions FROM pg_stat_database WHERE datname = $1", name)
     assert after == before
+
+
+def test_an_outbox_that_could_not_be_read_is_looked_at_again(
+    new_database: Callable[[], Postgres], new_service: Callable[..., Service]
+) -> None:
+    database = new_database()
+    database.sql("ALTER TABLE outbox RENAME TO away")
+    with smtp_server() as mailbox:
+        service = new_service(DATABASE_URL=database.url, MAIL_URL=mailbox.url)
+        mailbox.until(lambda: service.lines(event="unexpected"))
+        database.sql("ALTER TABLE away RENAME TO outbox")
+        asks(mailing := Mailing(service, database, mailbox))
+        mailing.mailbox.until(lambda: mailbox.accepted)
 
 
 def test_several_processes_share_the_work_and_send_each_mail_once(new_mailing: Run) -> None:

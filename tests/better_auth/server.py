@@ -1,11 +1,9 @@
 """A real Better Auth on loopback: installed once from its lock file, run by Node.js, stopped at the end."""
 
-import hashlib
 import os
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,41 +14,13 @@ from typing import Any
 
 import httpx2
 
-from tests.programs import find
+from tests.node import installed
 from tests.service import PASSWORD, START_SECONDS, free_port
 
 HERE = Path(__file__).parent
 SECRET = "N7xq2mV9rT4wZ8bK1cJ6yH3uF5sD0pLe"  # the server's own, which nobody else knows
 
 _numbers = count(1)
-
-
-def installed() -> Path:
-    """Return the `node_modules` of the lock file, installed if need be into a cache outside the tree."""
-    lock = (HERE / "package-lock.json").read_bytes()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tasks-api"
-    ready = cache / f"better-auth-{hashlib.sha256(lock).hexdigest()[:16]}"
-    if not ready.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as workshop:
-            new = Path(workshop) / "new"
-            new.mkdir()
-            for name in ("package.json", "package-lock.json"):
-                shutil.copy(HERE / name, new)
-            _npm_ci(new)
-            try:
-                new.rename(ready)
-            except OSError:  # another run was faster
-                assert ready.is_dir()
-    return ready / "node_modules"
-
-
-def _npm_ci(directory: Path) -> None:
-    options = ("--ignore-scripts", "--omit=optional", "--omit=peer", "--no-audit", "--no-fund")
-    result = subprocess.run(
-        ["npm", "ci", *options], cwd=directory, check=False, capture_output=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr.decode()
 
 
 @dataclass
@@ -134,12 +104,11 @@ class BetterAuth:
 @contextmanager
 def better_auth_server(directory: Path, *modules: Path, **environment: str) -> Iterator[BetterAuth]:
     """Run a Better Auth in `directory`, with `modules` in place of the tests' own, until the block ends."""
-    for program in ("node", "npm"):
-        find(program, hint="install Node.js 20 or later, with npm")
+    modules_of_npm = installed(HERE, "optional", "peer")
     url = f"http://127.0.0.1:{(port := free_port())}"
     for module in (HERE / "auth.js", HERE / "server.js", HERE / "package.json", *modules):
         shutil.copy(module, directory)
-    (directory / "node_modules").symlink_to(installed())
+    (directory / "node_modules").symlink_to(modules_of_npm)
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     own = {"PORT": str(port), "BETTER_AUTH_URL": url, "BETTER_AUTH_SECRET": SECRET}
     server = BetterAuth(directory, {**kept, "BETTER_AUTH_TELEMETRY": "0", **own, **environment}, url)

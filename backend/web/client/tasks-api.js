@@ -1,5 +1,5 @@
 /** The Tasks API for a page in a browser; tasks-api.d.ts describes each export. */
-const API = globalThis.TASKS_API ?? new URL("..", import.meta.url).href;
+const API = globalThis.TASKS_API ?? new URL(/* @vite-ignore */ "..", import.meta.url).href;
 const SIGNED_IN = `tasks-api signed in at ${API}`; // a mark without a secret, which all tabs see
 const LOCK = `tasks-api refresh at ${API}`;
 const listeners = new Set();
@@ -21,17 +21,22 @@ export class ApiError extends Error {
   }
 }
 
+/** Without an answer, or with half of one, the service was not reached; an abort stays what it is. */
+function orOffline(promise, signal) {
+  return promise.catch((error) => {
+    if (signal?.aborted) throw error;
+    throw new ApiError({ status_code: 0, code: "offline", detail: "The service cannot be reached" }, error);
+  });
+}
+
 async function send(path, { method = "GET", body, headers = {}, signal } = {}, token = null) {
   const sent = new Headers(headers);
   if (body !== undefined) sent.set("Content-Type", "application/json");
   if (token) sent.set("Authorization", `Bearer ${token}`);
-  const init = { method, headers: sent, signal, credentials: "include", body: body && JSON.stringify(body) };
+  const init = { method, headers: sent, signal, credentials: "include", body: JSON.stringify(body) };
   const url = new URL(path, API);
   if (url.origin !== new URL(API).origin) throw new TypeError(`${path} is not an address of ${API}`);
-  const response = await fetch(url, init).catch((error) => {
-    if (signal?.aborted) throw error;
-    throw new ApiError({ status_code: 0, code: "offline", detail: "The service cannot be reached" }, error);
-  });
+  const response = await orOffline(fetch(url, init), signal);
   if (response.ok || response.status === 304) return response;
   const unknown = { status_code: response.status, code: "unknown", detail: response.statusText };
   throw new ApiError(await response.json().catch(() => unknown));
@@ -40,7 +45,7 @@ async function send(path, { method = "GET", body, headers = {}, signal } = {}, t
 async function enter(path, body, signal) {
   const response = await send(path, { method: "POST", body, signal });
   if (response.status === 202) return null; // the email has to be verified first
-  const answer = await response.json();
+  const answer = await orOffline(response.json(), signal);
   accessToken = answer.access_token;
   localStorage.setItem(SIGNED_IN, answer.user.id);
   return answer.user;
@@ -55,8 +60,9 @@ function leave() {
 tabs.onmessage = () => leave();
 
 /** Of all tabs one refreshes at a time: each spends the token that the one before left in the cookie. */
-function refresh(spent) {
-  return navigator.locks.request(LOCK, async () => {
+function refresh(spent, signal) {
+  signal?.throwIfAborted();
+  const refreshed = navigator.locks.request(LOCK, async () => {
     if (accessToken !== spent) return; // another request of this tab was first
     try {
       await enter("/auth/refresh", {});
@@ -65,6 +71,11 @@ function refresh(spent) {
       throw error;
     }
   });
+  // Whoever waits for it may stop; the refresh itself goes on, since others wait as well.
+  const aborted = new Promise((_, reject) => {
+    signal?.addEventListener("abort", () => reject(signal.reason), { once: true });
+  });
+  return Promise.race([refreshed, aborted]);
 }
 
 const cookie = (fields) => ({ session: "cookie", ...fields });
@@ -82,14 +93,13 @@ export async function signOut({ signal } = {}) {
 }
 
 export async function api(path, options = {}) {
-  if (!accessToken && localStorage.getItem(SIGNED_IN)) await refresh(null);
+  if (!accessToken && localStorage.getItem(SIGNED_IN)) await refresh(null, options.signal);
   const token = accessToken;
   try {
     return await send(path, options, token);
   } catch (error) {
     if (!token || error.status !== 401) throw error;
-    await refresh(token);
-    options.signal?.throwIfAborted();
+    await refresh(token, options.signal);
     return send(path, options, accessToken);
   }
 }
@@ -97,20 +107,19 @@ export async function api(path, options = {}) {
 export async function* pages(path, { signal } = {}) {
   for (let next = path; next; ) {
     const response = await api(next, { signal });
-    yield await response.json();
+    yield await orOffline(response.json(), signal);
     next = response.headers.get("Link")?.match(/<([^>]+)>; rel="next"/)?.[1];
   }
 }
 
 export async function create(task, { key = crypto.randomUUID(), signal } = {}) {
   const options = { method: "POST", body: task, headers: { "Idempotency-Key": key }, signal };
-  const once = () => api("/tasks", options);
+  const once = async () => orOffline((await api("/tasks", options)).json(), signal);
   // The key lets the service know a repetition, so that a lost answer makes no second task.
-  const response = await once().catch((error) => {
+  return once().catch((error) => {
     if (error.code !== "offline") throw error;
     return once();
   });
-  return response.json();
 }
 
 export function onSignedOut(listener) {

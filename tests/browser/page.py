@@ -1,0 +1,74 @@
+"""A page on another origin than the service, where `CORS_ORIGINS` allows it by default."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from tests.browser.browser import Browser
+from tests.service import Service
+
+ORIGIN = "http://localhost:3000"
+APP = """<!doctype html><meta charset="utf-8"><title>A single-page app</title>
+<script type="module">globalThis.app = await import("{api}/client/tasks-api.js")</script>"""
+SCRIPT = """
+const done = arguments[arguments.length - 1], args = [...arguments].slice(0, -1);
+(async () => {
+  while (!globalThis.app) await new Promise((next) => setTimeout(next, 10));
+  const { api, create, onSignedOut, pages, register, signIn, signOut } = app;
+  BODY
+})().then(done, (error) =>
+  done({ ...error, thrown: error.constructor.name, name: error.name, message: error.message }));
+"""
+Run = Callable[..., Any]
+
+
+def local(url: str) -> str:
+    """Return the same address on the page's site: `127.0.0.1` would be another one."""
+    return url.replace("127.0.0.1", "localhost")
+
+
+@contextmanager
+def serving(files: Mapping[str, str]) -> Iterator[None]:
+    """Serve these pages by their paths."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # the name is http.server's
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(files.get(self.path, "").encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Print nothing."""
+
+    try:
+        listener = ThreadingHTTPServer(("127.0.0.1", 3000), Handler)
+    except OSError as error:
+        pytest.fail(f"something else listens on port 3000, where the page has to be: {error}")
+    with listener:
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield
+        finally:
+            listener.shutdown()
+            thread.join()
+
+
+def runner(browser: Browser) -> Run:
+    """Return what runs the body of an async function in the page; what it throws is returned."""
+
+    def run_script(body: str, *arguments: Any) -> Any:
+        return browser.driver.execute_async_script(SCRIPT.replace("BODY", body), *arguments)
+
+    return run_script
+
+
+def import_client(browser: Browser, service: Service) -> None:
+    """Have the page use the client of another service from here on."""
+    script = "import(arguments[0] + '/client/tasks-api.js').then((app) => { globalThis.app = app }).then(arguments[1])"
+    browser.driver.execute_async_script(script, local(service.url))

@@ -1,6 +1,5 @@
 """One browser for each module, and the page of an app in it."""
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +7,7 @@ import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 from tests.browser.browser import FLAGS, WAIT_SECONDS, Browser
-from tests.browser.page import APP, ORIGIN, Run, local, runner, serving
+from tests.browser.page import APP, ORIGIN, Run, local, new_email, runner, serving
 from tests.programs import find
 from tests.service import PASSWORD, Service
 
@@ -22,6 +21,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     options = ChromeOptions()
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
+    options.accept_insecure_certs = True  # those of the tests
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = Chrome(options, ChromeService(driver_program))
@@ -52,6 +52,6 @@ def run(browser: Browser, page: str) -> Run:
 @pytest.fixture
 def user(run: Run) -> dict[str, Any]:
     """Somebody who has just registered in the page."""
-    email = f"spa{time.monotonic_ns()}@example.com"
-    account: dict[str, Any] = run("return register(args[0])", {"email": email, "password": PASSWORD})
+    fields = {"email": new_email(), "password": PASSWORD}
+    account: dict[str, Any] = run("return register(args[0])", fields)
     return account

@@ -1,6 +1,7 @@
 """A page on another origin than the service, where `CORS_ORIGINS` allows it by default."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.browser.browser import Browser
-from tests.service import Service
 
 ORIGIN = "http://localhost:3000"
 APP = """<!doctype html><meta charset="utf-8"><title>A single-page app</title>
@@ -29,6 +29,11 @@ Run = Callable[..., Any]
 def local(url: str) -> str:
     """Return the same address on the page's site: `127.0.0.1` would be another one."""
     return url.replace("127.0.0.1", "localhost")
+
+
+def new_email() -> str:
+    """Return an email that nobody has yet."""
+    return f"spa{time.monotonic_ns()}@example.com"
 
 
 @contextmanager
@@ -68,7 +73,11 @@ def runner(browser: Browser) -> Run:
     return run_script
 
 
-def import_client(browser: Browser, service: Service) -> None:
-    """Have the page use the client of another service from here on."""
-    script = "import(arguments[0] + '/client/tasks-api.js').then((app) => { globalThis.app = app }).then(arguments[1])"
-    browser.driver.execute_async_script(script, local(service.url))
+def import_client(browser: Browser, url: str) -> None:
+    """Have the page use the client of the service at this address from here on."""
+    script = """
+    const [url, done] = arguments;
+    const use = (app) => { globalThis.app = app; return ""; };
+    import(`${url}/client/tasks-api.js`).then(use).catch(String).then(done);"""
+    problem = browser.driver.execute_async_script(script, local(url))
+    assert not problem, problem

@@ -1,9 +1,10 @@
 """A page on another origin than the service, where `CORS_ORIGINS` allows it by default."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -36,6 +37,26 @@ def new_email() -> str:
     return f"spa{time.monotonic_ns()}@example.com"
 
 
+class Listener(ThreadingHTTPServer):
+    """A server that can end its connections: Chromium keeps some for requests to come."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self._accepted: list[socket.socket] = []
+        super().__init__(*arguments)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept a connection."""
+        connection, address = super().get_request()
+        self._accepted.append(connection)
+        return connection, address
+
+    def cut(self) -> None:
+        """End every connection."""
+        for connection in self._accepted:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
 @contextmanager
 def serving(files: Mapping[str, str]) -> Iterator[None]:
     """Serve these pages by their paths."""
@@ -51,7 +72,7 @@ def serving(files: Mapping[str, str]) -> Iterator[None]:
             """Print nothing."""
 
     try:
-        listener = ThreadingHTTPServer(("127.0.0.1", 3000), Handler)
+        listener = Listener(("127.0.0.1", 3000), Handler)
     except OSError as error:
         pytest.fail(f"something else listens on port 3000, where the page has to be: {error}")
     with listener:
@@ -62,6 +83,7 @@ def serving(files: Mapping[str, str]) -> Iterator[None]:
         finally:
             listener.shutdown()
             thread.join()
+            listener.cut()
 
 
 def runner(browser: Browser) -> Run:

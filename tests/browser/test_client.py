@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.browser.browser import Browser
-from tests.browser.page import ORIGIN, Run, import_client, new_email, runner
+from tests.browser.page import ORIGIN, Run, import_client, local, new_email, runner
 from tests.conftest import Postgres, holding
 from tests.operations.haproxy import encrypted
 from tests.operations.proxy import Loss, Proxy
@@ -45,7 +45,7 @@ def second_tab(browser: Browser) -> Iterator[Callable[[], None]]:
     browser.driver.switch_to.window(first)
 
 
-def test_one_tab_refreshes_at_a_time(
+def test_one_tab_refreshes_at_a_time(  # noqa: PLR0917  # by name
     run: Run,
     user: dict[str, Any],
     browser: Browser,
@@ -115,12 +115,20 @@ def test_an_abort_ends_the_wait_for_an_answer_and_for_a_refresh(
     assert run("return (await api('/tasks')).status") == 200
 
 
+@pytest.mark.usefixtures("user")
+def test_an_address_with_and_without_a_slash_is_one_service(run: Run, service: Service) -> None:
+    copied = """
+        globalThis.TASKS_API = args[0];
+        const copy = await import(`${args[0]}/client/tasks-api.js?copied`);
+        return (await copy.api('/tasks')).status"""
+    assert run(copied, local(service.url)) == 200
+
+
 @pytest.mark.parametrize("loss", [Loss.CUT_BEFORE, Loss.CUT_AFTER, Loss.CUT_WITHIN])
 def test_a_task_whose_answer_was_lost_is_created_once(
     run: Run, browser: Browser, service: Service, loss: Loss
 ) -> None:
-    address = urlsplit(service.url)
-    with closing(Proxy((address.hostname, address.port))) as network:
+    with closing(Proxy(("127.0.0.1", urlsplit(service.url).port or 80))) as network:
         import_client(browser, f"http://127.0.0.1:{network.port}")
         run("await register({ email: args[0], password: args[1] })", new_email(), PASSWORD)
         network.lose(b'"Buy milk"', loss)
@@ -151,7 +159,7 @@ def test_a_service_that_is_gone_is_offline_and_a_new_secret_costs_one_refresh(
     first.stop(signal.SIGKILL)
     error = run("return api('/tasks').catch((error) => ({ ...error, isOffline: error.isOffline }))")
     assert (error["status"], error["code"], error["isOffline"]) == (0, "offline", True)
-    second = new_service(**settings, **{"JWT_SECRET": f"new {JWT_SECRET}"})
+    second = new_service(**settings, JWT_SECRET=f"new {JWT_SECRET}")
     requests = "return Promise.all([1, 2, 3].map(async () => (await api('/tasks')).status))"
     assert run(requests) == [200] * 3
     assert len(second.lines(event="auth.refreshed")) == 1

@@ -1,4 +1,4 @@
-"""The client as it is served: its types hold what the OpenAPI document says, and `tsc --strict` takes them."""
+"""The client as it is served: its types are those of the OpenAPI document, and `tsc --strict` takes them."""
 
 import re
 import subprocess
@@ -9,8 +9,8 @@ import pytest
 from tests.browser.client_types import COMMAND, HERE, TYPES, program, renewed
 from tests.service import Service
 
-OPTIONS = ("--strict", "--noEmit", "--target", "es2022", "--module", "esnext", "--moduleResolution", "bundler")
-LIBRARIES = ("--lib", "es2022,dom,dom.asynciterable")
+STRICT = ("--strict", "--noEmit", "--module", "esnext", "--moduleResolution", "bundler")
+ES2022 = ("--target", "es2022", "--lib", "es2022,dom,dom.asynciterable")
 FILES = {"tasks-api.js": "text/javascript", "tasks-api.d.ts": "application/typescript"}
 
 
@@ -25,7 +25,7 @@ def served(service: Service, tmp_path: Path) -> Path:
 def complaints(name: str, directory: Path) -> list[str]:
     """Return what `tsc --strict` finds in one of the programs here, a line for each error."""
     (directory / name).write_text((HERE / name).read_text())
-    command = [program("tsc"), *OPTIONS, *LIBRARIES, name]
+    command = [str(program("tsc")), *STRICT, *ES2022, name]
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     return [line for line in done.stdout.splitlines() if not line.startswith(" ")]
 

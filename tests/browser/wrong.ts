@@ -14,6 +14,7 @@ await create({ title: "Buy milk" }, { key: 7 }); // wrong
 await signIn({ email: "ada@example.com" }); // wrong
 await signIn({ email: "ada@example.com", password: "correct horse battery", session: "token" }); // wrong
 (await register({ email: "ada@example.com", password: "correct horse battery" })).id; // wrong
+await register({ email: "ada@example.com", password: "correct horse battery", name: 7 }); // wrong
 await api("/tasks", { method: "FETCH" }); // wrong
 await api("/tasks", { signal: new AbortController() }); // wrong
 onSignedOut("/sign-in"); // wrong

@@ -19,6 +19,7 @@ class Loss(Enum):
     CUT_BEFORE = "the connection breaks before the server has it"
     CUT_AFTER = "the connection breaks when the server has answered it"
     CUT_WITHIN = "the connection breaks in the middle of the answer"
+    NO_ANSWER = "the server has it, and its answer never arrives"
     SILENCE = "from here on nothing arrives, on any connection"
 
 
@@ -141,7 +142,8 @@ class Proxy:
                 link.client.sendall(data)
             if link.loss is Loss.CUT_WITHIN:
                 link.client.sendall(data[:-1])
-        link.cut()
+        if link.loss is not Loss.NO_ANSWER:
+            link.cut()
 
     def _is_watched(self, data: bytes) -> bool:
         return self._watched is not None and self._watched[0] in data
@@ -153,7 +155,7 @@ class Proxy:
         self.lost.set()  # first: the service may answer before the next line is run
         if loss is Loss.CUT_BEFORE:
             link.cut()
-        elif loss in {Loss.CUT_AFTER, Loss.CUT_WITHIN}:
-            link.loss = loss
-        else:
+        elif loss is Loss.SILENCE:
             self.fall_silent()
+        else:
+            link.loss = loss

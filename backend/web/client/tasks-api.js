@@ -1,5 +1,5 @@
 /** The Tasks API for a page in a browser; tasks-api.d.ts describes each export. */
-const API = globalThis.TASKS_API ?? new URL(/* @vite-ignore */ "..", import.meta.url).href;
+const API = new URL(/* @vite-ignore */ globalThis.TASKS_API ?? "..", import.meta.url).href;
 const SIGNED_IN = `tasks-api signed in at ${API}`; // a mark without a secret, which all tabs see
 const LOCK = `tasks-api refresh at ${API}`;
 const listeners = new Set();

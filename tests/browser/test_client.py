@@ -67,6 +67,24 @@ def test_one_tab_refreshes_at_a_time(  # noqa: PLR0917  # by name
     assert [line.get("within_grace", False) for line in refreshed] == [False, False]
 
 
+def test_a_tab_does_not_become_the_user_who_signs_in_in_another(
+    run: Run, user: dict[str, Any], browser: Browser, second_tab: Callable[[], None]
+) -> None:
+    listen = "globalThis.told = []; onSignedOut(() => globalThis.told.push(document.title))"
+    run(listen)
+    second_tab()
+    same = {"email": user["email"], "password": PASSWORD}
+    run("await signIn(args[0])", same)
+    other = run("return register(args[0])", {**same, "email": new_email()})
+    second_tab()
+    assert (
+        run("while (!told.length) await new Promise((next) => setTimeout(next, 10)); return told.length") == 1
+    )
+    second_tab()
+    browser.driver.refresh()
+    assert run("return (await api('/auth/me')).json()") == other
+
+
 @pytest.mark.usefixtures("user")
 def test_a_session_that_ends_elsewhere_is_told_once(run: Run, service: Service, user: dict[str, Any]) -> None:
     credentials = {"email": user["email"], "password": PASSWORD}

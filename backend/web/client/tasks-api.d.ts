@@ -49,7 +49,10 @@ export function api(path: string, options?: ApiOptions): Promise<Response>;
 export function pages<T = Task>(path: string, options?: Abortable): AsyncGenerator<T[], void, undefined>;
 /** Create a task once, although it may be sent twice; `key` repeats an earlier call. */
 export function create(task: NewTask, options?: Abortable & { key?: string }): Promise<Task>;
-/** Call `listener` when the session ends, here, in another tab or by the service; the result stops that. */
+/**
+ * Call `listener` when the session ends, here, in another tab or by the service, and when another user signs in
+ * in its place; the result stops that.
+ */
 export function onSignedOut(listener: () => void): () => boolean;
 
 // Made from backend/openapi.json by `python -m tests.browser.client_types`: edit what is above alone.

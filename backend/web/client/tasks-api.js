@@ -5,6 +5,7 @@ const LOCK = `tasks-api refresh at ${API}`;
 const listeners = new Set();
 const tabs = new BroadcastChannel(LOCK);
 let accessToken = null;
+let userId = null; // whose the token is
 
 export class ApiError extends Error {
   constructor(body, cause) {
@@ -46,18 +47,29 @@ async function enter(path, body, signal) {
   const response = await send(path, { method: "POST", body, signal });
   if (response.status === 202) return null; // the email has to be verified first
   const answer = await orOffline(response.json(), signal);
-  accessToken = answer.access_token;
-  localStorage.setItem(SIGNED_IN, answer.user.id);
+  become(answer.user.id, answer.access_token);
+  tabs.postMessage(userId);
   return answer.user;
 }
 
-function leave() {
-  const wasSignedIn = accessToken !== null || localStorage.getItem(SIGNED_IN) !== null;
-  accessToken = null;
-  localStorage.removeItem(SIGNED_IN);
-  if (wasSignedIn) for (const listener of listeners) listener();
+function become(id, token) {
+  const before = userId ?? localStorage.getItem(SIGNED_IN);
+  [userId, accessToken] = [id, token];
+  if (id) localStorage.setItem(SIGNED_IN, id);
+  else localStorage.removeItem(SIGNED_IN);
+  if (before && before !== id) tellSignedOut();
 }
-tabs.onmessage = () => leave();
+
+function tellSignedOut() {
+  for (const listener of listeners) listener();
+}
+
+/** Another tab signed out, or signed in: where that is somebody else, the cookie is theirs now. */
+tabs.onmessage = ({ data: id }) => {
+  if (!userId || userId === id) return;
+  userId = accessToken = null;
+  tellSignedOut();
+};
 
 /** Of all tabs one refreshes at a time: each spends the token that the one before left in the cookie. */
 function refresh(spent, signal) {
@@ -67,7 +79,7 @@ function refresh(spent, signal) {
     try {
       await enter("/auth/refresh", {});
     } catch (error) {
-      if (error.status === 401) leave();
+      if (error.status === 401) become(null, null);
       throw error;
     }
   });
@@ -88,8 +100,8 @@ export async function signOut({ signal } = {}) {
   } catch (error) {
     if (error.status !== 401) throw error; // a 401 says that the session is over already
   }
-  leave();
-  tabs.postMessage("signed out");
+  become(null, null);
+  tabs.postMessage(null);
 }
 
 export async function api(path, options = {}) {

@@ -31,7 +31,7 @@ def authorize(browser: Browser, service: Service, account: Account) -> None:
     browser.type("#oauth_password", PASSWORD)
     browser.click(f"{form} .authorize")
     browser.see("[aria-label='Remove authorization']")
-    browser.click(f"{form} .btn-done")
+    browser.click(".btn-done")
 
 
 def paste(browser: Browser, service: Service, account: Account) -> None:
@@ -42,7 +42,7 @@ def paste(browser: Browser, service: Service, account: Account) -> None:
     browser.type("#auth-bearer-value", account.tokens["access_token"])
     browser.click(f"{form} .authorize")
     browser.see("[aria-label='Remove authorization']")
-    browser.click(f"{form} .btn-done")
+    browser.click(".btn-done")
 
 
 def test_a_password_typed_at_authorize_is_not_stored_in_the_browser(

@@ -62,10 +62,17 @@ class Postgres:
 @contextmanager
 def locked(database: Postgres, task_id: int) -> Iterator[None]:
     """Hold up every write of one task for the length of the block."""
+    with holding(database, "SELECT id FROM tasks WHERE id = $1 FOR UPDATE", task_id):
+        yield
+
+
+@contextmanager
+def holding(database: Postgres, statement: str, *values: Any) -> Iterator[None]:
+    """Keep the locks of a statement for the length of the block."""
     loop = asyncio.new_event_loop()
     connection = loop.run_until_complete(asyncpg.connect(**connect_arguments(database.url)))
     loop.run_until_complete(connection.execute("BEGIN"))
-    loop.run_until_complete(connection.fetch("SELECT id FROM tasks WHERE id = $1 FOR UPDATE", task_id))
+    loop.run_until_complete(connection.execute(statement, *values))
     try:
         yield
     finally:

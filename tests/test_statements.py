@@ -186,6 +186,20 @@ def test_a_change_of_email_checks_the_session_by_the_statements_that_do_the_work
     )
 
 
+@pytest.mark.parametrize("route", [route for route in ROUTES if "/tasks" in route[1]], ids=" ".join)
+def test_a_condition_or_a_new_key_is_part_of_the_one_statement(
+    watched: Service, proxy: Proxy, route: tuple[str, str]
+) -> None:
+    for _ in range(WARM_UP + 1):
+        account = watched.register()
+        task = account.create()
+        tag = account.client.get(f"/tasks/{task['id']}").headers["ETag"]
+        account.client.headers |= {"If-Match": tag, "Idempotency-Key": "a-key"}
+        response = send(proxy, account, route, task)
+        assert response.is_success, response.text
+    assert len(proxy.sent) == proxy.round_trips == 1
+
+
 def test_every_list_is_one_statement_and_one_round_trip(watched: Service, proxy: Proxy) -> None:
     account = watched.register()
     tasks = [account.create(title, completed=title in "ab") for title in "abcd"]

@@ -36,7 +36,10 @@ class RefreshCookie:
 
     @property
     def name(self) -> str:
-        """Its name; `__Host-` keeps other hosts of the domain from setting it, and needs `Secure` and `/`."""
+        """Its name; `__Host-` keeps other hosts of the domain from setting it.
+
+        It needs `Secure` and `Path=/` (RFC 6265bis section 4.1.3.2).
+        """
         # Safari takes no `Secure` cookie from http://localhost, Chromium does (MDN, "Set-Cookie", Secure).
         return "refresh" if self.is_local else "__Host-refresh"
 

@@ -104,7 +104,7 @@ class BetterAuth:
 @contextmanager
 def better_auth_server(directory: Path, *modules: Path, **environment: str) -> Iterator[BetterAuth]:
     """Run a Better Auth in `directory`, with `modules` in place of the tests' own, until the block ends."""
-    modules_of_lock = installed(HERE)
+    modules_of_lock = installed(HERE, "optional", "peer")
     url = f"http://127.0.0.1:{(port := free_port())}"
     for module in (HERE / "auth.js", HERE / "server.js", HERE / "package.json", *modules):
         shutil.copy(module, directory)

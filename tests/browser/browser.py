@@ -60,6 +60,17 @@ class Browser:
         """Wait for a field, and type into it."""
         self.see(css).send_keys(text)
 
+    def read(self, css: str, text: str) -> None:
+        """Wait for something on the page to say so."""
+        said = expected.text_to_be_present_in_element((By.CSS_SELECTOR, css), text)
+        WebDriverWait(self.driver, WAIT_SECONDS).until(said)
+
+    def wait_until_gone(self, css: str) -> None:
+        """Wait until nothing on the page is like it."""
+        WebDriverWait(self.driver, WAIT_SECONDS).until_not(
+            lambda driver: driver.find_elements(By.CSS_SELECTOR, css)
+        )
+
     def asked_hosts(self) -> set[str]:
         """Return every host and port that the page asked for something."""
         events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]

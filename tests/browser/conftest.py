@@ -1,12 +1,15 @@
-"""One browser for each module."""
+"""One browser for each module, and the page of an app in it."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 from tests.browser.browser import FLAGS, WAIT_SECONDS, Browser
+from tests.browser.page import APP, ORIGIN, Run, local, new_email, runner, serving
 from tests.programs import find
+from tests.service import PASSWORD, Service
 
 HINT = "install chromium and chromium-driver"
 
@@ -18,6 +21,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     options = ChromeOptions()
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
+    options.accept_insecure_certs = True  # those of the tests
     options.binary_location = chromium
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     driver = Chrome(options, ChromeService(driver_program))
@@ -26,3 +30,28 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield Browser(driver)
     finally:
         driver.quit()
+
+
+@pytest.fixture(scope="module")
+def page(service: Service) -> Iterator[str]:
+    """The app, served where `CORS_ORIGINS` allows it by default."""
+    with serving({"/": APP.format(api=local(service.url))}):
+        yield ORIGIN
+
+
+@pytest.fixture
+def run(browser: Browser, page: str) -> Run:
+    """Run the body of an async function in the page, which begins signed out; what it throws is returned."""
+    browser.driver.get(page)
+    browser.driver.delete_all_cookies()
+    browser.driver.execute_script("localStorage.clear()")
+    browser.driver.get(page)
+    return runner(browser)
+
+
+@pytest.fixture
+def user(run: Run) -> dict[str, Any]:
+    """Somebody who has just registered in the page."""
+    fields = {"email": new_email(), "password": PASSWORD}
+    account: dict[str, Any] = run("return register(args[0])", fields)
+    return account

@@ -1,92 +1,12 @@
-"""The client module and the README's page, in a real browser, on another origin than the service."""
+"""The client module in a real browser, in a page of another origin than the service."""
 
-import threading
-import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from tests.browser.browser import Browser
-from tests.readme import block
+from tests.browser.page import ORIGIN, Run
 from tests.service import PASSWORD, Service
-
-ORIGIN = "http://localhost:3000"
-PAGE = """<!doctype html><meta charset="utf-8"><title>A single-page app</title>
-<script type="module">globalThis.app = await import("{api}/client/tasks-api.js")</script>"""
-SCRIPT = """
-const done = arguments[arguments.length - 1], args = [...arguments].slice(0, -1);
-(async () => {
-  while (!globalThis.app) await new Promise((next) => setTimeout(next, 10));
-  const { api, create, onSignedOut, pages, register, signIn, signOut } = app;
-  BODY
-})().then(done, (error) =>
-  done({ ...error, thrown: error.constructor.name, message: error.message }));
-"""
-
-README_API = "http://localhost:8000"
-
-Run = Callable[..., Any]
-
-
-def local(service: Service) -> str:
-    """Return the service's address of the page's site: `127.0.0.1` would be another one."""
-    return service.url.replace("127.0.0.1", "localhost")
-
-
-@pytest.fixture(scope="module")
-def page(service: Service) -> Iterator[str]:
-    """The app, served where `CORS_ORIGINS` allows it by default."""
-    files = {
-        "/": ("text/html", PAGE.format(api=local(service))),
-        "/readme": ("text/html", block("<!doctype html>", "html").replace(README_API, local(service))),
-        "/favicon.ico": ("image/x-icon", ""),
-    }
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content_type, text = files[self.path]
-            self.send_response(200)
-            self.send_header("Content-Type", content_type)
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_: Any) -> None:
-            """Print nothing."""
-
-    try:
-        listener = ThreadingHTTPServer(("127.0.0.1", 3000), Handler)
-    except OSError as error:
-        pytest.fail(f"something else listens on port 3000, where the page has to be: {error}")
-    with listener:
-        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield ORIGIN
-        listener.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def run(browser: Browser, page: str) -> Run:
-    """Run the body of an async function in the page, which begins signed out; what it throws is returned."""
-    browser.driver.get(page)
-    browser.driver.delete_all_cookies()
-    browser.driver.execute_script("localStorage.clear()")
-    browser.driver.get(page)
-
-    def run_script(body: str, *arguments: Any) -> Any:
-        return browser.driver.execute_async_script(SCRIPT.replace("BODY", body), *arguments)
-
-    return run_script
-
-
-@pytest.fixture
-def user(run: Run) -> dict[str, Any]:
-    """Somebody who has just registered in the page."""
-    email = f"spa{time.monotonic_ns()}@example.com"
-    account: dict[str, Any] = run("return register(args[0])", {"email": email, "password": PASSWORD})
-    return account
 
 
 def test_the_page_registers_signs_out_and_signs_in(run: Run, user: dict[str, Any]) -> None:
@@ -203,25 +123,3 @@ def test_a_page_of_another_origin_reads_nothing(browser: Browser, service: Servi
         f"{service.url}/health",
     )
     assert outcome == "TypeError"
-
-
-@pytest.mark.usefixtures("run")
-def test_the_page_of_the_readme_signs_in_and_keeps_tasks(browser: Browser) -> None:
-    browser.driver.get(f"{ORIGIN}/readme")
-    email = f"readme{time.monotonic_ns()}@example.com"
-    script = """
-    const done = arguments[arguments.length - 1], [email, password] = arguments;
-    const until = async (test) => { while (!test()) await new Promise((next) => setTimeout(next, 20)); };
-    (async () => {
-      const form = document.getElementById("sign-in"), add = document.getElementById("add");
-      await until(() => form.onsubmit && document.getElementById("problem").textContent);
-      form.email.value = email; form.password.value = password;
-      form.requestSubmit(form.querySelectorAll("button")[1]);
-      await until(() => !document.getElementById("problem").textContent);
-      add.elements.title.value = "Buy milk"; add.requestSubmit();
-      await until(() => document.querySelector("li"));
-      document.querySelector("li").click();
-      await until(() => document.querySelector("li").textContent.startsWith("✓"));
-      return document.querySelector("li").textContent;
-    })().then(done, (error) => done(String(error)));"""
-    assert browser.driver.execute_async_script(script, email, PASSWORD) == "✓ Buy milk"

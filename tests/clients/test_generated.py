@@ -59,7 +59,7 @@ def test_a_python_client_signs_in_and_creates_changes_clears_lists_and_deletes(
 def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the tools of `package.json` and `program.ts`."""
     directory = tmp_path_factory.mktemp("node")
-    (directory / "node_modules").symlink_to(installed(HERE))
+    (directory / "node_modules").symlink_to(installed(HERE, "optional", "peer"))
     for name in ("package.json", "program.ts"):
         shutil.copy(HERE / name, directory)
     return directory

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests import programs
+from tests.certificates import make_certificates
 from tests.service import Service, free_port, wait_until_healthy
 
 CHECK_SECONDS = 0.2
@@ -30,6 +31,10 @@ listen tasks
     balance roundrobin
     default-server check inter {inter}ms fall 2 rise 1
 """
+_WITH_TLS = """
+    bind 127.0.0.1:{port} ssl crt {pair}
+    http-request set-header X-Forwarded-Proto https if {{ ssl_fc }}
+"""
 
 
 @contextmanager
@@ -38,7 +43,23 @@ def balanced(replicas: Sequence[Service], directory: Path) -> Iterator[Service]:
 
     A replica may end and another start on its port meanwhile: once `/health/ready` answers, it gets requests.
     """
-    proxy = _start(replicas, directory)
+    with _running(replicas, directory) as proxy:
+        yield proxy
+
+
+@contextmanager
+def encrypted(service: Service, directory: Path) -> Iterator[str]:
+    """Run HAProxy for the length of the block, and yield its address, where it speaks TLS as localhost."""
+    make_certificates(directory)
+    pair, port = directory / "pair.pem", free_port()
+    pair.write_bytes(b"".join((directory / f"server.{kind}").read_bytes() for kind in ("pem", "key")))
+    with _running([service], directory, _WITH_TLS.format(port=port, pair=pair)):
+        yield f"https://localhost:{port}"
+
+
+@contextmanager
+def _running(replicas: Sequence[Service], directory: Path, more: str = "") -> Iterator[Service]:
+    proxy = _start(replicas, directory, more)
     try:
         wait_until_healthy(proxy)
         yield proxy
@@ -46,12 +67,12 @@ def balanced(replicas: Sequence[Service], directory: Path) -> Iterator[Service]:
         proxy.stop()
 
 
-def _start(replicas: Sequence[Service], directory: Path) -> Service:
+def _start(replicas: Sequence[Service], directory: Path, more: str) -> Service:
     program = programs.find("haproxy", hint="apt install haproxy, or brew install haproxy")
     port, log, configuration = free_port(), directory / "haproxy.log", directory / "haproxy.cfg"
     servers = (f"    server replica{n} {replica.url[7:]}\n" for n, replica in enumerate(replicas))
     text = _CONFIGURATION.format(port=port, inter=int(CHECK_SECONDS * 1000))
-    configuration.write_text(text + "".join(servers))
+    configuration.write_text(text + more + "".join(servers))
     with log.open("wb") as output:
         process = subprocess.Popen(
             [program, "-db", "-f", configuration],

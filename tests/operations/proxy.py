@@ -1,4 +1,4 @@
-"""A network between the service and its PostgreSQL, which fails in the ways that networks do."""
+"""A network before PostgreSQL or the service, which fails in the ways that networks do."""
 
 import ctypes
 import socket
@@ -18,6 +18,8 @@ class Loss(Enum):
 
     CUT_BEFORE = "the connection breaks before the server has it"
     CUT_AFTER = "the connection breaks when the server has answered it"
+    CUT_WITHIN = "the connection breaks in the middle of the answer"
+    NO_ANSWER = "the server has it, and its answer never arrives"
     SILENCE = "from here on nothing arrives, on any connection"
 
 
@@ -26,7 +28,7 @@ class _Link:
 
     def __init__(self, client: socket.socket, server: socket.socket, clear: threading.Event) -> None:
         self.client, self.server, self.clear = client, server, clear
-        self.loses_answer = False
+        self.loss: Loss | None = None
 
     def cut(self) -> None:
         for end in (self.client, self.server):
@@ -37,7 +39,7 @@ class _Link:
 class Proxy:
     """Forwards from a port of its own to a server's socket, until it is told to fail."""
 
-    def __init__(self, upstream: Path) -> None:
+    def __init__(self, upstream: Path | tuple[str, int]) -> None:
         self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._clear = threading.Event()
@@ -109,14 +111,20 @@ class Proxy:
                 thread.start()
 
     def _serve(self, client: socket.socket) -> None:
-        with client, socket.socket(socket.AF_UNIX) as server, suppress(OSError):
-            server.connect(str(self._upstream))
+        with suppress(OSError), client, self._connect() as server:
             link = _Link(client, server, self._clear)
             self._links.append(link)
             answers = threading.Thread(target=self._forward_answers, args=(link,))
             answers.start()
             self._forward_requests(link)
             answers.join()
+
+    def _connect(self) -> socket.socket:
+        if isinstance(self._upstream, tuple):
+            return socket.create_connection(self._upstream)
+        server = socket.socket(socket.AF_UNIX)
+        server.connect(str(self._upstream))
+        return server
 
     def _forward_requests(self, link: _Link) -> None:
         with suppress(OSError):
@@ -129,10 +137,13 @@ class Proxy:
 
     def _forward_answers(self, link: _Link) -> None:
         with suppress(OSError):
-            while (data := link.server.recv(2**16)) and not link.loses_answer:
+            while (data := link.server.recv(2**16)) and link.loss is None:
                 link.clear.wait()
                 link.client.sendall(data)
-        link.cut()
+            if link.loss is Loss.CUT_WITHIN:
+                link.client.sendall(data[:-1])
+        if link.loss is not Loss.NO_ANSWER:
+            link.cut()
 
     def _is_watched(self, data: bytes) -> bool:
         return self._watched is not None and self._watched[0] in data
@@ -144,7 +155,7 @@ class Proxy:
         self.lost.set()  # first: the service may answer before the next line is run
         if loss is Loss.CUT_BEFORE:
             link.cut()
-        elif loss is Loss.CUT_AFTER:
-            link.loses_answer = True
-        else:
+        elif loss is Loss.SILENCE:
             self.fall_silent()
+        else:
+            link.loss = loss

@@ -73,7 +73,8 @@ def _remember(response: httpx2.Response) -> None:
     code = None
     if response.is_error and response.content and response.headers.get("content-type") == "application/json":
         code = response.json().get("code")
-    seen.append((response.request.method, response.request.url.path, response.status_code, code))
+    path = response.request.url.raw_path.decode().partition("?")[0]
+    seen.append((response.request.method, path, response.status_code, code))
 
 
 @dataclass

@@ -80,8 +80,9 @@ class Log:
             "level": entry["level"].name,
             "event": entry["message"],
             **entry["extra"],
-            **traces.current_ids(),
         }
+        if line.get("request_id"):
+            line |= traces.current_ids()
         if entry["exception"] is not None and entry["exception"].value is not None:
             line["exception"] = _where(entry["exception"].value)
         self.write(line)

@@ -162,4 +162,14 @@ def smtp_server(
     try:
         yield mailbox
     finally:
+        asyncio.run_coroutine_threadsafe(_until_left_alone(), controller.loop).result()
         controller.stop()
+
+
+async def _until_left_alone() -> None:
+    """Wait a moment for connections to end: aiosmtpd's `stop` leaves their sockets open."""
+    for _ in range(100):
+        await asyncio.sleep(0.02)
+        if len(asyncio.all_tasks()) == 1:
+            break
+    await asyncio.sleep(0.05)

@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 from loguru import logger
 
-from backend.app import create_app
-from backend.auth.accounts.imports import import_users
 from backend.auth.accounts.user_files import COLUMNS, UserFileError
 from backend.auth.tokens.kept_secret import kept_secret
 from backend.database import Database, DatabaseError, revision
@@ -23,7 +21,6 @@ from backend.database.embedded import EmbeddedServerError, lasting_server
 from backend.database.url import DatabaseURLError
 from backend.settings import Settings, SettingsError, load_settings
 from backend.telemetry import logs
-from backend.web import server
 from backend.web.errors import AppError
 
 if TYPE_CHECKING:
@@ -145,6 +142,8 @@ def _add_import(commands: "Typer") -> None:
 
 
 def _serve(*, reload: bool) -> None:
+    from backend.web import server  # noqa: PLC0415  # a third of a second, which other commands need not wait
+
     server.check_address(load_settings())
     with _database() as (settings, url):
         logs.configure(settings.log_format)
@@ -192,6 +191,8 @@ def _import_users(file: Path, names: dict[str, str]) -> None:
 
 
 async def _import(settings: Settings, file: Path, names: dict[str, str]) -> None:
+    from backend.auth.accounts.imports import import_users  # noqa: PLC0415  # as above
+
     def show(done: int, of: int) -> None:
         print(f"\r{done:,} of {of:,} users", end="", file=sys.stderr, flush=True)
 
@@ -203,6 +204,8 @@ async def _import(settings: Settings, file: Path, names: dict[str, str]) -> None
 
 
 def _openapi() -> None:
+    from backend.app import create_app  # noqa: PLC0415  # half a second, as above
+
     settings = load_settings(database_url="postgresql://localhost", jwt_secret=secrets.token_urlsafe())
     print(json.dumps(create_app(settings).openapi(), indent=2))
 

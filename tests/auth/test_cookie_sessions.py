@@ -1,5 +1,6 @@
 """Cookie sessions: the refresh token out of the reach of scripts, and the check of `Origin`."""
 
+import time
 from typing import Any
 
 import httpx2
@@ -163,6 +164,24 @@ def test_no_other_route_reads_the_cookie(service: Service, ada: Account) -> None
     client, _ = sign_in(service, ada)
     for method, path in (("GET", "/auth/me"), ("GET", "/tasks"), ("DELETE", "/auth/sessions")):
         assert client.request(method, path).json()["code"] == "not_authenticated"
+
+
+def test_the_cookie_is_read_as_sent_in_time_that_grows_with_its_length_alone(
+    service: Service, ada: Account
+) -> None:
+    client, _ = sign_in(service, ada)
+    token = client.cookies["refresh"]
+    page = service.client(headers={"Origin": PAGE})
+
+    def refresh(value: str) -> float:
+        started = time.perf_counter()
+        assert page.post("/auth/refresh", headers={"Cookie": f"refresh={value}"}).status_code == 401
+        return time.perf_counter() - started
+
+    refresh(f'"{token}"')
+    plain = min(refresh("x" * 60_000) for _ in range(3))
+    assert refresh('"' + '\\"' * 30_000 + '"') < 100 * plain
+    assert page.post("/auth/refresh", headers={"Cookie": f"refresh=x; refresh={token}"}).status_code == 200
 
 
 def test_a_change_of_password_keeps_the_new_token_in_the_cookie(service: Service) -> None:

@@ -22,6 +22,7 @@ SETS_COOKIE: Final[dict[str, Any]] = {
     }
 }
 """An answer in the OpenAPI document that may set the cookie, or clear it."""
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _SECONDS_PER_DAY: Final = 24 * 60 * 60
 
 
@@ -77,7 +78,7 @@ def _sent(request: Request, name: str) -> str | None:
 
     The last counts: one of a longer path, which is not ours, goes first (RFC 6265 section 5.4).
     """
-    # `request.cookies` takes seconds to unquote a long value, before Python 3.11.10 and 3.12.6 (CVE-2024-7592).
+    # `request.cookies` takes seconds to unquote a long one before Python 3.11.10 and 3.12.6 (CVE-2024-7592).
     lines = request.headers.getlist("cookie")
     cookies = [cookie.strip() for line in lines for cookie in line.split(";")]
     start = f"{name}="
@@ -90,9 +91,15 @@ def check_origin(request: Request) -> None:
     `*` there names no origin: any page could use the cookie otherwise.
     """
     sent = request.headers.getlist("origin")
-    own = f"{request.scope['scheme']}://{request.headers.get('host', '').lower()}"
-    if len(sent) != 1 or sent[0] == "*" or sent[0] not in (own, *request.app.state.settings.cors_origins):
+    allowed = (_own_origin(request), *request.app.state.settings.cors_origins)
+    if len(sent) != 1 or sent[0] == "*" or sent[0] not in allowed:
         raise CsrfRejectedError(reason="csrf")
+
+
+def _own_origin(request: Request) -> str:
+    """Return this service's origin as browsers send it, without a default port (Fetch standard, 3.2)."""
+    scheme, host = request.scope["scheme"], request.headers.get("host", "").lower()
+    return f"{scheme}://{host.removesuffix(_DEFAULT_PORTS.get(scheme, ''))}"
 
 
 async def _fields(request: Request) -> dict[str, Any]:

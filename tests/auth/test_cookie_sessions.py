@@ -132,6 +132,13 @@ def test_another_origin_is_refused_before_anything_else_is_looked_at(
 def test_the_own_origin_is_let_in(service: Service, ada: Account) -> None:
     assert sign_in(service, ada, Origin=service.url)[1].status_code == 200
     assert sign_in(service, ada, Origin=service.url.replace("http:", "https:"))[1].status_code == 403
+    for host, status in (
+        ("api.example.com:80", 200),
+        ("api.example.com:8080", 403),
+        ("api.example.com:443", 403),
+    ):
+        answer = sign_in(service, ada, Host=host, Origin="http://api.example.com")[1]
+        assert answer.status_code == status, host
 
 
 def test_logout_by_the_cookie_ends_its_session_and_clears_it(

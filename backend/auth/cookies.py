@@ -14,7 +14,7 @@ from backend.web.answer import Answer
 from backend.web.bearer import UnauthorizedError
 from backend.web.body import BoundedRequest, read_json
 from backend.web.error_answers import raises
-from backend.web.errors import MissingFieldsError
+from backend.web.errors import AppError, MissingFieldsError
 
 SETS_COOKIE: Final[dict[str, Any]] = {
     "headers": {
@@ -149,13 +149,13 @@ class Leaving(OwnAccount):
         cookie = await get_cookie(request)
         try:
             return await super().__call__(request)
-        except UnauthorizedError as error:
+        except AppError as error:
             token = _sent(request, cookie.name)
             if token is not None and _gives_way(error):
                 check_origin(request)
                 return token
-            # Another's page can send no access token, so it can't have the cookie cleared.
-            if error.token_was_sent:
+            # Another's page can send no `Authorization`, so it can't have the cookie cleared.
+            if "authorization" in request.headers:
                 error.headers |= cookie.clearing
             raise
 
@@ -168,7 +168,7 @@ class Leaving(OwnAccount):
                 raise
 
 
-def _gives_way(error: UnauthorizedError) -> bool:
+def _gives_way(error: AppError) -> bool:
     return isinstance(error, ExpiredTokenError) or error.reason == "missing"
 
 

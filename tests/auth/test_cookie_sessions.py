@@ -1,14 +1,16 @@
 """Cookie sessions: the refresh token out of the reach of scripts, and the check of `Origin`."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
 
+from backend.database.embedded import EmbeddedServer
 from tests.conftest import Postgres
 from tests.service import PASSWORD, Account, Service
-from tests.tokens import resigned
+from tests.tokens import SHARED_SECRET, resigned, shared_token
 
 PAGE = "http://localhost:3000"
 """An origin of `CORS_ORIGINS`."""
@@ -164,6 +166,34 @@ def test_logout_clears_the_cookie_also_where_the_session_is_gone(service: Servic
     for sent in (cookie, cookie | headers):
         response = client.post("/auth/logout", headers=sent)
         assert response.status_code == 401
+        assert "Max-Age=0" in response.headers["Set-Cookie"]
+
+
+def test_logout_clears_the_cookie_whatever_the_authorization_is(new_service: Callable[..., Service]) -> None:
+    service = new_service(BETTER_AUTH_SECRET=SHARED_SECRET)
+    client, _ = sign_in(service, service.register())
+    cookie = {"Cookie": f"refresh={client.cookies['refresh']}"}
+    external = f"Bearer {shared_token('external')}"
+    for sent, status in (("Bearer rubbish", 401), ("Basic abc", 401), ("", 401), (external, 403)):
+        response = client.post("/auth/logout", headers={"Authorization": sent, **cookie})
+        assert (response.status_code, "Max-Age=0" in response.headers["Set-Cookie"]) == (status, True), sent
+    assert "Set-Cookie" not in service.client().post("/auth/logout").headers
+
+
+def test_logout_clears_the_cookie_also_while_the_database_is_down(
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres], server: EmbeddedServer
+) -> None:
+    database, postgres = new_database(), Postgres(server.url)
+    service = new_service(DATABASE_URL=database.url, DATABASE_TIMEOUT_SECONDS="1")
+    client, signed_in = sign_in(service, service.register())
+    cookie = {"Cookie": f"refresh={client.cookies['refresh']}"}
+    name = database.sql("SELECT current_database()")[0]["current_database"]
+    postgres.sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+    for headers in (cookie, {"Authorization": f"Bearer {signed_in.json()['access_token']}"}):
+        response = client.post("/auth/logout", headers=headers)
+        assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
+        assert response.headers["Retry-After"]
         assert "Max-Age=0" in response.headers["Set-Cookie"]
 
 

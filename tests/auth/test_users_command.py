@@ -58,7 +58,8 @@ def users(database: Postgres) -> Run:
             env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET, **settings),
             input=stdin,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",
             check=False,
             timeout=60,
         )
@@ -379,6 +380,16 @@ def test_an_unknown_user_is_one_line_and_exit_code_1(users: Run, command: str) -
 def test_a_wrong_call_is_exit_code_2(users: Run, arguments: tuple[str, ...]) -> None:
     done = users(*arguments)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("show", "\udcff"), ("list", "--email", "\udcff"), ("create", "eve@example.com", "--password-stdin")],
+)
+def test_text_that_is_not_utf_8_is_named(users: Run, arguments: tuple[str, ...]) -> None:
+    done = users(*arguments, stdin=f"{PASSWORD}\udcff\n")
+    assert (done.returncode, done.stdout, PASSWORD in done.stderr) == (2, "", False)
+    assert "must be UTF-8 text" in done.stderr
 
 
 def test_a_refused_password_or_a_taken_email_creates_nothing(service: Service, users: Run) -> None:

@@ -21,7 +21,17 @@ Work = Callable[[Database, Settings], Coroutine[Any, Any, Result]]
 Run = Callable[[Work[Any]], Any]
 """Gives the work a database and the settings, and returns what it returns."""
 
-Who = Annotated[str, typer.Argument(metavar="EMAIL_OR_ID")]
+
+def _text(value: str) -> str:
+    """Return `value` if it is UTF-8; Python reads other bytes as lone surrogates (PEP 383)."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter("must be UTF-8 text") from None
+    return value
+
+
+Who = Annotated[str, typer.Argument(metavar="EMAIL_OR_ID", callback=_text)]
 AsJSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -43,7 +53,9 @@ def _add_reading(users: typer.Typer, run: Run) -> None:
         *,
         unverified: Annotated[bool, typer.Option("--unverified", help="with no verified email")] = False,
         disabled: Annotated[bool, typer.Option("--disabled", help="those who are disabled")] = False,
-        email: Annotated[str, typer.Option(metavar="PART", help="those whose email has this in it")] = "",
+        email: Annotated[
+            str, typer.Option(metavar="PART", callback=_text, help="those whose email has this in it")
+        ] = "",
         limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="how many at most")] = 50,
         as_json: AsJSON = False,
     ) -> None:
@@ -134,7 +146,7 @@ def _add_deleting(users: typer.Typer, run: Run) -> None:
 def _confirm(question: str) -> None:
     # The one of typer writes to standard output as well.
     typer.echo(f"{question} [y/N] ", nl=False, err=True)
-    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+    if sys.stdin.buffer.readline().strip().lower() not in {b"y", b"yes"}:
         sys.exit("tasks-api: nothing was deleted")
 
 
@@ -147,7 +159,7 @@ def _valid(kind: Any, value: str, name: str) -> str:
 
 def _read_password(*, from_stdin: bool) -> str:
     if from_stdin:
-        return sys.stdin.readline().rstrip("\r\n")
+        return _text(sys.stdin.buffer.readline().decode(errors="surrogateescape").rstrip("\r\n"))
     if not sys.stdin.isatty():
         raise typer.BadParameter("without a terminal, give --password-stdin or --invite")
-    return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    return _text(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))

@@ -22,6 +22,14 @@ CASES = {
         ["CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('ab12cd')"],
         "'ab12cd'",
     ),
+    "another's revision, a number": (
+        ["CREATE TABLE alembic_version (version_num int)", "INSERT INTO alembic_version VALUES (7)"],
+        "'7'",
+    ),
+    "no revision at all": (
+        ["CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES (NULL)"],
+        "another application",
+    ),
     "another's alembic_version": (["CREATE TABLE alembic_version (theirs int)"], "alembic_version"),
     "a newer schema": (
         ["CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('9998')"],

@@ -1,6 +1,7 @@
 """Standard output that takes nothing: a full disk, or a reader that has left."""
 
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,22 @@ def test_a_reader_that_has_left_is_no_error(database: Postgres, command: tuple[s
         assert ended(database, writer, *command) == (0, [])
     finally:
         os.close(writer)
+
+
+@pytest.mark.parametrize("command", [("serve",), ("users", "list"), ("secret",)])
+def test_a_closed_output_is_one_line_and_closed_errors_are_lost(
+    database: Postgres, command: tuple[str, ...]
+) -> None:
+    program = shlex.join([sys.executable, "-m", "backend", *command])
+    settings = environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET)
+
+    def run(closed: str) -> subprocess.CompletedProcess[bytes]:
+        shell = ["/bin/sh", "-c", f"exec {program} {closed}"]
+        return subprocess.run(shell, cwd=ROOT, env=settings, capture_output=True, timeout=60, check=False)
+
+    done = run(">&-")
+    assert (done.returncode, done.stderr) == (1, b"tasks-api: standard output: is closed\n")
+    assert command == ("serve",) or run("2>&-").returncode == 0
 
 
 @needs_full_device

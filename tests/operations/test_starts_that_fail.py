@@ -86,6 +86,20 @@ def test_a_role_that_may_not_create_is_told_what_to_grant(
         database.sql("DROP ROLE may_not_create")
 
 
+def test_a_role_that_owns_no_table_is_told_who_may_migrate(new_database: Callable[[], Postgres]) -> None:
+    database = new_database()
+    database.sql("CREATE ROLE owns_nothing LOGIN PASSWORD 'x'")
+    try:
+        database.sql("GRANT SELECT ON alembic_version TO owns_nothing")
+        head, _, tail = database.url.partition("://")
+        url = f"{head}://owns_nothing:x@{tail.partition('@')[2] or tail}"
+        with pytest.raises(SchemaError, match="as the role that owns the tables"):
+            asyncio.run(migrate(url, "base"))
+    finally:
+        database.sql("DROP OWNED BY owns_nothing")
+        database.sql("DROP ROLE owns_nothing")
+
+
 def test_a_database_that_is_not_in_utf8_is_refused(server: EmbeddedServer) -> None:
     admin = Postgres(server.url)
     admin.sql("CREATE DATABASE in_latin1 ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")

@@ -32,6 +32,7 @@ Result = TypeVar("Result")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; whatever keeps it from running is one line on standard error and exit code 1."""
     signal.signal(signal.SIGTERM, _stop)
+    _check_streams()
     try:
         with _whole_output():
             _commands()(args=arguments, prog_name="python -m backend")
@@ -45,6 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"tasks-api: {error.detail}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def _check_streams() -> None:
+    """Fail in one line where the caller has closed standard output; Python has None in its place."""
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for the life of the process
+    if sys.stdout is None:
+        sys.exit("tasks-api: standard output: is closed")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from backend.web.answer import Answer
 from backend.web.bearer import UnauthorizedError
 from backend.web.body import BoundedRequest, read_json
 from backend.web.error_answers import raises
-from backend.web.errors import MissingFieldsError
+from backend.web.errors import AppError, MissingFieldsError
 
 SETS_COOKIE: Final[dict[str, Any]] = {
     "headers": {
@@ -22,6 +22,7 @@ SETS_COOKIE: Final[dict[str, Any]] = {
     }
 }
 """An answer in the OpenAPI document that may set the cookie, or clear it."""
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _SECONDS_PER_DAY: Final = 24 * 60 * 60
 
 
@@ -75,15 +76,33 @@ async def get_cookie(request: Request) -> RefreshCookie:
     return RefreshCookie(is_local, int(days * _SECONDS_PER_DAY))
 
 
+def _sent(request: Request, name: str) -> str | None:
+    """Return the value of the cookie `name` as it was sent, or None.
+
+    The last counts: one of a longer path, which is not ours, goes first (RFC 6265 section 5.4).
+    """
+    # `request.cookies` takes seconds to unquote a long one before Python 3.11.10 and 3.12.6 (CVE-2024-7592).
+    lines = request.headers.getlist("cookie")
+    cookies = [cookie.strip() for line in lines for cookie in line.split(";")]
+    start = f"{name}="
+    return next((cookie[len(start) :] for cookie in reversed(cookies) if cookie.startswith(start)), None)
+
+
 def check_origin(request: Request) -> None:
     """Raise `CsrfRejectedError` unless the page is of this service's origin or of `CORS_ORIGINS`.
 
     `*` there names no origin: any page could use the cookie otherwise.
     """
     sent = request.headers.getlist("origin")
-    own = f"{request.scope['scheme']}://{request.headers.get('host', '').lower()}"
-    if len(sent) != 1 or sent[0] == "*" or sent[0] not in (own, *request.app.state.settings.cors_origins):
+    allowed = (_own_origin(request), *request.app.state.settings.cors_origins)
+    if len(sent) != 1 or sent[0] == "*" or sent[0] not in allowed:
         raise CsrfRejectedError(reason="csrf")
+
+
+def _own_origin(request: Request) -> str:
+    """Return this service's origin as browsers send it, without a default port (Fetch standard, 3.2)."""
+    scheme, host = request.scope["scheme"], request.headers.get("host", "").lower()
+    return f"{scheme}://{host.removesuffix(_DEFAULT_PORTS.get(scheme, ''))}"
 
 
 async def _fields(request: Request) -> dict[str, Any]:
@@ -114,7 +133,7 @@ class CookieToken(APIKeyCookie):
         fields, cookie = await _fields(request), await get_cookie(request)
         if fields.keys() & {"refresh_token", ""}:
             return cookie
-        token = request.cookies.get(cookie.name)
+        token = _sent(request, cookie.name)
         if token is None and "origin" not in request.headers:
             if not await request.body():
                 raise MissingFieldsError("body")
@@ -133,13 +152,13 @@ class Leaving(OwnAccount):
         cookie = await get_cookie(request)
         try:
             return await super().__call__(request)
-        except UnauthorizedError as error:
-            token = request.cookies.get(cookie.name)
+        except AppError as error:
+            token = _sent(request, cookie.name)
             if token is not None and _gives_way(error):
                 check_origin(request)
                 return token
-            # Another's page can send no access token, so it can't have the cookie cleared.
-            if error.token_was_sent:
+            # Another's page can send no `Authorization`, so it can't have the cookie cleared.
+            if "authorization" in request.headers:
                 error.headers |= cookie.clearing
             raise
 
@@ -152,7 +171,7 @@ class Leaving(OwnAccount):
                 raise
 
 
-def _gives_way(error: UnauthorizedError) -> bool:
+def _gives_way(error: AppError) -> bool:
     return isinstance(error, ExpiredTokenError) or error.reason == "missing"
 
 

@@ -34,12 +34,14 @@ from backend.auth.schemas import (
     UserRead,
 )
 from backend.auth.sessions import service as sessions
+from backend.database import DatabaseError
 from backend.web import errors
 from backend.web.answer import Answer
 from backend.web.bearer import UnauthorizedError
 from backend.web.database import DatabaseDep
 from backend.web.error_answers import raises
 from backend.web.errors import MissingFieldsError, RateLimitedError, ServiceUnavailableError
+from backend.web.framework_errors import of_framework
 from backend.web.routing import Route, route_class
 
 
@@ -178,9 +180,10 @@ async def logout(database: DatabaseDep, cookie: CookieDep, leaving: LeavingDep) 
             await sessions.logout(database, leaving)
         else:
             await sessions.end_by_refresh_token(database, leaving)
-    except UnauthorizedError as error:
-        error.headers |= cookie.clearing
-        raise
+    except (UnauthorizedError, DatabaseError) as error:
+        refusal = of_framework(error)
+        refusal.headers |= cookie.clearing
+        raise refusal from None
     return Response(status_code=204, headers=cookie.clearing)
 
 

@@ -88,7 +88,7 @@ async def fit_revision(connection: asyncpg.Connection) -> str | None:
     known = _known_revisions()
     for (revision,) in found:
         if revision not in known:
-            raise UnfitError(_strange(revision))
+            raise UnfitError(_strange(str(revision)))
     return found[0][0] if found else None
 
 

@@ -105,7 +105,9 @@ def _cause(error: BaseException) -> BaseException:
 async def _failure(url: str, error: BaseException) -> SchemaError:
     """Return the one line for a migration that PostgreSQL has taken back."""
     way_out = "nothing was changed"
-    if isinstance(error, asyncpg.DuplicateTableError | asyncpg.DuplicateObjectError):
+    if str(error).startswith("must be owner"):
+        way_out = "nothing was changed; run `python -m backend migrate` as the role that owns the tables"
+    elif isinstance(error, asyncpg.DuplicateTableError | asyncpg.DuplicateObjectError):
         way_out = f"another application uses this database; {OTHER_DATABASE}"
     elif isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.InvalidSchemaNameError):
         way_out = "nothing was changed; as the owner: GRANT USAGE, CREATE ON SCHEMA public TO the role"

@@ -145,9 +145,10 @@ async def _one(
     anybodys = await _sure(database, statements.ANYBODYS_TASK, caller, task_id=task_id)
     if anybodys["id"] is None:
         raise TaskNotFoundError
-    if anybodys["user_id"] == caller.user_id:
-        raise PreconditionFailedError
-    raise FOREIGN_TASK[contract.foreign_task](reason="foreign_task")
+    if anybodys["user_id"] != caller.user_id:
+        raise FOREIGN_TASK[contract.foreign_task](reason="foreign_task")
+    # Without a condition it was not there for the first statement: it was created between the two.
+    raise TaskNotFoundError if values.get("expected") is None else PreconditionFailedError
 
 
 async def _sure(database: Database, statement: Statement, caller: Caller, **values: Any) -> Row:

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from io import RawIOBase
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -60,8 +61,10 @@ class Log:
 
     def __init__(self, render: Callable[[Line], bytes]) -> None:
         self._render = render
-        self._write = sys.stdout.buffer.write
-        self._flush = sys.stdout.buffer.flush
+        stream = sys.stdout.buffer
+        if isinstance(stream, RawIOBase):  # PYTHONUNBUFFERED: a full disk would take a part of a line
+            stream = open(sys.stdout.fileno(), "wb", closefd=False)  # noqa: SIM115  # as long as the process
+        self._write, self._flush = stream.write, stream.flush
 
     def write(self, *lines: Line) -> None:
         """Write these lines, each whole; a full disk or a closed pipe keeps no request from its answer."""

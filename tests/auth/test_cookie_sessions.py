@@ -1,13 +1,16 @@
 """Cookie sessions: the refresh token out of the reach of scripts, and the check of `Origin`."""
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
 
+from backend.database.embedded import EmbeddedServer
 from tests.conftest import Postgres
 from tests.service import PASSWORD, Account, Service
-from tests.tokens import resigned
+from tests.tokens import SHARED_SECRET, resigned, shared_token
 
 PAGE = "http://localhost:3000"
 """An origin of `CORS_ORIGINS`."""
@@ -131,6 +134,13 @@ def test_another_origin_is_refused_before_anything_else_is_looked_at(
 def test_the_own_origin_is_let_in(service: Service, ada: Account) -> None:
     assert sign_in(service, ada, Origin=service.url)[1].status_code == 200
     assert sign_in(service, ada, Origin=service.url.replace("http:", "https:"))[1].status_code == 403
+    for host, status in (
+        ("api.example.com:80", 200),
+        ("api.example.com:8080", 403),
+        ("api.example.com:443", 403),
+    ):
+        answer = sign_in(service, ada, Host=host, Origin="http://api.example.com")[1]
+        assert answer.status_code == status, host
 
 
 def test_logout_by_the_cookie_ends_its_session_and_clears_it(
@@ -159,10 +169,56 @@ def test_logout_clears_the_cookie_also_where_the_session_is_gone(service: Servic
         assert "Max-Age=0" in response.headers["Set-Cookie"]
 
 
+def test_logout_clears_the_cookie_whatever_the_authorization_is(new_service: Callable[..., Service]) -> None:
+    service = new_service(BETTER_AUTH_SECRET=SHARED_SECRET)
+    client, _ = sign_in(service, service.register())
+    cookie = {"Cookie": f"refresh={client.cookies['refresh']}"}
+    external = f"Bearer {shared_token('external')}"
+    for sent, status in (("Bearer rubbish", 401), ("Basic abc", 401), ("", 401), (external, 403)):
+        response = client.post("/auth/logout", headers={"Authorization": sent, **cookie})
+        assert (response.status_code, "Max-Age=0" in response.headers["Set-Cookie"]) == (status, True), sent
+    assert "Set-Cookie" not in service.client().post("/auth/logout").headers
+
+
+def test_logout_clears_the_cookie_also_while_the_database_is_down(
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres], server: EmbeddedServer
+) -> None:
+    database, postgres = new_database(), Postgres(server.url)
+    service = new_service(DATABASE_URL=database.url, DATABASE_TIMEOUT_SECONDS="1")
+    client, signed_in = sign_in(service, service.register())
+    cookie = {"Cookie": f"refresh={client.cookies['refresh']}"}
+    name = database.sql("SELECT current_database()")[0]["current_database"]
+    postgres.sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    postgres.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+    for headers in (cookie, {"Authorization": f"Bearer {signed_in.json()['access_token']}"}):
+        response = client.post("/auth/logout", headers=headers)
+        assert (response.status_code, response.json()["code"]) == (503, "database_unavailable")
+        assert response.headers["Retry-After"]
+        assert "Max-Age=0" in response.headers["Set-Cookie"]
+
+
 def test_no_other_route_reads_the_cookie(service: Service, ada: Account) -> None:
     client, _ = sign_in(service, ada)
     for method, path in (("GET", "/auth/me"), ("GET", "/tasks"), ("DELETE", "/auth/sessions")):
         assert client.request(method, path).json()["code"] == "not_authenticated"
+
+
+def test_the_cookie_is_read_as_sent_in_time_that_grows_with_its_length_alone(
+    service: Service, ada: Account
+) -> None:
+    client, _ = sign_in(service, ada)
+    token = client.cookies["refresh"]
+    page = service.client(headers={"Origin": PAGE})
+
+    def refresh(value: str) -> float:
+        started = time.perf_counter()
+        assert page.post("/auth/refresh", headers={"Cookie": f"refresh={value}"}).status_code == 401
+        return time.perf_counter() - started
+
+    refresh(f'"{token}"')
+    plain = min(refresh("x" * 60_000) for _ in range(3))
+    assert refresh('"' + '\\"' * 30_000 + '"') < 100 * plain
+    assert page.post("/auth/refresh", headers={"Cookie": f"refresh=x; refresh={token}"}).status_code == 200
 
 
 def test_a_change_of_password_keeps_the_new_token_in_the_cookie(service: Service) -> None:

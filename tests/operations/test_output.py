@@ -1,9 +1,13 @@
 """Standard output that takes nothing: a full disk, or a reader that has left."""
 
+import json
 import os
+import resource
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -49,6 +53,37 @@ def test_a_reader_that_has_left_is_no_error(database: Postgres, command: tuple[s
         assert ended(database, writer, *command) == (0, [])
     finally:
         os.close(writer)
+
+
+@pytest.mark.parametrize("command", [("serve",), ("users", "list"), ("secret",)])
+def test_a_closed_output_is_one_line_and_closed_errors_are_lost(
+    database: Postgres, command: tuple[str, ...]
+) -> None:
+    program = shlex.join([sys.executable, "-m", "backend", *command])
+    settings = environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET)
+
+    def run(closed: str) -> subprocess.CompletedProcess[bytes]:
+        shell = ["/bin/sh", "-c", f"exec {program} {closed}"]
+        return subprocess.run(shell, cwd=ROOT, env=settings, capture_output=True, timeout=60, check=False)
+
+    done = run(">&-")
+    assert (done.returncode, done.stderr) == (1, b"tasks-api: standard output: is closed\n")
+    assert command == ("serve",) or run("2>&-").returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux alone limits another process's files")
+def test_a_disk_with_room_again_gets_whole_lines(new_service: Callable[..., Service]) -> None:
+    service = new_service(PYTHONUNBUFFERED="1")  # as in the container
+    limit = partial(resource.prlimit, service.process.pid, resource.RLIMIT_FSIZE)
+    before = limit()
+    limit((service.log.stat().st_size + 100, before[1]))
+    client = service.client()
+    for _ in range(100):  # more than a buffer holds
+        assert client.get("/health").status_code == 200
+    limit(before)
+    ids = [client.get("/health").headers["X-Request-ID"] for _ in range(2)]
+    lines = service.log.read_bytes().splitlines()
+    assert [json.loads(line)["request_id"] for line in lines[-2:]] == ids
 
 
 @needs_full_device

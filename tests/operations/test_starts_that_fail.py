@@ -22,6 +22,14 @@ CASES = {
         ["CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('ab12cd')"],
         "'ab12cd'",
     ),
+    "another's revision, a number": (
+        ["CREATE TABLE alembic_version (version_num int)", "INSERT INTO alembic_version VALUES (7)"],
+        "'7'",
+    ),
+    "no revision at all": (
+        ["CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES (NULL)"],
+        "another application",
+    ),
     "another's alembic_version": (["CREATE TABLE alembic_version (theirs int)"], "alembic_version"),
     "a newer schema": (
         ["CREATE TABLE alembic_version (version_num text)", "INSERT INTO alembic_version VALUES ('9998')"],
@@ -76,6 +84,20 @@ def test_a_role_that_may_not_create_is_told_what_to_grant(
         assert database.sql(TABLES) == []
     finally:
         database.sql("DROP ROLE may_not_create")
+
+
+def test_a_role_that_owns_no_table_is_told_who_may_migrate(new_database: Callable[[], Postgres]) -> None:
+    database = new_database()
+    database.sql("CREATE ROLE owns_nothing LOGIN PASSWORD 'x'")
+    try:
+        database.sql("GRANT SELECT ON alembic_version TO owns_nothing")
+        head, _, tail = database.url.partition("://")
+        url = f"{head}://owns_nothing:x@{tail.partition('@')[2] or tail}"
+        with pytest.raises(SchemaError, match="as the role that owns the tables"):
+            asyncio.run(migrate(url, "base"))
+    finally:
+        database.sql("DROP OWNED BY owns_nothing")
+        database.sql("DROP ROLE owns_nothing")
 
 
 def test_a_database_that_is_not_in_utf8_is_refused(server: EmbeddedServer) -> None:

@@ -1,10 +1,16 @@
 """ETags of tasks and lists, and requests that depend on them."""
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
+import asyncpg
+import httpx2
 import pytest
 
-from tests.service import Account, Service
+from backend.database.url import connect_arguments
+from tests.conftest import Postgres
+from tests.service import START_SECONDS, Account, Service
 from tests.tasks.test_concurrency import at_once
 
 SURFACES = pytest.mark.parametrize("surface", ["/tasks", "/api/{user_id}/tasks"])
@@ -89,6 +95,53 @@ def test_of_many_changes_of_what_all_saw_one_happens(ada: Account) -> None:
     assert sorted(answer.status_code for answer in answers) == [200] + [412] * (RACERS - 1)
     (won,) = (answer.json() for answer in answers if answer.is_success)
     assert ada.client.get(url).json() == won
+
+
+LOCK_TASKS = "LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE"
+INSERT_TASK = """
+INSERT INTO tasks (id, user_id, title, title_key) OVERRIDING SYSTEM VALUE VALUES ($1, $2, 'New', 'new')
+"""
+
+
+async def queue(database: Postgres, length: int) -> None:
+    """Wait until so many statements wait for the table of tasks."""
+    connection = await asyncpg.connect(**connect_arguments(database.url))
+    waiting = "SELECT count(*) FROM pg_locks WHERE relation = 'tasks'::regclass AND NOT granted"
+    while await connection.fetchval(waiting) < length:  # noqa: ASYNC110  # PostgreSQL sends no word of it
+        await asyncio.sleep(0.02)
+    await connection.close()
+
+
+def test_without_a_condition_a_task_that_is_created_meanwhile_is_404_and_never_412(
+    new_service: Callable[..., Service], new_database: Callable[[], Postgres]
+) -> None:
+    """PostgreSQL's queue of locks puts the creation between the two statements of the request."""
+    database = new_database()
+    account = new_service(DATABASE_URL=database.url, DATABASE_POOL_SIZE="1").register()
+    task = account.create()
+    assert account.client.get(f"/tasks/{task['id']}").is_success  # prepares the first of the two
+    number = task["id"] + 1
+
+    async def create(connection: asyncpg.Connection) -> None:
+        async with connection.transaction():
+            await connection.execute(LOCK_TASKS)
+            await connection.execute(INSERT_TASK, number, account.id)
+
+    async def read_while_it_is_created() -> httpx2.Response:
+        first, second = [await asyncpg.connect(**connect_arguments(database.url)) for _ in range(2)]
+        async with first.transaction():
+            await first.execute(LOCK_TASKS)
+            reading = asyncio.create_task(asyncio.to_thread(account.client.get, f"/tasks/{number}"))
+            await asyncio.wait_for(queue(database, 1), START_SECONDS)
+            creating = asyncio.create_task(create(second))
+            await asyncio.wait_for(queue(database, 2), START_SECONDS)
+        await creating
+        await first.close()
+        await second.close()
+        return await reading
+
+    assert asyncio.run(read_while_it_is_created()).json()["code"] == "task_not_found"
+    assert account.client.get(f"/tasks/{number}").is_success
 
 
 @SURFACES

@@ -27,7 +27,7 @@ def _utf8(value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise typer.BadParameter("not UTF-8 text") from None
+        raise typer.BadParameter("must be UTF-8 text") from None
     return value
 
 
@@ -163,7 +163,7 @@ def _read_password(*, from_stdin: bool) -> str:
         return _utf8(_read_line())
     if not sys.stdin.isatty():
         raise typer.BadParameter("without a terminal, give --password-stdin or --invite")
-    return str(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    return _utf8(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
 
 
 def _read_line() -> str:

@@ -584,7 +584,7 @@ def assert_shared_again(replicas: tuple[Service, Service]) -> None:
 
 
 def storage_warnings(service: Service) -> int:
-    return service.log.read_bytes().count(b"the rate limit storage does not answer")
+    return service.log.read_bytes().count(b"RATE_LIMIT_STORAGE_URI does not answer")
 
 
 def test_processes_share_their_counts_and_no_emails(

@@ -19,6 +19,7 @@ from backend.database.revision import (
     newest_revision,
 )
 from backend.database.session import in_words
+from backend.database.url import connect_arguments
 
 LOCK = 7_236_591_480_127
 """Any number, the same in every process: the advisory lock that serialises migrations."""
@@ -110,7 +111,8 @@ async def _failure(url: str, error: BaseException) -> SchemaError:
     elif isinstance(error, asyncpg.DuplicateTableError | asyncpg.DuplicateObjectError):
         way_out = f"another application uses this database; {OTHER_DATABASE}"
     elif isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.InvalidSchemaNameError):
-        way_out = "nothing was changed; as the owner: GRANT USAGE, CREATE ON SCHEMA public TO the role"
+        role = str(connect_arguments(url).get("user") or "the role").replace('"', '""')
+        way_out = f'nothing was changed; as the owner: GRANT USAGE, CREATE ON SCHEMA public TO "{role}"'
     elif isinstance(error, asyncpg.LockNotAvailableError):
         way_out = f"nothing was changed; the lock is held by {await _holders(url)}; end it and start again"
     return SchemaError(f"DATABASE_URL: the migration failed: {in_words(error)}; {way_out}")

@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     shutdown_drain_seconds: float = Field(default=5, ge=0, le=3600)
     forwarded_allow_ips: types.Proxies | None = None
     """The proxies whose X-Forwarded-For counts; `*` for any."""
-    root_path: str | None = Field(default=None, pattern=r"^(/[A-Za-z0-9._~-]+)+$")
+    root_path: types.RootPath | None = None
     """The prefix of every path, which a proxy strips before it passes a request on."""
     cors_origins: types.Origins = (
         "http://localhost:3000",
@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _own_database_needs_own_secret(self) -> Self:
         if self.database_url is not None and self.jwt_secret is None:
-            message = "JWT_SECRET: is required as soon as DATABASE_URL is set"
+            message = "JWT_SECRET: is required with DATABASE_URL (`python -m backend secret` makes one)"
             raise ValueError(message)
         return self
 

@@ -19,6 +19,7 @@ _BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _HTTP_URL = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?(/[^?#\s]*)?", re.IGNORECASE)
 
 
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _ORIGIN = re.compile(r"https?://[^\s/\\?#@]+", re.IGNORECASE)
 
 
@@ -91,6 +92,12 @@ def _base_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _root_path(value: str) -> str:
+    if not _ROOT_PATH.fullmatch(value):
+        raise ValueError("must be like /tasks-api, with no / at the end")
+    return value
+
+
 def _proxies(value: str) -> str:
     try:
         for part in value.split(","):
@@ -129,10 +136,11 @@ def _mail_url(secret: SecretStr) -> SecretStr:
         port = parts.port
     except ValueError:
         port = 0
-    if parts.scheme == "file" and parts.path.startswith("/"):
+    if parts.scheme == "file" and parts.path.startswith("/") and not parts.netloc:
         return secret
     if parts.scheme not in {"smtp", "smtps"} or not parts.hostname or port == 0:
-        raise ValueError("must be like smtp://user:password@host:587 or smtps://user:password@host")
+        message = "must be like smtp://user:password@host:587, smtps://user:password@host or file:///folder"
+        raise ValueError(message)
     if parts.query not in {"", "starttls=off"} or (parts.query and parts.scheme == "smtps"):
         raise ValueError("knows no option but ?starttls=off of smtp://")
     if parts.query and parts.password and not _is_loopback(parts.hostname):
@@ -160,6 +168,7 @@ BearerToken = Annotated[SecretStr, AfterValidator(_bearer_token)]
 Directory = Annotated[Path, AfterValidator(_expanded)]
 StorageURI = Annotated[SecretStr, AfterValidator(_storage)]
 BaseURL = Annotated[str, AfterValidator(_base_url)]
+RootPath = Annotated[str, AfterValidator(_root_path)]
 Proxies = Annotated[str, AfterValidator(_proxies)]
 MailURL = Annotated[SecretStr, AfterValidator(_mail_url)]
 Mailbox = Annotated[str, AfterValidator(_mail_from)]

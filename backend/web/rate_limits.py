@@ -182,7 +182,10 @@ class _Storage:
                 return await question(self._shared)
         except Exception as error:  # noqa: BLE001  # an option of the URL may fail at any step, in any way
             if time.monotonic() >= self._left_alone_until:  # one line for all that waited
-                logger.warning("the rate limit storage does not answer", error=type(error).__name__)
+                logger.warning(
+                    "RATE_LIMIT_STORAGE_URI does not answer: each process counts for itself meanwhile",
+                    error=type(error).__name__,
+                )
             self._left_alone_until = time.monotonic() + STORAGE_PAUSE_SECONDS
             return None
 

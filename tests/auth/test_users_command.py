@@ -322,7 +322,8 @@ def test_an_invitation_is_mailed_where_mail_can_be_sent(service: Service, users:
     assert "reset_link" not in answer(done)
     assert [line["event"] for line in events(done)] == ["auth.registered", "mail.sent"]
     (mail,) = tmp_path.glob("*.eml")
-    assert events(done)[1]["file"] == str(mail)
+    assert (events(done)[1]["kind"], events(done)[1]["file"]) == ("invitation", str(mail))
+    assert "Subject: An account was made for you" in mail.read_text()
     (token, *_) = LINK.findall(mail.read_text())
     assert token not in done.stdout + done.stderr
     assert reset(service, f"http://x/reset-password#token={token}", PASSWORD) == 204

@@ -90,17 +90,19 @@ async def create_user(database: Database, settings: Settings, new: NewUser) -> U
 
 
 async def invite(database: Database, settings: Settings, user: User) -> str | None:
-    """Mail a reset link; return it instead where no mail can be sent."""
+    """Mail a link to choose a password; return it instead where no mail can be sent."""
     sender = sender_for(settings)
     if sender is None:
         return await reset_link(database, settings, user["id"])
     link = await _reset_link(database, settings, user["id"], Kind.RESET)
     try:
-        where = await sender.send(Kind.RESET, user["email"], link)
+        where = await sender.send(Kind.INVITATION, user["email"], link)
     except Exception as error:  # noqa: BLE001  # whatever the server says, a link can be handed over
-        _log(Event.MAIL_FAILED, user["id"], "WARNING", kind=Kind.RESET.value, reason=type(error).__name__)
+        _log(
+            Event.MAIL_FAILED, user["id"], "WARNING", kind=Kind.INVITATION.value, reason=type(error).__name__
+        )
         return await reset_link(database, settings, user["id"])
-    _log(Event.MAIL_SENT, user["id"], kind=Kind.RESET.value, **where)
+    _log(Event.MAIL_SENT, user["id"], kind=Kind.INVITATION.value, **where)
     return None
 
 

@@ -34,6 +34,15 @@ WORDS: Final = {
         ),
         "Choose a new password",
     ),
+    Kind.INVITATION: Words(
+        "An account was made for you",
+        (
+            "An operator made an account for this email. Choose its password to use it.",
+            "Open this link within 30 minutes. It works once; later, ask to reset the password instead.",
+            "If you expect no account with us, ignore this mail.",
+        ),
+        "Choose a password",
+    ),
     Kind.VERIFY: Words(
         "Verify your email",
         (

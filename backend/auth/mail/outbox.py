@@ -137,6 +137,8 @@ class Outbox:
             _log(Event.MAIL_FAILED, ready.user_id, kind=mail["kind"], reason=reason, level="WARNING")
         else:
             pause = PAUSES_SECONDS[mail["attempts"] - 1]
+            words = "MAIL_URL: a mail could not be sent; the next attempt is in {} s"
+            logger.warning(words, pause, kind=mail["kind"], reason=reason)
             await database.one(statements.POSTPONE, id=mail["id"], seconds=pause)
         return None
 

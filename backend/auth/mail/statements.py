@@ -36,7 +36,7 @@ from backend.database import Statement
 
 
 class Kind(StrEnum):
-    """The kinds of mail; those of a link are also the purposes of its token."""
+    """The kinds of mail; those of a link are also its token's purpose; an invitation's is a reset."""
 
     RESET = "reset"
     VERIFY = "verify"
@@ -45,6 +45,7 @@ class Kind(StrEnum):
     CHANGE_REQUESTED = "change_requested"
     PASSWORD_CHANGED = "password_changed"  # noqa: S105  # a kind of mail
     EMAIL_CHANGED = "email_changed"
+    INVITATION = "invitation"
     RESET_BY_HAND = "reset_by_hand"
     """No mail, but the purpose of a link that an operator hands over: it verifies no address."""
 

@@ -88,6 +88,8 @@ def test_a_server_that_refuses_is_tried_five_times_and_then_the_mail_has_failed(
     email = asks(failing)
     (line,) = mail_lines(failing, "mail.failed")
     assert (failing.mailbox.attempts, line["kind"]) == (5, "reset")
+    postponed = [one for one in failing.service.lines(level="WARNING") if "MAIL_URL" in one["event"]]
+    assert [(one["reason"], one["kind"]) for one in postponed] == [("SMTPDataError", "reset")] * 4
     assert (line["reason"], line["level"]) == ("SMTPDataError", "WARNING")
     log = failing.service.log.read_text()
     assert ("secret reason" in log, email in log) == (False, False)

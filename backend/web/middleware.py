@@ -13,7 +13,7 @@ from backend.telemetry import events, logs, metrics, traces
 from backend.telemetry.events import Event, RequestRecord
 from backend.web import errors
 from backend.web.drain import Drain
-from backend.web.errors import AppError
+from backend.web.framework_errors import of_framework
 from backend.web.refusals import refuse
 
 MAX_BODY_BYTES = 64 * 1024
@@ -149,7 +149,7 @@ def request_id_of(scope: Scope) -> str:
 
 
 class Boundary:
-    """Refuses what is too large before reading it, and turns a crash into a clean 500."""
+    """Refuses what is too large before reading it, and answers every error, a crash by a clean 500."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -173,13 +173,13 @@ class Boundary:
         try:
             _refuse_head(scope)
             await self.app(scope, receive, respond)
-        except AppError as error:
-            await refuse(scope, error)(scope, receive, send)
         except Exception as error:
-            logger.opt(exception=error).error("unexpected", request_id=events.request_id())
+            refusal = of_framework(error)
+            if started or isinstance(refusal, errors.InternalError):
+                logger.opt(exception=error).error("unexpected", request_id=events.request_id())
             if started:
                 raise
-            await refuse(scope, errors.InternalError())(scope, receive, send)
+            await refuse(scope, refusal)(scope, receive, send)
 
 
 def _is_too_much(scope: Scope, start: Message) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
 from fastapi.routing import APIRoute, _effective_route_context_var
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -49,7 +50,9 @@ class Route(APIRoute):
         self.oddities = oddities(self)
         self.guard = guard_of(self.dependant)
         if not self.oddities:
-            self._plan, self._unplanned, self.app = Plan(self.dependant), self.app, self._run
+            # What FastAPI's own code finds in the scope, where no other route needs it.
+            self._unplanned = AsyncExitStackMiddleware(self.app)
+            self._plan, self.app = Plan(self.dependant), self._run
 
     def of(self, application: FastAPI) -> Self:
         """Return this route as one of `application`, whose `dependency_overrides` count for it."""

@@ -1,8 +1,11 @@
 """`create_app`: an ASGI application that asks of its server no more than the specification gives."""
 
 import asyncio
+from collections.abc import Iterator
+from typing import Annotated
 
 import httpx2
+from fastapi import Depends, File, Request, Response, UploadFile
 
 from backend.app import create_app
 from backend.settings import load_settings
@@ -28,3 +31,39 @@ def test_it_is_served_by_any_asgi_server(database: Postgres) -> None:
             return [answer.status_code for answer in answers]
 
     assert asyncio.run(scenario()) == [201, 201, 200]
+
+
+class _TeapotError(Exception):
+    pass
+
+
+def test_what_an_owner_adds_to_it_counts_as_in_any_fastapi_application() -> None:
+    """A route that only FastAPI can run, an upload among it, and an exception handler."""
+    app = create_app(load_settings(database_url="postgresql://localhost/none", jwt_secret=JWT_SECRET))
+    closed: list[str] = []
+
+    def resource() -> Iterator[str]:
+        yield "resource"
+        closed.append("resource")
+
+    @app.post("/odd")
+    def odd(given: Annotated[str, Depends(resource)], file: Annotated[UploadFile, File()]) -> dict[str, str]:
+        return {"given": given, "file": file.file.read().decode()}
+
+    @app.get("/teapot")
+    async def teapot() -> Response:
+        raise _TeapotError
+
+    @app.exception_handler(_TeapotError)
+    async def answer(_request: Request, _error: Exception) -> Response:
+        return Response(status_code=418)
+
+    async def scenario() -> tuple[object, int, object]:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://api") as client:
+            given = await client.post("/odd", files={"file": b"content"})
+            unknown = await client.get("/nothing")
+            return given.json(), (await client.get("/teapot")).status_code, unknown.json()["code"]
+
+    assert asyncio.run(scenario()) == ({"given": "resource", "file": "content"}, 418, "not_found")
+    assert closed == ["resource"]

@@ -674,11 +674,16 @@ def is_whole(session: pytest.Session) -> bool:
     return not narrowed and not session.testsfailed and files <= {item.path for item in session.items}
 
 
+_PAGE = re.compile(
+    r"/|/docs|/redoc|/openapi\.json|/(docs/assets|client|pages)/.+|/(reset-password|(verify|confirm)-email)"
+)
+
+
 def is_everywhere(method: str, path: str, status: int, code: str | None) -> bool:
     """Tell whether the answer is one that no operation gives: a preflight, a page, a refusal on the way."""
     if method == "OPTIONS" and (status, code) in {(200, None), (400, "cors_refused")}:
         return True
-    if re.fullmatch(r"/|/docs|/redoc|/openapi\.json|/docs/assets/.+", path) and status in {200, 307}:
+    if _PAGE.fullmatch(path) and status in {200, 304, 307}:
         return method in {"GET", "HEAD"}
     refusals = {(404, "not_found"), (405, "method_not_allowed"), (413, "content_too_large")}
     return (status, code) in refusals or (method == "HEAD" and status in {404, 405, 413})

@@ -17,7 +17,7 @@ from backend.tasks.documentation import CHANGE, CREATE, DELETE, LIST, READ, docu
 from backend.tasks.errors import IdempotencyKeyReusedError, PreconditionFailedError, TaskNotFoundError
 from backend.tasks.headers import get_idempotency_key, get_if_match, get_if_none_match
 from backend.tasks.paging import Cursors, next_link
-from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskUpdate
+from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskRow, TaskUpdate
 from backend.tasks.service import Expected
 from backend.web.answer import Answer
 from backend.web.database import DatabaseDep
@@ -62,7 +62,7 @@ TaskId = Annotated[
 def _answer(
     task: Row | dict[str, Any], status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()
 ) -> Answer:
-    return Answer(dict(task), status, [(b"etag", tag_of(task)), *headers])
+    return Answer(TaskRow(*task.values()), status, [(b"etag", tag_of(task)), *headers])
 
 
 def _unless_known(answer: Answer, tag: bytes, if_none_match: bytes | None) -> Response:
@@ -124,7 +124,7 @@ def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **opena
         after = cursors.read(caller.user_id, query, query.cursor) if query.cursor else None
         rows, last = await service.list_tasks(database, caller, query, after)
         link = last and next_link(path, query, cursors.issue(caller.user_id, query, last))
-        answer = Answer([dict(row) for row in rows], headers=[(b"link", link)] if link else ())
+        answer = Answer([TaskRow(*row) for row in rows], headers=[(b"link", link)] if link else ())
         tag = tag_of_page(bytes(answer.body), request.scope["query_string"], link)
         return _unless_known(answer, tag, if_none_match)
 
@@ -135,7 +135,7 @@ def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **opena
     ) -> Response:
         """Return one task of yours, or 304 where `If-None-Match` names its `ETag`."""
         task = await service.read_task(database, caller, contract, task_id)
-        return _unless_known(Answer(dict(task)), tag_of(task), if_none_match)
+        return _unless_known(Answer(TaskRow(*task)), tag_of(task), if_none_match)
 
     @router.put("/{task_id}", response_model=TaskRead, summary=f"Put a task{of}", **documented(CHANGE))
     @changes

@@ -1,7 +1,9 @@
 """The JSON answer of a route, written once."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
@@ -24,17 +26,20 @@ def encode(content: object) -> bytes:
     return _WHOLE_SECOND.sub(rb'\1.000000Z"', body) if _WHOLE_SECOND.search(body) else body
 
 
-def _have_fractions(rows: list[dict[str, Any]]) -> bool:
-    for name in rows[0] if rows else ():
-        if name.endswith("_at"):
-            for row in rows:
-                if row[name] is None or not row[name].microsecond:
-                    return False
-    return True
+def _have_fractions(rows: list[Any]) -> bool:
+    """Tell whether these are structs, whose moments are never null, and none of them is a whole second."""
+    if not rows or not isinstance(rows[0], msgspec.Struct):
+        return False
+    return all(all(map(fraction, rows)) for fraction in _fractions_of(type(rows[0])))
+
+
+@cache
+def _fractions_of(kind: type[msgspec.Struct]) -> list[Callable[[Any], int]]:
+    return [attrgetter(f"{name}.microsecond") for name in kind.__struct_fields__ if name.endswith("_at")]
 
 
 class Answer(Response):
-    """A response whose content is JSON: a row as a dict, or a list of them, needs no model to be written.
+    """A response whose content is JSON: a row as a dict or a struct, or a list of them, needs no model.
 
     As with any response that a FastAPI handler returns, the status is the response's own.
     """

@@ -2,6 +2,7 @@
 
 import os
 import pwd
+import resource
 import shutil
 import socket
 import sys
@@ -37,6 +38,9 @@ needs_silent_queues = _needs(
 needs_loopback_addresses = _needs("a second loopback address", is_here=_has_address("127.0.0.2"))
 """Linux has all of 127.0.0.0/8 from the start; elsewhere an administrator has to add each."""
 FULL_DEVICE = Path("/dev/full")
+needs_prlimit = _needs(
+    "Linux, which limits the files of another process", is_here=hasattr(resource, "prlimit")
+)
 needs_full_device = _needs("/dev/full, a device that is full", is_here=FULL_DEVICE.exists())
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 
 from tests.conftest import Postgres
-from tests.programs import FULL_DEVICE, needs_full_device
+from tests.programs import FULL_DEVICE, needs_full_device, needs_prlimit
 from tests.service import JWT_SECRET, ROOT, Service, environment
 
 COMMANDS = [("openapi",), ("secret",), ("users", "list"), ("users", "list", "--json"), ("--help",)]
@@ -71,7 +71,7 @@ def test_a_closed_output_is_one_line_and_closed_errors_are_lost(
     assert command == ("serve",) or run("2>&-").returncode == 0
 
 
-@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="Linux alone limits another process's files")
+@needs_prlimit
 def test_a_disk_with_room_again_gets_whole_lines(new_service: Callable[..., Service]) -> None:
     service = new_service(PYTHONUNBUFFERED="1")  # as in the container
     limit = partial(resource.prlimit, service.process.pid, resource.RLIMIT_FSIZE)

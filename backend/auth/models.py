@@ -66,6 +66,8 @@ class User(SQLModel, table=True):
     """The email that a change, not confirmed yet, asks for."""
     disabled_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
     """Since when an operator refuses this user; null otherwise."""
+    mail_voided_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
+    """A mail that was asked for earlier gets no token any more, also when it still waits to be sent."""
     name: str | None = Field(sa_column=Column(Text))
     password_hash: str | None = Field(sa_column=Column(Text))
     created_at: datetime = Field(sa_column=_created_at())

@@ -118,7 +118,8 @@ async def _reset_link(database: Database, settings: Settings, who: str, purpose:
     user, token = await _find(database, who), tokens.new_refresh_token()
     if user["issuer"] != LOCAL or user["disabled_at"] is not None:
         raise NoResetError
-    made = await database.one(NEW_TOKEN[purpose], digest=tokens.digest(token), email_key=user["email_key"])
+    values = {"digest": tokens.digest(token), "email_key": user["email_key"], "created_at": None}
+    made = await database.one(NEW_TOKEN[purpose], **values)
     if made is None:
         raise NoResetError
     return f"{settings.pages_url}{PAGES[Kind.RESET]}#token={token}"

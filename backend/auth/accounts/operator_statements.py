@@ -19,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from backend.auth.mail.statements import void_mail_tokens
+from backend.auth.mail.statements import MAIL_VOIDED, void_mail_tokens
 from backend.auth.models import sessions, users
 from backend.auth.sessions.statements import number_of, void_sessions
 from backend.database import Statement
@@ -65,7 +65,7 @@ def _disable() -> Statement:
     changed = (
         update(users)
         .where(users.c.id == _user_id)
-        .values(disabled_at=func.coalesce(users.c.disabled_at, func.now()))
+        .values(disabled_at=func.coalesce(users.c.disabled_at, func.now()), **MAIL_VOIDED)
         .returning(users.c.id)
         .cte("changed")
     )

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import caller
-from backend.auth.mail.statements import Kind, enqueue, void_mail_tokens
+from backend.auth.mail.statements import MAIL_VOIDED, Kind, enqueue, void_mail_tokens
 from backend.auth.models import HASH_COST, LOCAL, known_addresses, sessions, users
 from backend.auth.sessions.statements import (
     ADDRESS,
@@ -141,7 +141,7 @@ def _change_password() -> Statement:
     changed = (
         update(users)
         .where(users.c.id == CALLER_ID, users.c.password_hash == bindparam("old_hash"))
-        .values(password_hash=bindparam("new_hash"), pending_email=null())
+        .values(password_hash=bindparam("new_hash"), pending_email=null(), **MAIL_VOIDED)
         .returning(*PROFILE, users.c.email_key)
         .cte("changed")
     )

@@ -103,13 +103,8 @@ class Outbox:
     async def _prepare(self, database: Database, mail: Row) -> _Ready | None:
         """Return what to send and to whom, or None where nobody waits for this mail."""
         kind, key = Kind(mail["kind"]), mail["email_key"]
-        if await database.one(
-            statements.IS_REPEATED,
-            kind=kind.value,
-            email_key=key,
-            id=mail["id"],
-            created_at=mail["created_at"],
-        ):
+        asked = {"email_key": key, "created_at": mail["created_at"]}
+        if await database.one(statements.IS_REPEATED, kind=kind.value, id=mail["id"], **asked):
             return None
         if kind is Kind.EMAIL_TAKEN:
             owner = await database.one(statements.HAS_ACCOUNT, email_key=key)
@@ -119,7 +114,7 @@ class Outbox:
         token = tokens.new_refresh_token()
         values = {"user_id": mail["user_id"], "email": mail["email"], "session_id": mail["session_id"]}
         owner = await database.one(
-            NEW_TOKEN[kind], digest=tokens.digest(token), **_needed(kind, values), email_key=key
+            NEW_TOKEN[kind], digest=tokens.digest(token), **asked, **_needed(kind, values)
         )
         link = f"{self._app_url}{PAGES[kind]}#token={token}"
         return _Ready(owner["user_id"], owner["email"], link) if owner else None

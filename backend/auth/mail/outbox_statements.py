@@ -20,6 +20,7 @@ from sqlalchemy import (
     insert,
     literal,
     null,
+    or_,
     select,
     update,
 )
@@ -49,6 +50,7 @@ _email = bindparam("email", type_=Text)
 _email_key = bindparam("email_key", type_=Text)
 _digest = bindparam("digest", type_=LargeBinary)
 _user_id = bindparam("user_id", type_=Text)
+_created_at = bindparam("created_at", type_=DateTime(timezone=True))
 
 CLAIM = Statement(
     update(outbox)
@@ -79,7 +81,7 @@ IS_REPEATED = Statement(
         .where(
             outbox.c.email_key == _email_key,
             outbox.c.kind == bindparam("kind", type_=Text),
-            outbox.c.created_at > bindparam("created_at", type_=DateTime(timezone=True)) - _repeated_after,
+            outbox.c.created_at > _created_at - _repeated_after,
             outbox.c.id < bindparam("id", type_=BigInteger),
             ~outbox.c.is_dropped,
         )
@@ -120,6 +122,8 @@ POSTPONE = Statement(
 
 def _token_for(kind: Kind, owner: Select[Any]) -> Statement:
     # Locked, so that a change which voids mail tokens at the same moment finds this one, or this one it.
+    asked_at = func.coalesce(_created_at, func.now())
+    owner = owner.where(or_(users.c.mail_voided_at.is_(None), users.c.mail_voided_at < asked_at))
     user = owner.with_for_update(key_share=True, of=users).cte("owner")
     expired = (
         delete(mail_tokens)
@@ -169,7 +173,9 @@ NEW_TOKEN = {
         ),
     ),
 }
-"""A token for the user whom the mail concerns; no row when nobody waits for such a mail.
+"""A token for the user whom a mail of `created_at` concerns; no row when nobody waits for such a mail.
+
+`created_at` is null for a link that no mail was asked for.
 
 The user's expired tokens go; used ones stay, because a link to verify is answered the same way again.
 """

@@ -157,6 +157,10 @@ SPEND_TOKEN = Statement(
 """No row when the token is spent, expired or void; of many at once one gets the row."""
 
 
+MAIL_VOIDED = {"mail_voided_at": func.clock_timestamp()}
+"""What a change of a user's row sets beside `void_mail_tokens`, which can't see mails that still wait."""
+
+
 def void_mail_tokens(changed: CTE) -> CTE:
     """Return the end of all mail tokens of the users in `changed`."""
     return (
@@ -175,6 +179,7 @@ def _reset_password() -> Statement:
             password_hash=bindparam("new_hash"),
             email_verified=or_(users.c.email_verified, bindparam("was_mailed", type_=Boolean)),
             pending_email=null(),
+            **MAIL_VOIDED,
         )
         .returning(users.c.id, users.c.email, users.c.email_key)
         .cte("changed")
@@ -200,6 +205,7 @@ def _confirm_email() -> Statement:
             email_key=_email_key,
             email_verified=true(),
             pending_email=null(),
+            **MAIL_VOIDED,
         )
         .returning(users.c.id)
         .cte("changed")

@@ -1,11 +1,14 @@
 """A forgotten password: one answer for every email, a link that works once, and the end of all sessions."""
 
+import subprocess
+import sys
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 
 from tests.auth.mail.conftest import Mailing, new_email
-from tests.service import PASSWORD, Account
+from tests.service import JWT_SECRET, PASSWORD, Account, environment
 from tests.tasks.test_concurrency import at_once
 
 NEW = "another correct horse battery"
@@ -127,6 +130,34 @@ def test_a_new_password_voids_every_other_mail_token_and_a_pending_change(
     assert code(mailing.send("/auth/email/confirm", token=confirm)) == (400, "token_invalid")
     (user,) = mailing.database.sql("SELECT pending_email FROM users WHERE id = $1", carol.id)
     assert user["pending_email"] is None
+
+
+def _disable_and_enable(mailing: Mailing, account: Account) -> None:
+    for change in ("disable", "enable"):
+        command = [sys.executable, "-m", "backend", "users", change, account.email]
+        settings = environment(DATABASE_URL=mailing.database.url, JWT_SECRET=JWT_SECRET)
+        subprocess.run(command, env=settings, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("change", [_reset, _change_password, _disable_and_enable])
+@pytest.mark.parametrize("kind", ["reset", "verify"])
+def test_a_link_that_still_waits_to_be_mailed_is_void_as_well(
+    mailing: Mailing, carol: Account, kind: str, change: Callable[[Mailing, Account], None]
+) -> None:
+    if change is _reset:
+        mailing.reset_token(carol.email)
+        mailing.forget_repetition()
+    waits = (
+        "INSERT INTO outbox (kind, email, email_key, due_at) VALUES ($1, $2, $2, now() + interval '1 hour')"
+    )
+    mailing.database.sql(waits, kind, carol.email)
+    change(mailing, carol)
+    tokens = {mail.text() for mail in mailing.mailbox.to(carol.email) if "token=" in mail.text()}
+    mailing.forget_repetition()
+    mailing.database.sql("UPDATE outbox SET due_at = now() WHERE email = $1 AND done_at IS NULL", carol.email)
+    mailing.ask(FORGOT, new_email())  # has the outbox looked at
+    mailing.settled(kind, carol.email)
+    assert {mail.text() for mail in mailing.mailbox.to(carol.email) if "token=" in mail.text()} == tokens
 
 
 def test_a_change_of_password_tells_the_owner(mailing: Mailing, carol: Account) -> None:

@@ -106,7 +106,7 @@ def _add_creating(users: typer.Typer, run: Run) -> None:
     ) -> None:
         if invited and password_stdin:
             raise typer.BadParameter("--invite and --password-stdin exclude each other")
-        new = {
+        new: dict[str, Any] = {
             "email": _valid(Email, email, "EMAIL"),
             "name": None if name is None else _valid(Line, name, "--name"),
             "password": None if invited else _read_password(from_stdin=password_stdin),

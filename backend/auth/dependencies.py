@@ -48,7 +48,7 @@ class AccessToken(OAuth2PasswordBearer):
         return caller
 
     async def confirm(self, request: Request) -> None:
-        """Raise `RevokedTokenError` if the caller's session is gone; costs a statement, on refusals alone."""
+        """Raise `RevokedTokenError` if the caller's session is gone; refusals alone cost this statement."""
         database: Database = request.app.state.database
         caller = await _authenticated(request)
         if await database.one(statements.CONFIRM_CALLER, **caller.values) is None:
@@ -60,7 +60,7 @@ class OwnAccount(AccessToken):
 
     raises = (*AccessToken.raises, ExternalAccountError)
 
-    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]  # as above
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]  # more than the token
         """Return the token's caller; raises as `AccessToken` does, and `ExternalAccountError`."""
         caller = await super().__call__(request)
         if caller.issuer != LOCAL:
@@ -75,7 +75,7 @@ async def _authenticated(request: Request) -> Caller:
 
 
 async def get_sign_in(request: Request) -> SignIn:
-    """Return the process's one `SignIn`."""
+    """Return the `SignIn` of this process."""
     return request.app.state.sign_in  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 

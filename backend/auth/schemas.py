@@ -1,4 +1,4 @@
-"""The requests and answers of the `/auth` routes, as the OpenAPI document shows them."""
+"""Request and response bodies of the `/auth` routes."""
 
 import unicodedata
 from datetime import datetime
@@ -36,14 +36,14 @@ Email = Annotated[
     BeforeValidator(trim),
     AfterValidator(_normalised),
 ]
-"""An email, normalised. White space at its ends is taken away, because keyboards of phones add it."""
+"""A normalised email; white space at both ends goes, because keyboards of phones add it."""
 Password = Annotated[
     UnicodeText, Field(json_schema_extra={"format": "password"}, examples=["correct horse battery"])
 ]
 
 NewPassword = Annotated[
     UnicodeText,
-    # Told here, checked by `passwords.check_rules`: after NFC, and by PASSWORD_MIN_LENGTH.
+    # The limits are for the OpenAPI document; `passwords.check_rules` checks them, after NFC.
     Field(
         json_schema_extra={"format": "password", "minLength": 8, "maxLength": 128},
         examples=["correct horse battery"],
@@ -51,11 +51,13 @@ NewPassword = Annotated[
 ]
 
 
-class _Input(BaseModel):
+class Input(BaseModel):
+    """A request's JSON body; a value of another type than its field's is refused."""
+
     model_config = ConfigDict(strict=True)
 
 
-class _SigningIn(_Input):
+class _SigningIn(Input):
     session: Literal["token", "cookie"] = Field(
         default="token",
         description="`cookie`, for a page in a browser: the refresh token goes into a cookie instead",
@@ -104,13 +106,13 @@ class TokenGrant(BaseModel):
     )
 
 
-class ProfileUpdate(_Input):
+class ProfileUpdate(Input):
     """What a user may change of their profile; null clears the name."""
 
     name: Annotated[Line | None, Field(examples=["Ada"])]
 
 
-class Refresh(_Input):
+class Refresh(Input):
     """The refresh token of the last answer; it is spent by being used."""
 
     refresh_token: UnicodeText = Field(
@@ -120,14 +122,14 @@ class Refresh(_Input):
     )
 
 
-class PasswordChange(_Input):
+class PasswordChange(Input):
     """The password as it is, and as it shall be."""
 
     current_password: Password
     new_password: NewPassword
 
 
-class PasswordConfirmation(_Input):
+class PasswordConfirmation(Input):
     """The password, once more, for what cannot be undone."""
 
     password: Password

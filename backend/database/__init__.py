@@ -1,5 +1,7 @@
 """PostgreSQL: one `Database` that runs statements compiled once, its schema, and the embedded server."""
 
+from asyncpg import InsufficientPrivilegeError
+
 from backend.database.connection import Database, Row
 from backend.database.errors import DatabaseError, NotUniqueError, PoolFullError, UnreachableError
 from backend.database.statement import Statement
@@ -7,6 +9,7 @@ from backend.database.statement import Statement
 __all__ = [
     "Database",
     "DatabaseError",
+    "InsufficientPrivilegeError",
     "NotUniqueError",
     "PoolFullError",
     "Row",

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
 
+from loguru import logger
+
 
 class Event(StrEnum):
     """The events that the log tells of."""
@@ -62,6 +64,13 @@ def record(event: Event, **fields: object) -> None:
     A field `level` stands instead of the level that such an event has by itself.
     """
     _current.get().events.append((event, fields))
+
+
+def write(event: Event, user_id: str | None, *, level: str = "INFO", **fields: object) -> None:
+    """Write the line of an event that belongs to no request."""
+    unknown = dict.fromkeys(("request_id", "ip", "method", "route", "status", "duration_ms"))
+    shown_id = None if user_id is None else logged_id(user_id)
+    logger.bind(**unknown, user_id=shown_id, **fields).log(level, event.value)
 
 
 def identify(user_id: str) -> None:

@@ -55,7 +55,7 @@ def users(database: Postgres) -> Run:
         return subprocess.run(
             [sys.executable, "-m", "backend", "users", *arguments],
             cwd=ROOT,
-            env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET, **settings),
+            env=environment(**{"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET} | settings),
             input=stdin,
             capture_output=True,
             encoding="utf-8",
@@ -222,6 +222,34 @@ def test_delete_asks_first(service: Service, users: Run, said: str) -> None:
     assert standing(account) == 401
 
 
+def test_delete_takes_whom_it_showed_though_the_email_changes_before_the_answer(
+    service: Service, database: Postgres
+) -> None:
+    shown, other = service.register(), service.register()
+    with subprocess.Popen(
+        [sys.executable, "-m", "backend", "users", "delete", shown.email],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdin is not None
+        asked = b""
+        while not asked.endswith(b"[y/N] "):
+            byte = process.stderr.read(1)
+            assert byte, asked
+            asked += byte
+        move = "UPDATE users SET email = $1, email_key = $1 WHERE id = $2"
+        database.sql(move, f"{uuid4().hex}@example.com", shown.id)
+        database.sql(move, shown.email, other.id)
+        process.communicate(b"y\n", timeout=60)
+    assert process.returncode == 0
+    assert shown.id.encode() in asked
+    assert (standing(shown), standing(other)) == (401, 200)
+
+
 def test_an_external_user_is_disabled_by_id(service: Service, users: Run, issuer: TokenServer) -> None:
     key = new_key()
     issuer.publish(key)
@@ -377,6 +405,42 @@ def test_an_unknown_user_is_one_line_and_exit_code_1(users: Run, command: str) -
     done = users(command, "nobody@example.com", *options)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "tasks-api: no user has this email or id\n"
+
+
+@pytest.mark.parametrize("command", WHO)
+def test_an_email_that_is_the_id_of_another_user_is_refused(
+    service: Service, users: Run, database: Postgres, command: str
+) -> None:
+    account = service.register()
+    database.sql("INSERT INTO users (id, issuer) VALUES ($1, 'external')", account.email)
+    options = ("--yes",) if command == "delete" else ()
+    done = users(command, account.email, *options)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"tasks-api: [^\n]+ id:[^\n]+\n", done.stderr), done.stderr
+    assert standing(account) == 200
+    for user_id in (account.email, account.id):
+        assert answer(users("show", f"id:{user_id}", "--json"))["id"] == user_id
+    assert users("delete", f"id:{account.email}", stdin="y\n").returncode == 0
+    assert answer(users("show", account.email, "--json"))["id"] == account.id
+
+
+def test_a_role_without_rights_is_one_line_and_exit_code_1(
+    service: Service, users: Run, database: Postgres
+) -> None:
+    account = service.register()
+    database.sql("CREATE ROLE reads_no_users LOGIN PASSWORD 'x'")
+    try:
+        database.sql("GRANT SELECT ON alembic_version TO reads_no_users")
+        head, _, tail = database.url.partition("://")
+        url = f"{head}://reads_no_users:x@{tail.partition('@')[2] or tail}"
+        for command in ("list", "show", "disable", "delete"):
+            who = () if command == "list" else (account.id,)
+            done = users(command, *who, DATABASE_URL=url)
+            assert (done.returncode, done.stdout) == (1, ""), done.stderr
+            assert done.stderr == "tasks-api: DATABASE_URL: permission denied for table users\n"
+    finally:
+        database.sql("DROP OWNED BY reads_no_users")
+        database.sql("DROP ROLE reads_no_users")
 
 
 @pytest.mark.parametrize(

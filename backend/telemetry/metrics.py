@@ -5,7 +5,7 @@ Several workers write theirs to files of one directory; each of them can answer 
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -69,12 +69,6 @@ def observe(method: str, route: str | None, status: int, seconds: float) -> None
 @cache
 def _of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
     return REQUESTS.labels(method, route, status), DURATION.labels(method, route)
-
-
-def gauge(now: Mapping[Gauge, float]) -> None:
-    """Set these gauges of this process."""
-    for one, value in now.items():
-        one.set(value)
 
 
 @contextmanager

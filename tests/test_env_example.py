@@ -45,6 +45,12 @@ def test_every_value_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {name for name in SETTINGS if EXAMPLES[name]} == with_a_default
 
 
+def test_the_redis_url_with_a_password_is_one_that_the_settings_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    (url,) = re.findall(r"redis://:\S+", "\n".join(LINES))
+    monkeypatch.setenv("RATE_LIMIT_STORAGE_URI", url.rstrip(","))
+    assert Settings().rate_limit_storage_uri.get_secret_value() == "redis://:password@host:6379/0"
+
+
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_every_setting_has_a_reason_above_it(name: str) -> None:
     paragraphs = "\n".join(LINES).split("\n\n")

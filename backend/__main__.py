@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 from loguru import logger
 from typer import Argument, BadParameter, Option, Typer
 
+from backend.auth.accounts import imports
 from backend.auth.accounts.commands import users_commands
 from backend.auth.accounts.user_files import COLUMNS, UserFileError
 from backend.auth.tokens.kept_secret import kept_secret
@@ -136,19 +137,11 @@ def import_users(
 ) -> None:
     """Bring in users with their bcrypt hashes, all or none."""
     names = dict(map(_renamed_column, column or ()))
-    with _database() as (settings, url):
-        _upgrade(url)
-        asyncio.run(_import(settings, file, names))
-
-
-async def _import(settings: Settings, file: Path, names: dict[str, str]) -> None:
-    from backend.auth.accounts import imports  # noqa: PLC0415  # as above
 
     def show(done: int, of: int) -> None:
         print(f"\r{done:,} of {of:,} users", end="", file=sys.stderr, flush=True)
 
-    async with Database(settings) as database:
-        imported = await imports.import_users(database, file, show, names)
+    imported = _with_database(lambda database, _: imports.import_users(database, file, show, names))
     skipped = [f"{file}, line {number}: skipped: the email has an account" for number in imported.skipped]
     summary = f"{imported.new:,} new, {len(skipped):,} skipped, whose accounts stay as they are"
     print("", *skipped, summary, sep="\n", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""`.env.example` tells every setting, its default and its reason; tools find no fault in the container."""
+"""`.env.example` has every setting with its default and its reason; tools accept the container's files."""
 
 import os
 import re
@@ -63,7 +63,7 @@ def test_compose_passes_on_every_setting_but_those_that_it_decides() -> None:
 
 
 def compose(tmp_path: Path, secrets: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Resolve the file with these secrets, and with nobody's own `.env`."""
+    """Resolve docker-compose.yml with these secrets, and without any `.env`."""
     if shutil.which("docker-compose") is None:
         pytest.skip("needs docker-compose (Debian: apt install docker-compose)")
     (tmp_path / "env").touch()

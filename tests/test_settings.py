@@ -1,4 +1,4 @@
-"""The settings: what is wrong stops the start with one line that names it, and no line shows a secret."""
+"""The settings: a wrong one stops the start with one line that names it, and no line shows a secret."""
 
 import json
 import os
@@ -19,7 +19,7 @@ GOOD = {"DATABASE_URL": f"postgresql://ada:{SHORT}@db.example.com/tasks", "JWT_S
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """None of this machine's settings, and no `.env` but the test's own."""
+    """Remove this machine's settings, and let only the test's own `.env` be read."""
     for name in os.environ:
         if name.lower() in {*Settings.model_fields, "neon_db_url"}:
             monkeypatch.delenv(name)
@@ -331,11 +331,11 @@ def test_no_secret_is_in_the_representation(monkeypatch: pytest.MonkeyPatch) -> 
     assert SHORT not in shown
 
 
-# As somebody who starts the service meets them
+# As processes
 
 
 def failing_start(command: str = "serve", **settings: str) -> tuple[int, list[str]]:
-    """Run a command that is expected to end by itself; returns its exit code and what it printed."""
+    """Run a command that ends by itself; return its exit code and the lines of its output."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     environment = {**kept, "PYTHONPATH": str(ROOT), "DATABASE_START_TIMEOUT_SECONDS": "0", **settings}
     ended = subprocess.run(

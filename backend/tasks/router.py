@@ -120,8 +120,8 @@ def task_router(
         Where more follow, the answer carries `Link: <…>; rel="next"` (RFC 8288), relative to this server.
         Following it to the end meets each task that stayed throughout once, while others come and go.
 
-        Who polls may send the page's `ETag` back in `If-None-Match`: while nothing on the page has changed,
-        the answer is 304 without a body. It saves the transfer; the database reads the page all the same.
+        A client that polls may send the page's `ETag` back in `If-None-Match`. While nothing on the page has
+        changed, the answer is 304 without a body. It saves the transfer; the database reads the page anyway.
         """
         after = cursors.read(caller.user_id, query, query.cursor) if query.cursor else None
         rows, last = await service.list_tasks(database, caller, query, after)

@@ -76,10 +76,7 @@ def shared_by_workers() -> Iterator[None]:
     """Give the processes that start within the block a directory in which they add up their metrics."""
     with TemporaryDirectory(prefix="tasks-api-metrics-") as directory:
         os.environ[_DIRECTORY] = directory
-        try:
-            yield
-        finally:
-            del os.environ[_DIRECTORY]
+        yield
 
 
 async def exposition() -> tuple[bytes, str]:

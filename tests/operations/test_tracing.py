@@ -104,7 +104,7 @@ logger.info("of a request without a span", request_id="two")
 
 
 def test_a_line_that_belongs_to_no_request_has_no_trace_even_within_a_span() -> None:
-    """Work that a request has begun, and that goes on without it, inherits the request's span."""
+    """A task that outlives the request that started it keeps the request's span."""
     done = subprocess.run(
         [sys.executable, "-c", WITHIN_A_SPAN],
         cwd=ROOT,

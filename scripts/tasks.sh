@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Keep tasks, once signed in by scripts/register.sh or scripts/login.sh:
+# Create, list and change your tasks, after scripts/register.sh or scripts/login.sh:
 #   scripts/tasks.sh create TITLE [DESCRIPTION]
 #   scripts/tasks.sh list [status=all|pending|completed] [sort=created|title] [order=asc|desc]
 #   scripts/tasks.sh show ID
 #   scripts/tasks.sh edit ID [title=TEXT] [description=TEXT] [completed=true|false]
 #   scripts/tasks.sh toggle ID
 #   scripts/tasks.sh delete ID
-# `edit ID description=` clears the description. The answers are printed: JSON, in a list one task a line.
+# `edit ID description=` clears the description. Each command prints JSON; `list` prints one task a line.
 
 # shellcheck source=scripts/api.sh
 source "$(dirname "$0")/api.sh"
@@ -33,7 +33,7 @@ list() {
   done
 }
 
-# In a text of the user's every quote is escaped: `},{"` stands between two tasks and nowhere else.
+# A quote in a text is escaped, so `},{"` stands between two tasks and nowhere else.
 print_list() {
   local tasks=${body#[} between='},{"' lines=$'}\n{"'
   tasks=${tasks%]}

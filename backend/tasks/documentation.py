@@ -1,5 +1,6 @@
-"""The headers of the task routes in the OpenAPI document, where dependencies read them from the request."""
+"""The headers of the task routes in the OpenAPI document, which FastAPI cannot see in dependencies."""
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from backend.tasks.schemas import TaskRead
@@ -8,7 +9,7 @@ _Headers = dict[str, dict[str, Any]]
 
 
 class Documented(NamedTuple):
-    """The request headers that a route reads, and its answers by status, of what FastAPI does not see."""
+    """The request headers of a route, and its responses by status."""
 
     parameters: list[dict[str, Any]]
     responses: dict[int, dict[str, Any]]
@@ -60,8 +61,6 @@ CHANGE: Final = Documented([_IF_MATCH], {200: {"headers": _TAG}})
 DELETE: Final = Documented([_IF_MATCH], {})
 
 
-def document(openapi: dict[str, Any], route: Documented) -> dict[str, Any]:
-    """Return the options of a route: those of all, `openapi`, with its own headers and answers."""
-    extra = openapi.get("openapi_extra", {})
-    parameters = [*extra.get("parameters", ()), *route.parameters]
-    return {**openapi, "openapi_extra": {**extra, "parameters": parameters}, "responses": route.responses}
+def document(parameters: Sequence[dict[str, Any]], route: Documented) -> dict[str, Any]:
+    """Return the options of a route that document it, with the `parameters` that its surface adds."""
+    return {"openapi_extra": {"parameters": [*parameters, *route.parameters]}, "responses": route.responses}

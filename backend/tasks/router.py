@@ -1,4 +1,4 @@
-"""The task routes, once for each surface: the same handlers with another prefix and another `Contract`."""
+"""The task routes: both surfaces have the same handlers, each with its own prefix and `Contract`."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,7 +29,7 @@ MAX_ID = 2**63 - 1
 
 
 def _task_id(value: str) -> int:
-    """Return a positive 64-bit integer in its only spelling; any other text names no task."""
+    """Return a positive 64-bit integer without leading zeros; raises `TaskNotFoundError` for other text."""
     if len(value) <= len(str(MAX_ID)) and value.isascii() and value.isdigit() and value[0] != "0":
         task_id = int(value)
         if task_id <= MAX_ID:
@@ -38,12 +38,12 @@ def _task_id(value: str) -> int:
 
 
 async def get_path(request: Request) -> bytes:
-    """Return the path as it was sent, for links to answers beside this one."""
+    """Return the path as the client sent it, for `Location` and `Link`."""
     return request.scope["raw_path"]  # type: ignore[no-any-return]  # ASGI's scope is untyped
 
 
 async def get_cursors(request: Request) -> Cursors:
-    """Return what signs cursors; one per process."""
+    """Return the `Cursors` of the process."""
     return request.app.state.cursors  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
@@ -66,23 +66,25 @@ def _answer(
 
 
 def _unless_known(answer: Answer, tag: bytes, if_none_match: bytes | None) -> Response:
-    """Return the answer with its tag, or 304 if the client has it (RFC 9110 section 15.4.5)."""
+    """Return the response with its tag, or 304 if the client has it (RFC 9110 section 15.4.5)."""
     if is_known(if_none_match, tag):
         return Response(status_code=304, headers={"ETag": tag.decode()})
     answer.raw_headers.append((b"etag", tag))
     return answer
 
 
-def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **openapi: Any) -> APIRouter:
+def task_router(
+    prefix: str, contract: Contract, of: str = "", parameters: Sequence[dict[str, Any]] = ()
+) -> APIRouter:
     """Return the task routes under `prefix`, with the statuses of `contract`.
 
-    The document shows them under `tag`, each summary ends with `of`.
+    In the OpenAPI document their tag and summaries end with `of`, and each has these `parameters` too.
     """
-    router = APIRouter(prefix=prefix, tags=[tag], route_class=route_class(contract))
+    router = APIRouter(prefix=prefix, tags=[f"tasks{of}"], route_class=route_class(contract))
     foreign = service.FOREIGN_TASK[contract.foreign_task]
     misses = raises(TaskNotFoundError, foreign)
     changes = raises(TaskNotFoundError, foreign, PreconditionFailedError)
-    documented = partial(document, openapi)
+    documented = partial(document, parameters)
 
     @router.post(
         "", status_code=201, response_model=TaskRead, summary=f"Create a task{of}", **documented(CREATE)
@@ -118,8 +120,8 @@ def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **opena
         Where more follow, the answer carries `Link: <…>; rel="next"` (RFC 8288), relative to this server.
         Following it to the end meets each task that stayed throughout once, while others come and go.
 
-        Who polls may send the page's `ETag` back in `If-None-Match`: while nothing on the page has changed,
-        the answer is 304 without a body. It saves the transfer; the database reads the page all the same.
+        A client that polls may send the page's `ETag` back in `If-None-Match`. While nothing on the page has
+        changed, the answer is 304 without a body. It saves the transfer; the database reads the page anyway.
         """
         after = cursors.read(caller.user_id, query, query.cursor) if query.cursor else None
         rows, last = await service.list_tasks(database, caller, query, after)

@@ -1,4 +1,4 @@
-"""The ids of the span that a request is, for its log lines."""
+"""The ids of a request's OpenTelemetry span, for its log lines."""
 
 import sys
 

@@ -41,7 +41,8 @@ _SAFE = (
 """On every answer that does not say otherwise."""
 _SAFE_NAMES = frozenset(name for name, _ in _SAFE)
 _CLOSE = (b"connection", b"close")
-_PROBES = ("/health", "/health/ready", "/metrics")
+_READY = "/health/ready"
+_PROBES = ("/health", _READY, "/metrics")
 _WARNINGS = {Event.DENIED, Event.LOGIN_FAILED, Event.RATE_LIMITED, Event.REFRESH_REUSED}
 
 
@@ -133,7 +134,9 @@ class Observer:
             for event, fields in record.events
         ]
         line["event"] = "http.request"
-        line["level"] = "ERROR" if status >= 500 else "INFO"  # noqa: PLR2004  # RFC 9110 section 15.6
+        # RFC 9110 section 15.6; a process that drains is meant to be not ready.
+        is_fault = status >= 500 and not (self.drain.is_draining and route == _READY)  # noqa: PLR2004
+        line["level"] = "ERROR" if is_fault else "INFO"
         self.log.write(*lines, line)
 
 

@@ -1,4 +1,4 @@
-"""Standard output that takes nothing: a full disk, or a reader that has left."""
+"""Standard output that cannot be written: a full disk, or a closed pipe."""
 
 import json
 import os
@@ -21,7 +21,7 @@ FULL = ("-c", f"{ONTO_FULL}; from backend.__main__ import main; main(['serve'])"
 
 
 def ended(database: Postgres, output: int, *arguments: str) -> tuple[int, list[str]]:
-    """Run a command whose standard output is that file; return its code and its standard error."""
+    """Run a command whose standard output is that file; return its exit code and the lines of its errors."""
     done = subprocess.run(
         [sys.executable, "-m", "backend", *arguments],
         cwd=ROOT,

@@ -35,7 +35,6 @@ SECRETS = (
 """Each may stand in a file instead, which the variable of the same name and `_FILE` names."""
 
 _Written = Mapping[str, str | None]
-_WITHIN = {"session_idle_days": "session_days", "shutdown_drain_seconds": "shutdown_grace_seconds"}
 _SLIP = 0.885
 """The least ratio of difflib that is a typing slip: `MAIL_FORM` is one, `DATABASE_USER` is none."""
 _SLIP_LETTERS = 2
@@ -165,9 +164,9 @@ def _contradictions(chosen: Settings) -> Iterator[str]:
     for name in ("better_auth_issuer", "better_auth_audience"):
         if getattr(chosen, name) and not (chosen.better_auth_secret or chosen.better_auth_url):
             yield f"{name.upper()}: needs BETTER_AUTH_SECRET or BETTER_AUTH_URL"
-    for part, whole in _WITHIN.items():
-        if part in chosen.model_fields_set and getattr(chosen, part) > getattr(chosen, whole):
-            yield f"{part.upper()}: must be at most {whole.upper()}, which is {getattr(chosen, whole)}"
+    drain, grace = chosen.shutdown_drain_seconds, chosen.shutdown_grace_seconds
+    if "shutdown_drain_seconds" in chosen.model_fields_set and drain > grace:
+        yield f"SHUTDOWN_DRAIN_SECONDS: must be at most SHUTDOWN_GRACE_SECONDS, which is {grace}"
 
 
 def _secrets(environment: _Written, dotenv: _Written) -> dict[str, Any]:

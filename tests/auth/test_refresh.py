@@ -272,9 +272,9 @@ def test_the_settings_say_how_long(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres]
 ) -> None:
     database = new_database()
-    service = new_service(DATABASE_URL=database.url, SESSION_DAYS="3", SESSION_IDLE_DAYS="2")
+    service = new_service(DATABASE_URL=database.url, SESSION_DAYS="3", SESSION_IDLE_DAYS="5")
     ada, now = service.register(), datetime.now(UTC)
-    assert is_about(session_of(database, ada)["expires_at"], now + 2 * DAY)
+    assert is_about(session_of(database, ada)["expires_at"], now + 3 * DAY)
     set_times(database, ada, created_at=now - 2 * DAY, expires_at=now + MINUTE)
     renew(service, ada.tokens["refresh_token"])
     assert is_about(session_of(database, ada)["expires_at"], now + 1 * DAY)

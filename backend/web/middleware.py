@@ -23,8 +23,8 @@ REFUSAL = "tasks.refusal"
 """In the state of a request whose head is not acceptable: the error to answer with."""
 CUT_SHORT = "tasks.cut_short"
 """In the state of a request whose body comes to no end: the error to answer with."""
-UNSENT = "tasks.unsent"
-"""In the state of every request: a function that returns the bytes of answers this process holds unsent."""
+CONNECTIONS = "tasks.connections"
+"""In the state of every request: the connections of this process, whose `unsent` are bytes of answers."""
 LARGE_ANSWER_BYTES = 64 * 1024
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """Past so much unsent in a process, an answer above `LARGE_ANSWER_BYTES` is 503 instead."""
@@ -187,8 +187,11 @@ def _is_too_much(scope: Scope, start: Message) -> bool:
     for name, value in start["headers"]:  # the first is most often the one
         if name == b"content-length":
             size = int(value)
-            is_large = size > LARGE_ANSWER_BYTES and UNSENT in scope.get("state", ())
-            return is_large and bool(scope["state"][UNSENT]() + size > MAX_UNSENT_BYTES)
+            if size <= LARGE_ANSWER_BYTES:
+                return False
+            connections = scope.get("state", {}).get(CONNECTIONS, ())
+            unsent: int = sum(connection.unsent for connection in connections)
+            return unsent + size > MAX_UNSENT_BYTES
     return False
 
 

@@ -126,7 +126,9 @@ class Protocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             super().on_message_complete()
             self._arrived, self._unparsed = self.scope, 0
-            if not self.cycle.response_complete:
+            if self.cycle.response_complete:
+                self._allow(self.timeout_keep_alive)
+            else:
                 self._unset_keepalive_if_required()
 
     def on_response_complete(self) -> None:

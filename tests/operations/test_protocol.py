@@ -379,9 +379,9 @@ def test_requests_are_not_collected_faster_than_they_are_answered(
     client.settimeout(0.5)
     begun = time.monotonic()
     with suppress(TimeoutError):
-        while time.monotonic() - begun < 4:
+        while time.monotonic() - begun < 10:
             client.sendall(b"GET /n HTTP/1.1\r\nHost:\r\n\r\n" * 10_000)
-    assert process.memory_info().rss - before < 64 * 2**20
+    assert process.memory_info().rss - before < 32 * 2**20
 
 
 @pytest.mark.parametrize(

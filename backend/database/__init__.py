@@ -1,4 +1,4 @@
-"""PostgreSQL: one `Database` that runs statements compiled once, its schema, and the embedded server."""
+"""PostgreSQL: the `Database` that runs compiled statements, the schema, and the embedded server."""
 
 from asyncpg import InsufficientPrivilegeError
 

@@ -27,9 +27,8 @@ _DEFAULTS = {"host": "/run/postgresql,/tmp,localhost", "port": "5432", "sslnegot
 _DEFAULTS |= {"target_session_attrs": "any", "connect_timeout": "0", "pgbouncer": "false", "options": ""}
 _VALUES = {"channel_binding": "disable|prefer|require", "gssencmode": "disable|prefer", "port": "[0-9]{1,5}"}
 _VALUES |= {"connect_timeout": "[0-9]{1,9}", "target_session_attrs": "|".join(connect_utils.SessionAttribute)}
-_OTHERS = (
-    "user password passfile dbname application_name sslmode sslrootcert sslcert sslkey sslpassword sslcrl"
-)
+_OTHERS = "user password passfile dbname application_name sslmode sslrootcert sslcert sslkey sslpassword"
+_OTHERS += " sslcrl sslsni sslcompression gssdelegation"
 _UNDERSTOOD = {*_DEFAULTS, *_VALUES, *_OTHERS.split()}
 
 

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Settings, in the environment:
+# Settings in the environment, which scripts/api.sh reads for the scripts that source it:
 #   TASKS_URL         the base URL of the service, by default http://127.0.0.1:8000
 #   TASKS_TOKEN_FILE  the file of the access token, mode 0600, by default under ~/.config/tasks-api
 #   TASKS_PASSWORD    the password; without it the script asks, or reads the first line of standard input
 
-# The scripts beside this one source it for its functions, which send requests to the service.
-# No password and no token is ever the argument of a program, where `ps` would show it to everybody.
+# The scripts for curl source this file for its functions, which send requests to the service.
+# No password and no token is an argument of a program, because `ps` shows arguments to every user.
 set -euo pipefail
 
 TASKS_URL=${TASKS_URL:-http://127.0.0.1:8000}
 TASKS_URL=${TASKS_URL%/}
-# One file per server, so that no server is sent the token of another.
+# One file per server, so that no server receives the token of another.
 token_directory=${XDG_CONFIG_HOME:-$HOME/.config}/tasks-api
 TASKS_TOKEN_FILE=${TASKS_TOKEN_FILE:-$token_directory/${TASKS_URL//[^A-Za-z0-9.]/_}}
 
@@ -38,7 +38,7 @@ if [[ ${1:-} == --help || ${1:-} == -h ]]; then
   exit
 fi
 
-# json_string TEXT: print any text as a JSON string. It goes byte by byte, so that UTF-8 stays as it is.
+# json_string TEXT: print any text as a JSON string. It reads bytes, so that UTF-8 stays unchanged.
 json_string() {
   local LC_ALL=C text=$1 escaped='' char i
   for ((i = 0; i < ${#text}; i++)); do
@@ -52,7 +52,7 @@ json_string() {
   printf '"%s"' "$escaped"
 }
 
-# ask_password: set $password.
+# ask_password: set $password, from TASKS_PASSWORD, the terminal or standard input.
 ask_password() {
   password=${TASKS_PASSWORD:-}
   if [[ -n $password ]]; then return; fi
@@ -64,7 +64,7 @@ ask_password() {
   fi
 }
 
-# request METHOD PATH [CURL ARGUMENTS]: set $headers and $body to those of the response; an error ends the script.
+# request METHOD PATH [CURL ARGUMENTS]: set $headers and $body from the response; an error ends the script.
 # The argument `--data-binary @-` sends standard input as the body.
 request() {
   local method=$1 path=$2 answer status
@@ -101,7 +101,8 @@ explain() {
   done
 }
 
-# keep_token: write the access token of $body to a new file, which replaces an old one whatever its mode.
+# keep_token: write the access token of $body to a new file, which replaces the old one.
+# The mode is 0600, because a new file does not inherit that of the old one.
 keep_token() {
   [[ $body =~ \"access_token\":\"([A-Za-z0-9._-]+)\" ]] || fail "$TASKS_URL gave no access token"
   local token=${BASH_REMATCH[1]} directory fresh

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sign in, and keep the access token for scripts/tasks.sh:
+# Sign in, and save the access token for scripts/tasks.sh:
 #   scripts/login.sh EMAIL
 
 # shellcheck source=scripts/api.sh

@@ -26,14 +26,14 @@ list() {
   done
   signed_request GET /tasks "${query[@]}"
   print_list
-  # At most 1,000 tasks come at once, and a link to the next ones.
+  # A page has at most 1,000 tasks, and a link to the next page.
   while [[ $headers =~ [Ll]ink:\ \<([^>]+)\>\;\ rel=\"next\" ]]; do
     signed_request GET "${BASH_REMATCH[1]}"
     print_list
   done
 }
 
-# A quote in a text is escaped, so `},{"` stands between two tasks and nowhere else.
+# Print one task a line. `},{"` is between two tasks only, because a quote in a text is escaped.
 print_list() {
   local tasks=${body#[} between='},{"' lines=$'}\n{"'
   tasks=${tasks%]}
@@ -75,7 +75,7 @@ delete() {
 }
 
 case ${1:-} in
-  show | edit | toggle | delete) [[ ${2:-} =~ ^[0-9]+$ ]] || usage ;; # nothing but a number goes into a path
+  show | edit | toggle | delete) [[ ${2:-} =~ ^[0-9]+$ ]] || usage ;; # because only a number may go into a path
   create | list) ;;
   *) usage ;;
 esac

@@ -1,4 +1,4 @@
-"""`create_app` returns an ASGI application that any server can run and that FastAPI's manual fits."""
+"""`create_app` returns an ASGI application for any server, which an owner may extend as FastAPI documents."""
 
 import asyncio
 from collections.abc import Iterator

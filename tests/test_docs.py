@@ -1,4 +1,4 @@
-"""The pages of the documentation and their assets: caching, compression, and addresses behind a prefix."""
+"""Swagger UI, ReDoc and their assets over HTTP: caching, compression, and addresses behind a prefix."""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""`.env.example` has every setting with its default and its reason; tools accept the container's files."""
+"""`.env.example` has every setting with its default and its reason; the files for Docker are valid."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Nobody ever sees or changes what is another's: any sequence of requests of several users, each way in."""
+"""No user sees or changes another user's tasks, by any sequence of requests under either prefix."""
 
 from itertools import product
 from typing import Any, ClassVar

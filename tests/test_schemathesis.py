@@ -1,4 +1,4 @@
-"""The service against its own OpenAPI document, with requests that schemathesis makes from it."""
+"""Answers to requests that schemathesis generates from the OpenAPI document are as documented there."""
 
 import os
 import subprocess

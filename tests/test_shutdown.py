@@ -1,4 +1,4 @@
-"""SIGTERM: not ready any more, what is under way finishes, and nobody who still asks is turned away."""
+"""SIGTERM: the process is not ready at once, finishes its requests, and serves others until they stop."""
 
 import signal
 import threading

@@ -1,4 +1,4 @@
-"""Dependencies of the routes: the guard that checks the access token, and objects that `/auth` needs."""
+"""FastAPI dependencies: the guards that check the access token, and the parameters of the `/auth` routes."""
 
 from typing import Annotated
 from urllib.parse import unquote

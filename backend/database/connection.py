@@ -1,6 +1,7 @@
-"""Runs statements on PostgreSQL, one round trip each, and sends them again where that is safe.
+"""`Database` and `Transaction` run statements on PostgreSQL, and repeat those that are safe to repeat.
 
-An error of any kind that keeps PostgreSQL from answering becomes `UnreachableError`. No write is done twice.
+A statement is one round trip. An error of any kind that keeps PostgreSQL from answering becomes
+`UnreachableError`. No write is done twice.
 """
 
 import asyncio

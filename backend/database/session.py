@@ -1,4 +1,4 @@
-"""One connection to PostgreSQL, with settings and names of statements that are safe behind a pooler."""
+"""The class of a connection to PostgreSQL, with settings and statement names safe behind a pooler."""
 
 import secrets
 import socket

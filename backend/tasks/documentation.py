@@ -1,4 +1,4 @@
-"""The headers of the task routes in the OpenAPI document, which FastAPI cannot see in dependencies."""
+"""Documents the headers of the task routes for OpenAPI, because FastAPI cannot see them in dependencies."""
 
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple

@@ -1,4 +1,4 @@
-"""The task routes: both surfaces have the same handlers, each with its own prefix and `Contract`."""
+"""The task routes: the same handlers under `/tasks` and `/api/{user_id}/tasks`, with different statuses."""
 
 from collections.abc import Sequence
 from functools import partial

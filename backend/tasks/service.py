@@ -1,4 +1,4 @@
-"""Creates, reads, changes and deletes tasks of the caller, for the routes of both surfaces."""
+"""Creates, lists, reads, changes and deletes tasks of the caller, for the routes under both prefixes."""
 
 from collections.abc import Sequence
 from hashlib import sha256

@@ -1,4 +1,4 @@
-"""`scripts/bench [compare | storm | growth | workers | mail]`: the cost of the service on this machine."""
+"""The command line of `scripts/bench`: runs one of the benchmarks of the service on this machine."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""What every measurement needs: the server, one process that puts the load on, and a place for results."""
+"""`Bench` measures a subject: it puts a load on it, computes the figures, and saves results as JSON."""
 
 import json
 import multiprocessing

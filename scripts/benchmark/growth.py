@@ -1,4 +1,7 @@
-"""Ten thousand tasks against a million: what PostgreSQL pays for a request must not grow with the table."""
+"""The benchmark `growth`: PostgreSQL's CPU per request with ten thousand tasks and with a million.
+
+The cost of a request must not grow with the table.
+"""
 
 import argparse
 import http.client

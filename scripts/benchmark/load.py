@@ -1,4 +1,4 @@
-"""The load: keep-alive connections, each of which sends its next request when it has its answer."""
+"""Generates load: keep-alive connections, each of which sends its next request after an answer."""
 
 import asyncio
 import random

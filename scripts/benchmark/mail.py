@@ -1,4 +1,7 @@
-"""Mail: whether a stranger can tell a known email by the time of an answer, and what sending costs."""
+"""The benchmark `mail`: times of answers for known and unknown emails, and the cost of sending mail.
+
+Equal times keep a stranger from finding out which emails have accounts.
+"""
 
 import argparse
 import multiprocessing

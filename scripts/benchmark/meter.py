@@ -1,4 +1,4 @@
-"""What processes use, as the kernel counts it."""
+"""Reads the CPU time and the memory of processes from the kernel."""
 
 import sys
 import time

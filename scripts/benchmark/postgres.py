@@ -1,4 +1,4 @@
-"""The one PostgreSQL server of a run, as durable as in production, and the databases on it."""
+"""The PostgreSQL server of a benchmark, as durable as in production, and the databases on it."""
 
 import asyncio
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""An SMTP server that accepts every mail and keeps none (RFC 5321)."""
+"""An SMTP server (RFC 5321) that accepts and discards every mail."""
 
 import asyncio
 from multiprocessing.connection import Connection

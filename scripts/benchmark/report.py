@@ -1,4 +1,4 @@
-"""Figures as a table for a terminal."""
+"""Formats figures as a table for a terminal."""
 
 from collections.abc import Iterable, Sequence
 

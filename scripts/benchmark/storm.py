@@ -1,4 +1,7 @@
-"""Sign-ins that keep every core hashing: what they take from others, and what a full queue answers."""
+"""The benchmark `storm`: sign-ins keep every core hashing while other clients list tasks.
+
+It also measures the answers of a full hash queue.
+"""
 
 import argparse
 import asyncio

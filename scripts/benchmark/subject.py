@@ -1,4 +1,4 @@
-"""What is measured: a service as processes of its own on a database of its own, reached over a socket."""
+"""A subject is an application under measurement: its processes, its database and its port."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What is in the databases, and the requests that users send: the same for whoever serves them."""
+"""Fills the databases of all subjects with the same data, and builds the requests of the load."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,6 @@
 """An unknown email and a wrong password take the same time, whatever the scheme and cost of the stored hash.
 
-Hashing takes the time, so it is the service's time on the processor that is compared: a clock would also show
-what else runs on this machine.
+The tests compare CPU time of the service, because a clock would also show other load on this machine.
 """
 
 from collections.abc import Callable, Iterator

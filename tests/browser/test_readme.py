@@ -1,4 +1,4 @@
-"""The README's pages, in a real browser, as they stand there."""
+"""The README's pages, as they stand there, in Chromium."""
 
 import os
 import signal

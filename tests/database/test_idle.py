@@ -1,4 +1,4 @@
-"""An idle service sends nothing to the database, so that a serverless one such as Neon's can suspend."""
+"""An idle service sends nothing to the database, so that a serverless one, such as Neon's, suspends."""
 
 import time
 from collections.abc import Callable

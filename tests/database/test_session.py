@@ -1,4 +1,4 @@
-"""A start on a database with settings of its own, or with options of other tools in the URL."""
+"""A start on a database with unusual settings, or with options of other tools in DATABASE_URL."""
 
 from collections.abc import Callable
 from pathlib import Path

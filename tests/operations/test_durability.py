@@ -1,4 +1,4 @@
-"""What was acknowledged stays, however the service ends, and a hundred users at once are served as one is."""
+"""Acknowledged writes survive each end of the service; a hundred users at once get no error."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The service follows a failover of its database: it goes on by itself, and nothing acknowledged is lost."""
+"""The service follows a failover of its database without a restart, and loses no acknowledged write."""
 
 import socket
 import time

@@ -1,6 +1,6 @@
 """The database fails: acknowledged writes stay, others happen at most once, and no request gets stuck.
 
-All tests share one service that is never restarted, and that has recovered at the end of each test.
+All tests share one service without a restart, which has recovered at the end of each test.
 """
 
 import asyncio

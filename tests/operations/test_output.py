@@ -1,4 +1,4 @@
-"""Standard output that cannot be written: a full disk, or a closed pipe."""
+"""Standard output that cannot be written, because the disk is full or the pipe is closed."""
 
 import json
 import os

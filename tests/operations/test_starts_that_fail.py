@@ -1,4 +1,4 @@
-"""A start that fails is one line with the cause and the way out, and changes nothing in the database."""
+"""A start that fails prints one line with the cause and the remedy, and leaves the database unchanged."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""With a collector configured, each request is a span; no span holds a secret or a text of a user."""
+"""With a collector configured, each request is a span, which holds no secret and no text of a user."""
 
 import json
 import subprocess

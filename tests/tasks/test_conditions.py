@@ -1,4 +1,4 @@
-"""ETags of tasks and lists, and requests that depend on them."""
+"""`ETag`, `If-Match` and `If-None-Match` on tasks and lists."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A request that creates a task may be sent again with its key: it creates one task."""
+"""`Idempotency-Key`: a request to create a task creates one task, however often it is sent."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""How PostgreSQL runs each statement on 200,000 tasks: by an index, with no sort and no row read in vain."""
+"""PostgreSQL's plan of each statement on 200,000 tasks: an index, no sort, and no row read in vain."""
 
 import asyncio
 import json

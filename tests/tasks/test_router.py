@@ -1,4 +1,4 @@
-"""The routes of `/tasks`, each for what it does when all is well."""
+"""The routes under `/tasks` with valid requests: what each stores, changes and returns."""
 
 import re
 from collections.abc import Callable

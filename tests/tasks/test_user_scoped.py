@@ -1,4 +1,4 @@
-"""The routes of `/api/{user_id}/tasks`: as those of `/tasks`, but for four answers."""
+"""The routes under `/api/{user_id}/tasks`, which differ from those under `/tasks` in four answers."""
 
 import re
 import time

@@ -1,4 +1,7 @@
-"""`python -m backend users`: an operator's commands on accounts. A password is never an argument."""
+"""The commands of `python -m backend users`, by which an operator lists and changes accounts.
+
+No command takes a password as an argument, because `ps` shows arguments to every user.
+"""
 
 import sys
 from collections.abc import Callable, Coroutine

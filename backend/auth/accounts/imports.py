@@ -1,4 +1,4 @@
-"""Imports users with their bcrypt hashes from a file: all of them or none."""
+"""Imports users with their bcrypt hashes from a file, in one transaction."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

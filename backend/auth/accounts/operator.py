@@ -1,6 +1,6 @@
-"""Changes of accounts by an operator; a running service obeys them at its next request.
+"""Lists, creates and changes accounts for an operator. A running service obeys a change at its next request.
 
-`who` is an email or an id; `id:` before it says that it is an id. Each change writes its event to the log.
+The argument `who` is an email or an id; the prefix `id:` marks an id. Each change logs its event.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Rules for new passwords; hashes and verifies passwords on threads with a bounded queue."""
+"""The rules for new passwords, and `PasswordHasher`, which hashes on threads with a bounded queue."""
 
 import os
 import sys

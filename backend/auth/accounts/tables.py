@@ -1,4 +1,4 @@
-"""Prints users: a table on a terminal, tab-separated lines into a pipe, or JSON."""
+"""Prints users for the `users` commands: as a table on a terminal, as tab-separated lines, or as JSON."""
 
 import json
 import sys

@@ -1,7 +1,7 @@
-"""Fair use of a few threads: addresses take turns, so that one with much to do delays no other.
+"""A fair queue before the hash threads: client addresses take turns, so that none delays the others.
 
-An address has at most one piece of work per thread on the threads and in the common line. The rest of its
-work waits behind those. So another address waits for at most one piece of its work per thread.
+An address has at most one job per thread that runs or stands in the common queue. Its other jobs wait
+behind those. Another address therefore waits for at most one job of it per thread.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Reads the users that another system has exported, from CSV or JSON Lines, and checks every line."""
+"""Reads and validates the file of an import: users of another system, in CSV or JSON Lines."""
 
 import csv
 import json

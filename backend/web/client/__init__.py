@@ -1,4 +1,4 @@
-"""Serves the client module for pages in a browser, and its types."""
+"""Serves the JavaScript client for pages in a browser, and its TypeScript types."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""The pages of mailed links. Only a button acts, because mail scanners open links."""
+"""Serves the pages that mailed links lead to.
+
+A page acts only when its button is pressed, because mail scanners open links.
+"""
 
 from dataclasses import dataclass
 from functools import cache

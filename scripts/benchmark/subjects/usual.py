@@ -1,4 +1,4 @@
-"""The usual way: FastAPI, an ORM session and a look at the user per request, `response_model` at the end."""
+"""A typical FastAPI application: an ORM session and a query for the user per request, `response_model`."""
 
 import os
 from collections.abc import AsyncIterator

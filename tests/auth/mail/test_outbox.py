@@ -1,4 +1,4 @@
-"""The outbox: what was accepted is sent, whatever dies or misbehaves, and the log tells no secret of it."""
+"""The outbox: an accepted mail is sent in spite of crashes and bad mail servers; the log has no secret."""
 
 import signal
 import time

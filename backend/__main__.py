@@ -76,7 +76,7 @@ def _whole_output() -> Iterator[None]:
         error = end.__context__ if isinstance(end, SystemExit) else end  # Typer exits for a closed pipe
         if not isinstance(error, OSError):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python flushes again at exit, and complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # because Python flushes it again at exit
         if isinstance(error, BrokenPipeError):
             sys.exit(0)
         sys.exit(f"tasks-api: {error.filename or 'standard output'}: {error.strerror}")
@@ -87,7 +87,7 @@ def serve(
     *, reload: Annotated[bool, Option("--reload", help="restart when the code changes")] = False
 ) -> None:
     """Migrate the database and serve."""
-    from backend.web import server  # noqa: PLC0415  # a third of a second, which other commands need not wait
+    from backend.web import server  # noqa: PLC0415  # takes 0.3 s, only for this command
 
     server.check_address(load_settings())
     with _database() as (settings, url):
@@ -100,15 +100,13 @@ def serve(
 @commands.command()
 def migrate(
     *,
-    revision: Annotated[str, Argument(help="an Alembic revision; `base` takes all back")] = "head",
+    revision: Annotated[str, Argument(help="an Alembic revision; `base` undoes all")] = "head",
     check: Annotated[bool, Option("--check", help="tell whether the models need a new migration")] = False,
-    new: Annotated[
-        str, Option(metavar="WORDS", help="write a migration for what the models have changed")
-    ] = "",
+    new: Annotated[str, Option(metavar="WORDS", help="write a migration for changes of the models")] = "",
 ) -> None:
     """Make or upgrade the schema."""
     with _database() as (_, url):
-        from backend.database import schema  # noqa: PLC0415  # its Alembic takes ten megabytes
+        from backend.database import schema  # noqa: PLC0415  # Alembic takes ten megabytes
 
         if new:
             asyncio.run(schema.write_migration(url, new))
@@ -135,7 +133,7 @@ def import_users(
         ),
     ] = None,
 ) -> None:
-    """Bring in users with their bcrypt hashes, all or none."""
+    """Import users with their bcrypt hashes, all or none."""
     names = dict(map(_renamed_column, column or ()))
 
     def show(done: int, of: int) -> None:
@@ -150,7 +148,7 @@ def import_users(
 @commands.command()
 def openapi() -> None:
     """Print the OpenAPI document."""
-    from backend.app import create_app  # noqa: PLC0415  # half a second, as above
+    from backend.app import create_app  # noqa: PLC0415  # takes 0.5 s, only for this command
 
     settings = load_settings(database_url="postgresql://localhost", jwt_secret=secrets.token_urlsafe())
     print(json.dumps(create_app(settings).openapi(), indent=2))
@@ -163,7 +161,7 @@ def secret() -> None:
 
 
 def _with_database(work: Callable[[Database, Settings], Coroutine[Any, Any, Result]]) -> Result:
-    """Return the result of `work`; the log goes to standard error, and standard output stays clean."""
+    """Return the result of `work`. The log goes to standard error, the result to standard output."""
 
     async def run(settings: Settings) -> Result:
         async with Database(settings) as database:
@@ -189,7 +187,7 @@ def _upgrade(url: str, *, wait_seconds: float = 0) -> None:
 def _database() -> Iterator[tuple[Settings, str]]:
     """Yield the settings and the database's URL: the configured one, or the embedded one's under `DATA_DIR`.
 
-    Sends the log to the `sys.stdout` of the moment.
+    The log goes to `sys.stdout` as it is at the call.
     """
     settings = load_settings()
     logs.configure(settings.log_format)

@@ -67,7 +67,7 @@ USER_ID = {
 
 
 class _Application(FastAPI):
-    """FastAPI without its own middleware where no route needs it, because that costs each request 4 %."""
+    """FastAPI without its own middleware if no route needs it, because that costs each request 4 %."""
 
     def build_middleware_stack(self) -> ASGIApp:
         """Order the routes, and return the middleware around them; the last one added is outermost."""
@@ -87,11 +87,11 @@ class _Application(FastAPI):
 def _telemetry(settings: Settings) -> TelemetryConfig:
     """Return FastAPI's settings of OpenTelemetry: spans if a collector is configured.
 
-    Never log records, because they hold messages of exceptions, which may quote a client's input.
+    It exports no log records, because they hold messages of exceptions, which may quote a client's input.
     """
     endpoint = settings.otel_exporter_otlp_endpoint
     if endpoint is not None:
-        os.environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)  # it may come from .env
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)  # which does not read .env
         os.environ.setdefault("OTEL_SERVICE_NAME", "tasks-api")
     return {
         "tracing": endpoint is not None,
@@ -121,7 +121,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry=_telemetry(settings),
     )
     app.router.route_class = Route
-    app.exception_handlers.clear()  # FastAPI's, whose answers have another shape
+    app.exception_handlers.clear()  # removes FastAPI's, whose answers have another shape
     app.state.settings = settings
     app.state.drain = Drain(
         longest_seconds=min(settings.shutdown_drain_seconds, settings.shutdown_grace_seconds)
@@ -139,7 +139,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         mail_router.router,
         health.router,
     ):
-        # Routes of the application itself: an included router costs each request 20 % more instructions.
+        # They become routes of the application, because an included router costs 20 % more instructions.
         app.router.routes.extend(route.of(app) for route in router.routes if isinstance(route, Route))
     add_docs(app)
     add_pages(app)
@@ -170,14 +170,14 @@ def _ending_with_its_parent() -> Iterator[None]:
 
 @contextmanager
 def _in_background(work: Coroutine[Any, Any, None]) -> Iterator[None]:
-    """Run `work` for as long as the block."""
+    """Run `work` until the block ends."""
     task = asyncio.create_task(work)
     yield
     task.cancel()
 
 
 def _gauge(app: FastAPI) -> None:
-    """Set the gauges of this process to what they are now."""
+    """Set the gauges of this process to their current values."""
     metrics.REQUESTS_UNDER_WAY.set(app.state.drain.under_way)
     metrics.POOL_IN_USE.set(app.state.database.pool.in_use)
     metrics.POOL_WAITING.set(app.state.database.pool.waiting)
@@ -196,7 +196,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings, sign_in = app.state.settings, app.state.sign_in
     async with Database(settings) as database:
         app.state.database = database
-        # What is loaded by now stays: looking at it again costs the collector tens of milliseconds.
+        # The objects loaded by now stay. Scanning them would cost the garbage collector tens of milliseconds.
         gc.collect()
         gc.freeze()
         # A mail that is under way at the end is sent after the next start.

@@ -56,7 +56,7 @@ class RefreshCookie:
         return {"Set-Cookie": self._line("", 0)}
 
     def _line(self, value: str, max_age: int) -> str:
-        # `SameSite` lets in other ports of the host: `check_origin` does not (RFC 6265bis section 5.2).
+        # `SameSite` allows other ports of the host (RFC 6265bis section 5.2), which `check_origin` refuses.
         secure = "" if self.is_local else " Secure;"
         return f"{self.name}={value}; Path=/;{secure} HttpOnly; SameSite=Strict; Max-Age={max_age}"
 
@@ -112,7 +112,7 @@ async def _read(request: BoundedRequest) -> Any:
 
 @raises(CsrfRejectedError)
 async def cookie_for_sign_in(request: BoundedRequest) -> RefreshCookie:
-    """Return the cookie; raises `CsrfRejectedError` if the body asks for a cookie session and may not."""
+    """Return the cookie; raises `CsrfRejectedError` if a foreign origin asks for a session."""
     body = await _read(request)
     if isinstance(body, dict) and body.get("session") == "cookie":
         check_origin(request)
@@ -125,7 +125,7 @@ class CookieToken(APIKeyCookie):
     raises = (CsrfRejectedError,)
 
     async def __call__(self, request: BoundedRequest) -> RefreshCookie:  # type: ignore[override]  # narrower
-        """Return the cookie, with its token unless the body counts.
+        """Return the cookie, with its token unless the body's token counts.
 
         Raises `CsrfRejectedError`, and `MissingFieldsError` for a program that sent neither body nor cookie.
         """
@@ -162,7 +162,7 @@ class Leaving(OwnAccount):
             raise
 
     async def confirm(self, request: Request) -> None:
-        """Raise `RevokedTokenError` if the caller's session is gone; the cookie names no caller yet."""
+        """Raise `RevokedTokenError` if the caller's session is gone; a cookie names no caller."""
         try:
             await super().confirm(request)
         except UnauthorizedError as error:

@@ -28,7 +28,7 @@ MAX_USER_AGENT_CHARACTERS = 400
 
 
 class AccessToken(OAuth2PasswordBearer):
-    """Guards the routes that need a caller: a bearer token in a header (RFC 6750 section 2.1)."""
+    """Guards the routes that need a caller, by a bearer token in a header (RFC 6750 section 2.1)."""
 
     raises: tuple[type[AppError], ...] = (
         UnauthorizedError,
@@ -48,7 +48,7 @@ class AccessToken(OAuth2PasswordBearer):
         return caller
 
     async def confirm(self, request: Request) -> None:
-        """Raise `RevokedTokenError` if the caller's session is gone; refusals alone cost this statement."""
+        """Raise `RevokedTokenError` if the caller's session is gone; only errors cost this statement."""
         database: Database = request.app.state.database
         caller = await _authenticated(request)
         if await database.one(statements.CONFIRM_CALLER, **caller.values) is None:

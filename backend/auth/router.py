@@ -39,7 +39,7 @@ from backend.web.routing import Route, route_class
 
 
 def _session_id(value: str) -> UUID:
-    """Return a session's id; any other text names no session."""
+    """Return the id of a session; raises `SessionNotFoundError` for text that is no UUID."""
     try:
         return UUID(value)
     except ValueError:
@@ -53,9 +53,9 @@ SessionId = Annotated[
 ]
 
 SIGN_IN_REFUSALS = (AccountDisabledError, EmailUnverifiedError, RateLimitedError, ServiceUnavailableError)
-"""Refusals of a right password, or before it is checked."""
+"""Errors of a sign-in with the right password, or before the password is checked."""
 NO_TOKEN = schemas.Refresh()
-"""A body that leaves the token to the cookie."""
+"""A body without a token, if the cookie has it."""
 
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=Route)
 token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(TOKEN_ENDPOINT))
@@ -68,7 +68,7 @@ token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(
     summary="Create an account and sign in",
     responses={
         201: SETS_COOKIE,
-        202: {"description": "A link was mailed: the email is to be verified first"},
+        202: {"description": "A link was mailed, because the email must be verified first"},
     },
 )
 @raises(EmailTakenError, RateLimitedError, ServiceUnavailableError)
@@ -82,7 +82,7 @@ async def register(
     """Create an account with an email, a password and, if you like, a name, and sign it in at once.
 
     The email is checked for its form, stored normalised, and unique without regard to case. A password has
-    8 to 128 characters, whatever they are, is not one of the most common ones and not the email.
+    8 to 128 characters of any kind. It is not one of the most common passwords and not the email.
     """
     tokens = await service.register(database, sign_in, client, data)
     if tokens is None:
@@ -117,7 +117,7 @@ async def token(
     """Sign in with a form, as Swagger UI's Authorize does, or refresh, as OAuth libraries do.
 
     `grant_type` is `password` (the default), where `username` is the email, or `refresh_token`.
-    Errors carry `error` and `error_description` (RFC 6749 section 5.2) beside the fields of any other.
+    Errors carry `error` and `error_description` (RFC 6749 section 5.2) beside the fields of all errors.
     """
     return Answer(await service.token(database, sign_in, client, data))
 
@@ -133,11 +133,11 @@ async def refresh(
     cookie: CookieTokenDep,
     data: schemas.Refresh = NO_TOKEN,
 ) -> Answer:
-    """Get new tokens for a refresh token, which is spent by it.
+    """Spend a refresh token for new tokens.
 
-    The same token up to three times within ten seconds, as tabs may send it, gets a working pair each time.
-    Used again later it was stolen: the session ends, and whoever holds its tokens has to sign in again.
-    Without one in the body, that of a cookie session's cookie counts, and the new one goes there.
+    A token gets working tokens up to three times within ten seconds, because several tabs may send it.
+    A later use means theft: the session ends, and the user has to sign in again.
+    Without a token in the body, that of the session's cookie counts, and the new one goes into the cookie.
     """
     if cookie.token is not None:
         fields = schemas.Refresh(refresh_token=cookie.token)
@@ -156,7 +156,7 @@ async def refresh(
 )
 @raises(InvalidRefreshTokenError)
 async def logout(database: DatabaseDep, cookie: CookieDep, leaving: LeavingDep) -> Response:
-    """End this session now: its access and refresh tokens are refused from here on, by every process.
+    """End this session now: every process refuses its access and refresh tokens from now on.
 
     Without an access token, or with one that has expired, the session of the cookie ends.
     The cookie is cleared in any case.

@@ -36,7 +36,7 @@ Email = Annotated[
     BeforeValidator(trim),
     AfterValidator(_normalised),
 ]
-"""A normalised email; white space at both ends goes, because keyboards of phones add it."""
+"""A normalised email. White space at both ends is removed, because keyboards of phones add it."""
 Password = Annotated[
     UnicodeText, Field(json_schema_extra={"format": "password"}, examples=["correct horse battery"])
 ]
@@ -92,7 +92,7 @@ class TokenGrant(BaseModel):
 
     grant_type: str = Field(
         default="password",
-        description="`password`, which it is where none is sent, or `refresh_token`",
+        description="`password` (the default) or `refresh_token`",
         examples=["password"],
     )
     username: str | None = Field(
@@ -107,36 +107,36 @@ class TokenGrant(BaseModel):
 
 
 class ProfileUpdate(Input):
-    """What a user may change of their profile; null clears the name."""
+    """A change of the profile; null clears the name."""
 
     name: Annotated[Line | None, Field(examples=["Ada"])]
 
 
 class Refresh(Input):
-    """The refresh token of the last answer; it is spent by being used."""
+    """The refresh token of the last answer; the request spends it."""
 
     refresh_token: UnicodeText = Field(
         default="",
-        description="Left out, that of the cookie counts",
+        description="Without it, the token of the cookie counts",
         examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"],
     )
 
 
 class PasswordChange(Input):
-    """The password as it is, and as it shall be."""
+    """The current password and the new one."""
 
     current_password: Password
     new_password: NewPassword
 
 
 class PasswordConfirmation(Input):
-    """The password, once more, for what cannot be undone."""
+    """The password again, because the change cannot be undone."""
 
     password: Password
 
 
 class SessionRead(BaseModel):
-    """A sign-in that is still good."""
+    """A session that has not ended."""
 
     id: UUID = Field(examples=["01a1f95c-de91-7602-9705-5b761cf48293"])
     created_at: datetime = Field(examples=["2026-11-20T09:30:00Z"])
@@ -146,7 +146,7 @@ class SessionRead(BaseModel):
     expires_at: datetime = Field(examples=["2026-12-04T09:45:00Z"])
     user_agent: str | None = Field(examples=["Mozilla/5.0"])
     ip: str | None = Field(examples=["192.0.2.7"])
-    current: bool = Field(description="Whether it is the one that asks", examples=[True])
+    current: bool = Field(description="Whether it is the session of this request", examples=[True])
 
 
 class UserRead(BaseModel):
@@ -163,7 +163,7 @@ class UserRead(BaseModel):
 
 
 class Tokens(BaseModel):
-    """An access token for `expires_in` seconds, and the refresh token that is good for the next one."""
+    """An access token for `expires_in` seconds, and a refresh token for the next one."""
 
     access_token: str = Field(
         examples=["eyJhbGciOiJIUzI1NiIsInR5cCI6ImF0K2p3dCJ9.eyJzdWIiOiIwMWExIn0.c2lnbmVk"]
@@ -172,7 +172,7 @@ class Tokens(BaseModel):
     expires_in: int = Field(description="Seconds", examples=[900])
     refresh_token: str = Field(
         default="",
-        description="Not there in a cookie session",
+        description="Absent in a cookie session",
         examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"],
     )
     user: UserRead

@@ -1,6 +1,6 @@
 """Every setting of the service, read from the environment and `.env`, checked before anything starts.
 
-No message that leaves this package contains a value: a wrong secret is named, never shown.
+No error message contains a value, because it may be a secret; the message names the setting.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,11 +32,11 @@ SECRETS = (
     "rate_limit_storage_uri",
     "mail_url",
 )
-"""Each may stand in a file instead, which the variable of the same name and `_FILE` names."""
+"""The settings that may be in files. The variable with the suffix `_FILE` names the file."""
 
 _Written = Mapping[str, str | None]
 _SLIP = 0.885
-"""The least ratio of difflib that is a typing slip: `MAIL_FORM` is one, `DATABASE_USER` is none."""
+"""The least ratio of difflib that is a typing error: `MAIL_FORM` is one, `DATABASE_USER` is not."""
 _SLIP_LETTERS = 2
 _PLAIN = {
     "int_parsing": "must be a whole number",
@@ -48,7 +48,7 @@ _PLAIN = {
     "less_than_equal": "must be at most {le}",
     "literal_error": "must be {expected}",
 }
-"""Our words for pydantic's types of errors."""
+"""Messages for pydantic's types of errors."""
 
 
 class SettingsError(Exception):
@@ -126,9 +126,9 @@ class Settings(BaseSettings):
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # names of its own, which Docker's are not
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # `_secrets` reads files
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add the secrets of `_secrets`, which go before those of the environment and `.env`."""
+        """Add the values of `_secrets`, which override the environment and `.env`."""
         assert isinstance(env_settings, EnvSettingsSource)
         assert isinstance(dotenv_settings, EnvSettingsSource)
         secrets = _secrets(env_settings.env_vars, dotenv_settings.env_vars)
@@ -153,7 +153,7 @@ class Settings(BaseSettings):
 
 
 def _contradictions(chosen: Settings) -> Iterator[str]:
-    """Yield a line for settings that exclude each other. A default gives way to what is set."""
+    """Yield a message for each contradiction between settings. A default contradicts no other setting."""
     own_secrets = {chosen.jwt_secret, *chosen.jwt_previous_secrets}
     if chosen.database_url and not chosen.jwt_secret:
         yield "JWT_SECRET: is required with DATABASE_URL (`python -m backend secret` makes one)"
@@ -170,7 +170,7 @@ def _contradictions(chosen: Settings) -> Iterator[str]:
 
 
 def _secrets(environment: _Written, dotenv: _Written) -> dict[str, Any]:
-    """Return the URL of the database, and the secrets that stand in files; raises `SettingsError`."""
+    """Return the URL of the database, and the secrets from files; raises `SettingsError`."""
     found: dict[str, Any] = {**_database_url(dotenv), **_database_url(environment)}
     written = {**dotenv, **environment, **found}
     for name in SECRETS:
@@ -212,7 +212,7 @@ def misspelt_settings() -> dict[str, str]:
         name.upper(): meant.upper()
         for name in DotEnvSettingsSource(Settings).env_vars.keys() - known
         for meant in get_close_matches(name, known, n=1, cutoff=_SLIP)
-        if abs(len(name) - len(meant)) <= _SLIP_LETTERS  # OTEL_EXPORTER_OTLP_LOGS_ENDPOINT is no slip
+        if abs(len(name) - len(meant)) <= _SLIP_LETTERS  # OTEL_EXPORTER_OTLP_LOGS_ENDPOINT is no typing error
     }
 
 

@@ -1,4 +1,4 @@
-"""Types of settings: each checks its value, and refuses it in words that do not contain it."""
+"""Types of settings, each with a validator whose message does not contain the value."""
 
 import ipaddress
 import re
@@ -48,10 +48,10 @@ def _is_rate(text: str) -> bool:
 
 
 def _is_storage(text: str) -> bool:
-    """Return whether `text` is `memory://`, or a URL that Redis' client takes; nothing is connected."""
+    """Return whether `text` is `memory://`, or a URL that Redis' client accepts. It opens no connection."""
     if not text.startswith(("redis://", "rediss://")):
         return text == "memory://"
-    # Here, since it costs a process 6 MB, and few use it.
+    # Imported here, because it takes 6 MB of memory, and few deployments use it.
     from redis import RedisError  # noqa: PLC0415
     from redis.asyncio import BlockingConnectionPool  # noqa: PLC0415
 

@@ -18,7 +18,7 @@ _OPAQUE: Final = rb'"[\x21\x23-\x7e\x80-\xff]*+"'
 # Possessive, because backtracking would make the time for a header of 64 KiB quadratic.
 _LIST: Final = re.compile(rb"[ \t,]*+(?:(?:W/)?+%b[ \t]*+(?:,[ \t,]*+|\Z))++" % _OPAQUE)
 _TAG: Final = re.compile(rb"(?:W/)?+%b" % _OPAQUE)
-# At most 14 digits, because a `datetime` can't hold the year of more.
+# At most 14 digits, because the year of a longer number does not fit a `datetime`.
 _OF_TASK: Final = re.compile(rb'"([1-9][0-9]*)-([0-9a-f]{1,14})"')
 
 
@@ -43,12 +43,12 @@ def is_known(if_none_match: bytes | None, tag: bytes) -> bool:
 
 
 def allowed(if_match: bytes | None, task_id: int) -> Moments:
-    """Return the moments in the tags of this task, by strong comparison; a malformed header has none."""
+    """Return the moments in the tags of this task, by strong comparison; a malformed header allows none."""
     if if_match is None or if_match == b"*":
         return None
     found = [one for tag in _tags(if_match) if (one := _OF_TASK.fullmatch(tag))]
     moments = [_EPOCH + timedelta(microseconds=int(one[2], 16)) for one in found]
-    # A tag of another task is another tag, and so is one with leading zeros.
+    # A tag of another task does not match, nor does one with leading zeros.
     return [moment for one, moment in zip(found, moments, strict=True) if one[0] == _spelled(task_id, moment)]
 
 

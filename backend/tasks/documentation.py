@@ -32,15 +32,15 @@ _IF_NONE_MATCH: Final = _parameter(
 )
 _KEY: Final = _parameter(
     "Idempotency-Key",
-    "A value of your own, new for each task: what is sent again with it creates nothing more",
+    "A value of your own, a new one for each task. A second request with it creates no second task",
     minLength=1,
     maxLength=255,
     pattern=r"^[\x21-\x7E]+$",
 )
-_TAG: Final = _header("ETag", "Changes with every real change of the task and with no other")
-_PAGE_TAG: Final = _header("ETag", "Changes when anything on the page does")
-_LINK: Final = _header("Link", "Where the next page is, if more follow (RFC 8288)")
-_PLACED: Final = _TAG | _header("Location", "Where the task is, relative to this server")
+_TAG: Final = _header("ETag", "Changes whenever a value of the task changes, and only then")
+_PAGE_TAG: Final = _header("ETag", "Changes when anything on the page changes")
+_LINK: Final = _header("Link", "The address of the next page, if there is one (RFC 8288)")
+_PLACED: Final = _TAG | _header("Location", "The address of the task, relative to this server")
 _UNCHANGED: Final = "Not Modified"
 
 CREATE: Final = Documented(

@@ -19,7 +19,7 @@ _INVALID = FieldError(field="cursor", message="This cursor is not for this list"
 
 
 class SortKey(NamedTuple):
-    """A key that orders a list: its column, its value in a row, and that value's text and back."""
+    """A sort key: its column, its value in a row, and the conversion of the value to text and back."""
 
     column: str
     of_row: Callable[[Row], Any]

@@ -97,10 +97,10 @@ def task_router(
         key: IdempotencyKeyDep,
         data: Annotated[TaskCreate, Body()],
     ) -> Answer:
-        """Create a task of yours, which `Location` names.
+        """Create a task of yours; `Location` has its address.
 
-        The title is trimmed; all other text is kept as it is sent. With an `Idempotency-Key` a request may
-        be sent again: while the task lives, it is answered with the task and creates nothing.
+        The title is trimmed; all other text is kept as it is sent. A client may repeat a request with an
+        `Idempotency-Key`. While the task exists, a repeated request returns it and creates nothing.
         """
         task, is_new = await service.create_task(database, caller, data, key)
         return _answer(task, 201 if is_new else 200, [(b"location", b"%s/%d" % (path, task["id"]))])
@@ -117,8 +117,9 @@ def task_router(
     ) -> Response:
         """List your tasks, a page at a time.
 
-        Where more follow, the answer carries `Link: <…>; rel="next"` (RFC 8288), relative to this server.
-        Following it to the end meets each task that stayed throughout once, while others come and go.
+        If more follow, the answer has `Link: <…>; rel="next"` (RFC 8288), relative to this server.
+        A client that follows the links to the end gets each task that stays throughout once, even if others
+        come and go.
 
         A client that polls may send the page's `ETag` back in `If-None-Match`. While nothing on the page has
         changed, the answer is 304 without a body. It saves the transfer; the database reads the page anyway.
@@ -135,7 +136,7 @@ def task_router(
     async def read_task(
         database: DatabaseDep, caller: CallerDep, if_none_match: IfNoneMatchDep, task_id: TaskId
     ) -> Response:
-        """Return one task of yours, or 304 where `If-None-Match` names its `ETag`."""
+        """Return one task of yours, or 304 if `If-None-Match` names its `ETag`."""
         task = await service.read_task(database, caller, contract, task_id)
         return _unless_known(Answer(TaskRow(*task)), tag_of(task), if_none_match)
 
@@ -148,7 +149,7 @@ def task_router(
         task_id: TaskId,
         data: Annotated[TaskUpdate, Body()],
     ) -> Answer:
-        """Change a task as PATCH does: only what is sent changes, at least one field is."""
+        """Change a task as PATCH does: only the sent fields change, and at least one is required."""
         task = Expected(task_id, allowed(if_match, task_id))
         return _answer(await service.update_task(database, caller, contract, task, data))
 
@@ -172,7 +173,7 @@ def task_router(
     async def toggle_task(
         database: DatabaseDep, caller: CallerDep, if_match: IfMatchDep, task_id: TaskId
     ) -> Answer:
-        """Flip `completed`, whatever it is when the statement runs."""
+        """Flip the value of `completed` that the task has when the statement runs."""
         task = Expected(task_id, allowed(if_match, task_id))
         return _answer(await service.toggle_task(database, caller, contract, task))
 

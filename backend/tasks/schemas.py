@@ -59,7 +59,7 @@ class TaskRead(BaseModel):
 
 
 TaskRow = msgspec.defstruct("TaskRow", TaskRead.model_fields, gc=False)
-"""A row of a task, for JSON: a struct takes a third of a dict's time to make and to write."""
+"""A task's row for JSON. A struct takes a third of a dict's time to create and to encode."""
 
 
 def _digits(value: object) -> object:
@@ -74,17 +74,18 @@ class TaskQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    status: Status = Field(default="all", description="Only those that are still to do, or done")
+    status: Status = Field(default="all", description="Only tasks still to do, or only done ones")
     sort: Sort = Field(default="created", description="By creation, or by title without regard to case")
     order: Order = Field(
-        default="asc", description="Upwards or downwards; ties go by id in the same direction"
+        default="asc", description="Ascending or descending; ties are ordered by id in the same direction"
     )
     limit: Annotated[int, BeforeValidator(_digits)] = Field(
         default=MAX_PAGE,
         ge=1,
         le=MAX_PAGE,
-        description="At most so many; where more follow, `Link` leads to them",
+        description="The most tasks in the answer; if more follow, `Link` leads to them",
     )
     cursor: str = Field(
-        default="", description="Where to go on: from the `Link` of the last answer; empty is the beginning"
+        default="",
+        description="The next page's position, from the last answer's `Link`; empty is the beginning",
     )

@@ -23,7 +23,7 @@ from backend.web.errors import AppError, Contract
 
 
 class Expected(NamedTuple):
-    """A task's id, and the moments of the last change with which a request may change it."""
+    """A task's id, and the values of `updated_at` with which the request may change it."""
 
     id: int
     moments: Moments

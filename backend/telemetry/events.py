@@ -52,14 +52,14 @@ _current: ContextVar[RequestRecord] = ContextVar("request_record")
 
 
 def begin(request_id: str) -> RequestRecord:
-    """Return a new record, which from now on is the current task's."""
+    """Return a new record, which becomes the record of the current asyncio task."""
     new = RequestRecord(request_id)
     _current.set(new)
     return new
 
 
 def record(event: Event, **fields: object) -> None:
-    """Add an event to the current request; a field `level` overrides the level of its kind."""
+    """Add an event to the current request; a field `level` replaces the event's usual level."""
     _current.get().events.append((event, fields))
 
 

@@ -57,12 +57,12 @@ def _plain(value: object) -> str:
 
 
 class Log:
-    """Writes lines to standard output; `configure` makes the one of a process."""
+    """Writes lines to standard output; `configure` creates it."""
 
     def __init__(self, render: Callable[[Line], bytes]) -> None:
         self._render = render
         stream = sys.stdout.buffer
-        if isinstance(stream, RawIOBase):  # with PYTHONUNBUFFERED a full disk could take half a line
+        if isinstance(stream, RawIOBase):  # because a full disk could cut an unbuffered line
             stream = open(sys.stdout.fileno(), "wb", closefd=False)  # noqa: SIM115  # as long as the process
         self._write, self._flush = stream.write, stream.flush
 
@@ -122,7 +122,7 @@ def _is_of_a_migration(record: logging.LogRecord) -> bool:
 
 
 class _Intercept(logging.Handler):
-    """Passes records of the standard library to loguru, as loguru's manual has it."""
+    """Passes records of the standard library to loguru, as loguru's manual describes."""
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.INFO:

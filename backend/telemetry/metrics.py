@@ -25,7 +25,7 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-# They would add a series to each counter and histogram: the time of its first event.
+# The `_created` series would double the counters and histograms with the time of the first event.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no types for it
 
 REQUESTS = Counter("http_requests_total", "Requests served", ("method", "route", "status"))
@@ -73,7 +73,7 @@ def _of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
 
 @contextmanager
 def shared_by_workers() -> Iterator[None]:
-    """Give the processes that start within the block a directory in which they add up their metrics."""
+    """Set the directory in which the processes that start within the block add up their metrics."""
     with TemporaryDirectory(prefix="tasks-api-metrics-") as directory:
         os.environ[_DIRECTORY] = directory
         yield
@@ -82,7 +82,7 @@ def shared_by_workers() -> Iterator[None]:
 async def exposition() -> tuple[bytes, str]:
     """Return the metrics in Prometheus' text format, and its content type.
 
-    A thread writes the text, because a hundred routes and more would stop the event loop for too long.
+    A thread writes the text, because that of a hundred routes would block the event loop for too long.
     """
     return await asyncio.get_running_loop().run_in_executor(_WRITER, _exposition)
 

@@ -52,7 +52,7 @@ def users_commands(run: Run) -> typer.Typer:
 
 
 def _without_traceback(run: Run) -> Run:
-    """End in one line where the role of DATABASE_URL lacks a right."""
+    """Exit with one line if the role of DATABASE_URL lacks a right."""
 
     def run_or_exit(work: Work[Any]) -> Any:
         try:

@@ -27,7 +27,7 @@ class Imported:
 async def import_users(
     database: Database, file: Path, show: Callable[[int, int], None], names: Mapping[str, str] | None = None
 ) -> Imported:
-    """Import the users of `file` in one transaction; calls `show(done, total)` now and then.
+    """Import the users of `file` in one transaction; calls `show(done, total)` once per batch.
 
     An existing account stays as it is. `names` is for `read_users`. Raises `UserFileError`,
     `UnreachableError`.

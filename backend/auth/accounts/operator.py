@@ -46,7 +46,7 @@ class NoResetError(AppError):
 
 
 async def list_users(database: Database, *, part: str, **filters: Any) -> list[User]:
-    """Return the newest users whose email contains `part`, within `unverified`, `disabled` and `limit`."""
+    """Return the newest users with `part` in the email, within `unverified`, `disabled` and `limit`."""
     rows = await database.all(statements.LIST_USERS, part=email_key(part), **filters)
     return [_shown(row) for row in rows]
 
@@ -85,7 +85,7 @@ async def create_user(
 
 
 async def invite(database: Database, settings: Settings, user: User) -> str | None:
-    """Mail a link to choose a password; return the link instead where no mail can be sent."""
+    """Mail a link to choose a password; return the link instead if no mail can be sent."""
     sender = sender_for(settings)
     if sender is not None:
         link = await _new_reset_link(database, settings, user["id"], Kind.RESET)
@@ -149,7 +149,7 @@ async def delete_user(database: Database, who: str) -> User:
 
 
 def by_id(user: User) -> str:
-    """Return the `who` that is this user and no other, whatever emails change to."""
+    """Return the `who` that means this user alone, even after a change of emails."""
     return f"id:{user['id']}"
 
 
@@ -176,7 +176,7 @@ def _normalised(email: str) -> str:
 
 
 async def _change(database: Database, who: str, change: Statement) -> Row:
-    """Run `change` on the user with the user's row locked, which keeps the order of locks."""
+    """Run `change` on the user after a lock of the user's row, as the order of locks requires."""
     user_id = (await _find(database, who))["id"]
     async with database.transaction() as transaction:
         await transaction.one(LOCK_USER, user_id=user_id)

@@ -36,7 +36,7 @@ COMMON = _common_passwords()
 
 
 def normalise(password: str) -> str:
-    """Return `password` in NFC, as RFC 8265 section 4 has it compared."""
+    """Return `password` in NFC, in which RFC 8265 section 4 compares passwords."""
     return unicodedata.normalize("NFC", password)
 
 

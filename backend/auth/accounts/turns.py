@@ -16,27 +16,27 @@ _Result = TypeVar("_Result")
 
 
 class Turns:
-    """Runs work on `threads` threads of an executor, and keeps the rest waiting, by address.
+    """Runs jobs on `threads` threads of an executor. Other jobs wait, in a queue for each address.
 
-    At most `limit` are running or waiting. Past it the address with the most waiting loses its newest.
+    At most `limit` jobs run or wait. At the limit the address with the most waiting jobs loses its newest.
     """
 
     def __init__(self, executor: Executor, *, threads: int, limit: int) -> None:
         self._executor, self._threads, self._limit = executor, threads, limit
         self._line = asyncio.Semaphore(threads)
         self._places: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        """By address, for as long as it has work: its places on the threads and in the line."""
+        """By address, while it has jobs: its places on the threads and in the common queue."""
         self._waiting: dict[str, list[asyncio.Task[Any]]] = {}
-        """By address, the newest last; an address with nothing waiting is not in it."""
+        """The waiting jobs by address, the newest last; an address without one is absent."""
         self._running = 0
 
     @property
     def count(self) -> int:
-        """The number that is running or waiting."""
+        """The number of jobs that run or wait."""
         return self._running + sum(map(len, self._waiting.values()))
 
     async def run(self, address: str, work: Callable[[], _Result]) -> _Result:
-        """Return what `work` returns; raises `ServiceUnavailableError` when too much is waiting."""
+        """Return what `work` returns; raises `ServiceUnavailableError` when the queue is full."""
         if self.count >= self._limit:
             self._make_room(address)
         task = asyncio.create_task(self._work(address, work))
@@ -46,7 +46,7 @@ class Turns:
         except asyncio.CancelledError:
             if task.cancelled():
                 raise _full() from None
-            # Nothing stops a thread: its place is free when it ends, although nobody waits for its result.
+            # A thread cannot be stopped: its place is free when it ends, although nothing awaits it.
             if task in self._waiting.get(address, ()):
                 self._drop(address, task)
             raise

@@ -43,7 +43,7 @@ class ImportedUser(BaseModel):
 def read_users(file: Path, names: Mapping[str, str]) -> list[tuple[int, ImportedUser]]:
     """Return the users of `file` with the numbers of their lines, from 1; raises `UserFileError`.
 
-    `names` maps names of `COLUMNS` to those that the file has instead.
+    `names` maps names of `COLUMNS` to the file's own names for them.
     """
     names = {column: names.get(column, column) for column in COLUMNS}
     users: list[tuple[int, ImportedUser]] = []
@@ -125,7 +125,7 @@ def _is_header(row: Sequence[str]) -> bool:
 
 
 def _columns(place: str, row: Sequence[str], names: Mapping[str, str]) -> list[str]:
-    """Return the header's names, those of `names` in their own letters; raises `UserFileError`."""
+    """Return the names in the header, in the letter case of `names`; raises `UserFileError`."""
     own = {name.lower(): name for name in names.values()}
     header = [own.get(cell.lower(), cell) for cell in row]
     for column, name in names.items():

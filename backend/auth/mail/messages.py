@@ -1,6 +1,6 @@
 """Composes mails: the words of each kind, rendered as plain text and as HTML in one message.
 
-A mail holds no name, and no email but its recipient's, because a stranger could have written those.
+A mail holds no name, and only its recipient's email, because a stranger could have written the others.
 """
 
 from dataclasses import dataclass
@@ -113,7 +113,7 @@ def compose(kind: Kind, *, to: str, sender: str, link: str | None) -> EmailMessa
     message["To"] = to
     message["Date"] = format_datetime(localtime())
     message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2].strip("> ") or "localhost")
-    message["Auto-Submitted"] = "auto-generated"  # RFC 3834 section 5: no automatic reply, please
+    message["Auto-Submitted"] = "auto-generated"  # suppresses automatic replies (RFC 3834 section 5)
     values = {"words": words, "link": link}
     message.set_content(_templates.get_template("mail.txt").render(values), cte="7bit")
     message.add_alternative(_templates.get_template("mail.html").render(values), subtype="html", cte="7bit")

@@ -21,7 +21,7 @@ from backend.settings import Settings
 from backend.telemetry.events import Event, write
 
 PAUSES_SECONDS: Final = (5, 30, 120, 600)
-"""Pauses between the attempts to send a mail; after one attempt more it has failed."""
+"""Pauses between the attempts to send a mail, which fails after one attempt more than there are pauses."""
 DATABASE_PAUSE_SECONDS: Final = 5.0
 
 
@@ -38,7 +38,7 @@ class _Ready(NamedTuple):
 
 
 class Outbox:
-    """Sends the mails of one process; `sender` is None where the service sends no mail."""
+    """Sends mails in one process. Without MAIL_URL it sends none, and `check_available` raises."""
 
     def __init__(self, settings: Settings) -> None:
         self._sender: Sender | None = sender_for(settings)
@@ -47,11 +47,11 @@ class Outbox:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The parameter of statements that also write a notice."""
+        """The parameter of statements that may also write a notice to the outbox."""
         return {"sends_mail": self._sender is not None}
 
     def check_available(self) -> None:
-        """Raise `MailUnavailableError` where the service sends no mail."""
+        """Raise `MailUnavailableError` if the service sends no mail."""
         if self._sender is None:
             raise MailUnavailableError(reason="mail_unavailable")
 
@@ -73,7 +73,7 @@ class Outbox:
                     await self._woken.wait()
 
     async def _drain(self, database: Database, sender: Sender) -> float | None:
-        """Send all that is due; return the seconds until the next mail is due, None where none waits."""
+        """Send all mails that are due; return the seconds until the next is due, None if no mail waits."""
         while mails := await database.all(statements.CLAIM):
             async with asyncio.TaskGroup() as group:
                 for mail in mails:
@@ -82,7 +82,7 @@ class Outbox:
         return None if row is None or row["seconds"] is None else max(0.0, float(row["seconds"]))
 
     async def _process(self, database: Database, sender: Sender, mail: Row) -> None:
-        """Send one mail, or drop or postpone it. An error leaves it due again after `LEASE`."""
+        """Send one mail, or drop or postpone it. After an error it is due again when `LEASE` is over."""
         log = logger.bind(kind=mail["kind"])
         with suppress(DatabaseError), log.catch(message="unexpected", exclude=DatabaseError):
             ready = await self._prepare(database, mail)
@@ -107,7 +107,7 @@ class Outbox:
         return _Ready(owner["user_id"], owner["email"], link) if owner else None
 
     async def _send(self, database: Database, sender: Sender, mail: Row, ready: _Ready) -> None:
-        """Make one attempt; a mail that is not accepted is postponed, or has failed after the last one."""
+        """Make one attempt. A mail that is not accepted is postponed, or fails after the last attempt."""
         kind, id_, attempts = mail["kind"], mail["id"], mail["attempts"]
         try:
             logged = await sender.send(Kind(kind), ready.email, ready.link)

@@ -13,7 +13,7 @@ class MailRequest(Input):
 
 
 class MailToken(Input):
-    """The token of a mailed link: what stands behind `#token=`."""
+    """The token of a mailed link, which follows `#token=`."""
 
     token: UnicodeText = Field(examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"])
 

@@ -5,7 +5,7 @@ from multiprocessing.connection import Connection
 
 
 def relay(told: Connection) -> None:
-    """Serve on a free port of loopback, which `told` is told, until the process is terminated."""
+    """Serve on a free port of loopback until the process is terminated; sends the port to `told`."""
     asyncio.run(_serve(told))
 
 

@@ -1,4 +1,4 @@
-# ruff: noqa: S608  # the only thing put into SQL here is a list of columns
+# ruff: noqa: S608  # only a constant list of columns is put into SQL here
 """The limit: a minimal application on bare ASGI, asyncpg and msgspec, without validation, errors or a log.
 
 It verifies a token once and checks no session. No Python application with the same job costs less.

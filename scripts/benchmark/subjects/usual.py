@@ -40,7 +40,7 @@ class TaskCreate(BaseModel):
 
 
 class TaskUpdate(BaseModel):
-    """What to change of a task."""
+    """Changes to a task."""
 
     title: str | None = Field(default=None, min_length=1, max_length=200)
     description: str | None = Field(default=None, max_length=1000)
@@ -58,7 +58,7 @@ TokenDep = Annotated[str, Depends(OAuth2PasswordBearer("auth/token"))]
 
 
 async def get_current_user(session: SessionDep, token: TokenDep) -> User:
-    """Return who sent the token."""
+    """Return the user of the token."""
     try:
         claims = jwt.decode(
             token,

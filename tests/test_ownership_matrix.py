@@ -1,6 +1,6 @@
 """Authorization: each operation of the served OpenAPI document, with each kind of valid or invalid token.
 
-The tests take the operations from the document, so that they cover a new route, and fail if it has no guard.
+The tests take the operations from the document, so that a new route without a guard fails them.
 """
 
 import time

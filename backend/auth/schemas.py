@@ -65,7 +65,7 @@ class _SigningIn(Input):
 
     @property
     def uses_cookie(self) -> bool:
-        """Whether the refresh token goes into a cookie."""
+        """True if the refresh token goes into a cookie."""
         return self.session == "cookie"
 
 
@@ -150,13 +150,13 @@ class SessionRead(BaseModel):
 
 
 class UserRead(BaseModel):
-    """A user; `email` and `name` are null where they are not known."""
+    """A user; `email` and `name` are null if they are not known."""
 
     id: str = Field(examples=["01a1f95c-de9c-72e4-af2f-cb076b07b635"])
     email: str | None = Field(examples=["ada@example.com"])
     email_verified: bool = Field(description="Whether a mailed link was followed", examples=[True])
     pending_email: str | None = Field(
-        description="The email that a change asks for, until it is confirmed", examples=["ada@example.org"]
+        description="The new email of a change that is not confirmed yet", examples=["ada@example.org"]
     )
     name: str | None = Field(examples=["Ada"])
     created_at: datetime = Field(examples=["2026-11-20T09:30:00Z"])

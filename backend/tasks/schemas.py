@@ -26,11 +26,11 @@ class TaskCreate(BaseModel):
 
     title: Title
     description: Annotated[Description | None, Field(examples=["Two litres"])] = None
-    completed: bool = Field(default=False, description="`false` where it is not sent", examples=[False])
+    completed: bool = Field(default=False, description="`false` if it is not sent", examples=[False])
 
 
 class TaskUpdate(BaseModel):
-    """Changes to a task: at least one field. What is not sent stays; `description: null` clears it."""
+    """Changes to a task: at least one field. Fields that are not sent stay; `description: null` clears it."""
 
     model_config = ConfigDict(strict=True, json_schema_extra={"minProperties": 1})
 
@@ -55,7 +55,9 @@ class TaskRead(BaseModel):
     description: str | None = Field(examples=["Two litres"])
     completed: bool = Field(examples=[False])
     created_at: datetime = Field(examples=["2026-11-20T09:30:00Z"])
-    updated_at: datetime = Field(description="Moves on every real change", examples=["2026-11-20T09:45:00Z"])
+    updated_at: datetime = Field(
+        description="The time of the last change of a value", examples=["2026-11-20T09:45:00Z"]
+    )
 
 
 TaskRow = msgspec.defstruct("TaskRow", TaskRead.model_fields, gc=False)

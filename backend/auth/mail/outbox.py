@@ -1,7 +1,7 @@
 """Sends the mails of the outbox table; several processes may do so at once.
 
-A process reads the table at its start, for mails that another process left when it died. After that it
-waits for a request of its own or for the next retry, so that an idle service sends no query.
+A process reads the table at its start, for mails that another process left when it died. Later it waits
+for a request of its own or for the next retry. An idle service therefore sends no query.
 """
 
 import asyncio

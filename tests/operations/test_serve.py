@@ -320,7 +320,7 @@ def test_it_listens_at_the_same_addresses_with_any_number_of_workers_and_says_on
     service.url = f"http://{addresses[0]}:{port}"
     wait_until_healthy(service)
     for address in addresses:
-        response = httpx2.get(f"http://{address}:{port}/tasks", trust_env=False)
+        response = httpx2.get(f"http://{address}:{port}/tasks", trust_env=False, verify=False)
         (line,) = service.lines(request_id=response.headers["x-request-id"], event="http.request")
         assert line["ip"] == address.strip("[]")
     assert service.lines(event=f"ready: http://{opened}:{port}/docs")

@@ -76,7 +76,7 @@ STORED: dict[str, Callable[[], str]] = {
     "plain bcrypt of the same cost": lambda: plain_bcrypt(10),
     "plain bcrypt of a higher cost": lambda: plain_bcrypt(11),
     "bcrypt_sha256 of a lower cost": lambda: sha256_bcrypt(9),
-    "bcrypt_sha256 of a higher cost": lambda: sha256_bcrypt(12),
+    "bcrypt_sha256 of a higher cost": lambda: sha256_bcrypt(11),
     "bcrypt_sha256 of an older version": lambda: f"$bcrypt-sha256$2a,7${'a' * 21}u${'b' * 30}.",
     "damaged": lambda: plain_bcrypt(10)[:-1],
     "damaged, of a cost that nobody can wait for": lambda: plain_bcrypt(10).replace("$10$", "$31$")[:-1],

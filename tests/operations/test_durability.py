@@ -22,7 +22,7 @@ from tests.tasks.test_idempotency import KEY, MILK
 from tests.waiting import until
 
 WRITERS, USERS = 6, 100
-TASKS_EACH_TIME = 10
+TASKS_EACH_TIME = 4
 
 
 class Writer:

@@ -16,7 +16,6 @@ from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
 from tests.programs import passable_directory
 from tests.service import JWT_SECRET, PROGRAM, Account, Service, running
-from tests.tokens import SHARED_SECRET
 
 pytest_plugins = ["tests.better_auth.fixtures"]
 
@@ -110,10 +109,9 @@ def database(new_database: Callable[[], Postgres]) -> Postgres:
 
 @pytest.fixture(scope="session")
 def service(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The service that most tests share: no rate limits; it takes the tokens that `shared_token` makes."""
+    """The service that most tests share, limits on guessing off."""
     log = tmp_path_factory.mktemp("service") / "log"
-    settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "BETTER_AUTH_SECRET": SHARED_SECRET}
-    with running(log, **settings) as running_service:
+    with running(log, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET) as running_service:
         yield running_service
 
 

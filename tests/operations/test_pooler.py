@@ -58,7 +58,6 @@ from tests.service import (
 from tests.tasks import test_concurrency, test_list, test_router, test_user_scoped
 from tests.tasks.test_concurrency import at_once
 from tests.test_openapi import Operation
-from tests.tokens import SHARED_SECRET
 
 USERS = 16
 SERVER_CONNECTIONS = 2
@@ -155,7 +154,7 @@ def started(logs: Path, *settings: dict[str, str]) -> Iterator[list[Service]]:
     """Run services with these settings, started at once."""
     with ExitStack() as stack:
         begun = [
-            start(logs / f"log{number}", JWT_SECRET=JWT_SECRET, BETTER_AUTH_SECRET=SHARED_SECRET, **each)
+            start(logs / f"log{number}", JWT_SECRET=JWT_SECRET, **each)
             for number, each in enumerate(settings)
         ]
         for service in begun:

@@ -28,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-seed", metavar="SEED", type=int, help="what decides about chance in it")
 
 
+@pytest.hookimpl(trylast=True)  # whatever the order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The test that judges what all others saw goes last."""
     items.sort(key=lambda item: item.name == "test_the_document_and_the_answers_of_the_suite_agree")

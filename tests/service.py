@@ -24,6 +24,8 @@ ROOT = Path(__file__).parent.parent
 PASSWORD = "correct horse battery staple"
 JWT_SECRET = "a secret of the tests, which is long enough"
 START_SECONDS = 30.0
+UNTRACED = {"COVERAGE_PROCESS_CONFIG": ""}
+"""Settings of a service that coverage leaves alone, because its time is measured."""
 PROGRAM = ("-m", "backend", "serve")
 """What Python runs."""
 MAILS = Path(tempfile.mkdtemp(prefix="tasks-api-mails-"))

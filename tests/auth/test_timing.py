@@ -13,7 +13,7 @@ from passlib.context import CryptContext
 
 from scripts.benchmark.meter import family_cpu_seconds
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, PASSWORD, Service, running
+from tests.service import JWT_SECRET, PASSWORD, UNTRACED, Service, running
 
 SAMPLES, ATTEMPTS, TOLERANCE = 4, 9, 0.1
 COST = "12"
@@ -25,7 +25,7 @@ def slow(new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPath
     """A service that hashes as it does by default."""
     log = tmp_path_factory.mktemp("slow") / "log"
     url = new_database().url
-    with running(log, DATABASE_URL=url, JWT_SECRET=JWT_SECRET, BCRYPT_ROUNDS=COST) as service:
+    with running(log, DATABASE_URL=url, JWT_SECRET=JWT_SECRET, BCRYPT_ROUNDS=COST, **UNTRACED) as service:
         yield service
 
 
@@ -89,7 +89,8 @@ def imported(
 ) -> Iterator[tuple[Service, Postgres]]:
     """A service that hashes at cost 10, and its database."""
     database, log = new_database(), tmp_path_factory.mktemp("imported") / "log"
-    with running(log, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET, BCRYPT_ROUNDS="10") as service:
+    settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "BCRYPT_ROUNDS": "10"}
+    with running(log, **settings, **UNTRACED) as service:
         yield service, database
 
 

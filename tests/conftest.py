@@ -15,7 +15,7 @@ from backend.database import schema
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
 from tests.programs import passable_directory
-from tests.service import JWT_SECRET, PROGRAM, Account, Service, running
+from tests.service import JWT_SECRET, Account, Service, running
 
 pytest_plugins = ["tests.better_auth.fixtures"]
 
@@ -121,7 +121,7 @@ def new_service(new_database: Callable[[], Postgres], tmp_path: Path) -> Iterato
     """Run a service with settings of its own, on a database of its own unless one is given."""
     with ExitStack() as stack:
 
-        def run(*arguments: str, program: Sequence[str] = PROGRAM, **settings: str) -> Service:
+        def run(*arguments: str, program: Sequence[str] = (), **settings: str) -> Service:
             settings = {"DATABASE_URL": "", "JWT_SECRET": JWT_SECRET, **settings}
             settings["DATABASE_URL"] = settings["DATABASE_URL"] or new_database().url
             log = tmp_path / f"log{next(_numbers)}"

@@ -20,14 +20,17 @@ from typing import Any
 
 import httpx2
 
+from tests.forks import Fork
+
 ROOT = Path(__file__).parent.parent
 PASSWORD = "correct horse battery staple"
 JWT_SECRET = "a secret of the tests, which is long enough"
 START_SECONDS = 30.0
-UNTRACED = {"COVERAGE_PROCESS_CONFIG": ""}
-"""Settings of a service that coverage leaves alone, because its time is measured."""
 PROGRAM = ("-m", "backend", "serve")
 """What Python runs."""
+UNTRACED: dict[str, Any] = {"program": PROGRAM, "COVERAGE_PROCESS_CONFIG": ""}
+"""Arguments for a service that coverage leaves alone, because its time is measured."""
+Finished = subprocess.CompletedProcess[str]
 MAILS = Path(tempfile.mkdtemp(prefix="tasks-api-mails-"))
 """The mails of all services, but of those with a MAIL_URL of their own; a file for each."""
 atexit.register(shutil.rmtree, MAILS, ignore_errors=True)
@@ -105,7 +108,7 @@ class Account:
 class Service:
     """One running `python -m backend serve`."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Fork
     url: str
     log: Path
     clients: list[httpx2.Client] = field(default_factory=list)
@@ -162,7 +165,7 @@ def program_with(*assignments: str) -> tuple[str, str]:
 
 
 def start(log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str) -> Service:
-    """Start the service without waiting for it; `log` gets what it prints."""
+    """Start the service as a shell does, without waiting for it; `log` gets what it prints."""
     port = settings.setdefault("PORT", str(free_port()))
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -174,6 +177,21 @@ def start(log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settin
             stderr=subprocess.STDOUT,
         )
     return Service(process, f"http://127.0.0.1:{port}", log)
+
+
+def fork(log: Path, **settings: str) -> Service:
+    """Start the service without an import, and without waiting for it."""
+    port = settings.setdefault("PORT", str(free_port()))
+    return Service(Fork(["serve"], environment(**settings), log, log), f"http://127.0.0.1:{port}", log)
+
+
+def command(*arguments: str, stdin: str = "", **settings: str) -> Finished:
+    """Run a command to its end without an import; none of its streams is a terminal."""
+    with tempfile.TemporaryDirectory() as name:
+        given, output, errors = (Path(name) / stream for stream in ("input", "output", "errors"))
+        given.write_text(stdin)
+        code = Fork(arguments, environment(**settings), output, errors, str(given)).wait(START_SECONDS)
+        return Finished(arguments, code, output.read_text(), errors.read_text())
 
 
 def wait_until_healthy(service: Service, seconds: float = START_SECONDS) -> None:
@@ -191,11 +209,12 @@ def wait_until_healthy(service: Service, seconds: float = START_SECONDS) -> None
 
 
 @contextmanager
-def running(
-    log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str
-) -> Iterator[Service]:
-    """Run the service for the length of the block."""
-    service = start(log, *arguments, program=program, **settings)
+def running(log: Path, *arguments: str, program: Sequence[str] = (), **settings: str) -> Iterator[Service]:
+    """Run the service for the length of the block; it is forked, unless more is asked for than settings."""
+    if program or arguments or "WORKERS" in settings:
+        service = start(log, *arguments, program=program or PROGRAM, **settings)
+    else:
+        service = fork(log, **settings)
     try:
         wait_until_healthy(service)
         yield service

@@ -13,9 +13,8 @@ from backend.auth.accounts.imports import import_users
 from backend.auth.accounts.user_files import UserFileError
 from backend.database import Database, schema
 from backend.settings import load_settings
-from tests.commands import Finished, command
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, PASSWORD, Service, running
+from tests.service import JWT_SECRET, PASSWORD, Finished, Service, command, running
 
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
 OTHER_HASH = bcrypt.hashpw(b"another password", bcrypt.gensalt(5)).decode()

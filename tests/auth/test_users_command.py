@@ -15,9 +15,18 @@ from uuid import uuid4
 import pytest
 
 from tests.better_auth.jwks import TokenServer, new_key, token_server
-from tests.commands import Finished, command
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, PASSWORD, ROOT, Account, Service, environment, running
+from tests.service import (
+    JWT_SECRET,
+    PASSWORD,
+    ROOT,
+    Account,
+    Finished,
+    Service,
+    command,
+    environment,
+    running,
+)
 
 Run = Callable[..., Finished]
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
@@ -26,6 +26,7 @@ from tests.conftest import Postgres
 from tests.programs import needs_root, passable_directory
 from tests.service import (
     JWT_SECRET,
+    PROGRAM,
     ROOT,
     UNTRACED,
     Service,
@@ -58,8 +59,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Run a service with these settings, and no others."""
     with ExitStack() as stack:
 
-        def run(*arguments: str, **settings: str) -> Service:
-            return stack.enter_context(running(tmp_path / f"log{next(_numbers)}", *arguments, **settings))
+        def run(program: Sequence[str] = PROGRAM, **settings: str) -> Service:
+            log = tmp_path / f"log{next(_numbers)}"
+            return stack.enter_context(running(log, program=program, **settings))
 
         yield run
 

@@ -15,7 +15,7 @@ import pytest
 from backend.database.url import connect_arguments
 from tests.auth.mail.smtp import Mailbox, smtp_server
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, PROGRAM, Account, Service, running
+from tests.service import JWT_SECRET, Account, Service, running
 
 _numbers = count(1)
 
@@ -89,9 +89,7 @@ def waiting(database: Postgres) -> int:
 
 
 @contextmanager
-def running_mailing(
-    database: Postgres, directory: Path, program: Sequence[str] = PROGRAM
-) -> Iterator[Mailing]:
+def running_mailing(database: Postgres, directory: Path, program: Sequence[str] = ()) -> Iterator[Mailing]:
     """Run a service with a mail server of its own for the length of the block."""
     with smtp_server() as mailbox:
         settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "MAIL_URL": mailbox.url}

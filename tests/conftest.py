@@ -14,6 +14,7 @@ import pytest
 from backend.database import schema
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
+from tests import forks
 from tests.programs import passable_directory
 from tests.service import JWT_SECRET, Account, Service, running
 
@@ -26,6 +27,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Let `scripts/soak` say how long."""
     parser.addoption("--soak", metavar="SECONDS", type=int, default=0, help="soak for so long (test_soak)")
     parser.addoption("--soak-seed", metavar="SEED", type=int, help="what decides about chance in it")
+
+
+def pytest_configure() -> None:
+    """Let the process that services are forked from import while tests are collected."""
+    forks.prepare()
 
 
 @pytest.hookimpl(trylast=True)  # whatever the order

@@ -18,8 +18,11 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     ["pytest", "tests.forks", "backend.app", "backend.web.server", "backend.auth.accounts.commands"]
 )
-# LEAD: ensure_running() here ran again in the server that preloads this module: an endless chain of servers.
-# Call it from conftest's pytest_configure instead, then delete these two lines.
+
+
+def prepare() -> None:
+    """Start the process that is forked; not at import, because that process imports this module too."""
+    forkserver.ensure_running()
 
 
 class Fork:

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,9 +16,18 @@ import pytest
 
 from tests.better_auth.jwks import TokenServer, new_key, token_server
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, PASSWORD, ROOT, Account, Service, environment, running
+from tests.service import (
+    JWT_SECRET,
+    PASSWORD,
+    ROOT,
+    Account,
+    Finished,
+    Service,
+    command,
+    environment,
+    running,
+)
 
-Finished = subprocess.CompletedProcess[str]
 Run = Callable[..., Finished]
 
 LINK = re.compile(r"http://\S+/reset-password#token=(\S+)")
@@ -49,22 +59,8 @@ def service(
 
 @pytest.fixture
 def users(database: Postgres) -> Run:
-    """Run one of the commands, its output into pipes."""
-
-    def run(*arguments: str, stdin: str = "", **settings: str) -> Finished:
-        return subprocess.run(
-            [sys.executable, "-m", "backend", "users", *arguments],
-            cwd=ROOT,
-            env=environment(**{"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET} | settings),
-            input=stdin,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            check=False,
-            timeout=60,
-        )
-
-    return run
+    """Run one of the commands, its output not to a terminal."""
+    return partial(command, "users", DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET)
 
 
 def answer(finished: Finished) -> Any:
@@ -467,8 +463,18 @@ def test_a_wrong_call_is_exit_code_2(users: Run, arguments: tuple[str, ...]) -> 
     "arguments",
     [("show", "\udcff"), ("list", "--email", "\udcff"), ("create", "eve@example.com", "--password-stdin")],
 )
-def test_text_that_is_not_utf_8_is_named(users: Run, arguments: tuple[str, ...]) -> None:
-    done = users(*arguments, stdin=f"{PASSWORD}\udcff\n")
+def test_text_that_is_not_utf_8_is_named(database: Postgres, arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "backend", "users", *arguments],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
+        input=f"{PASSWORD}\udcff\n",
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
+        timeout=60,
+    )
     assert (done.returncode, done.stdout, PASSWORD in done.stderr) == (2, "", False)
     assert "must be UTF-8 text" in done.stderr
 

@@ -3,7 +3,7 @@
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -11,10 +11,10 @@ import pytest
 
 from tests.operations.replication import Cluster, replicated
 from tests.operations.writers import Writer, check_books, wait_for_writes, writing
-from tests.service import JWT_SECRET, running
+from tests.service import JWT_SECRET, Service, running
 from tests.waiting import until
 
-WRITERS, TASKS_EACH_TIME = 12, 20  # more of them than the service has connections
+POOL_SIZE, WRITERS, TASKS_EACH_TIME = 4, 6, 5
 DECISION_SECONDS = 2.0
 """The time that a failover tool takes to give up on a silent primary; real ones take longer."""
 RECOVERY_SECONDS = 10.0
@@ -76,6 +76,11 @@ def line(cluster: Cluster) -> Iterator[Line]:
     opened.close()
 
 
+def serving(log: Path, url: str) -> AbstractContextManager[Service]:
+    """Return a service with fewer connections than there are writers."""
+    return running(log, DATABASE_URL=url, JWT_SECRET=JWT_SECRET, DATABASE_POOL_SIZE=str(POOL_SIZE))
+
+
 def check_that_the_standby_is_waited_for(writers: list[Writer], cluster: Cluster) -> None:
     """Assert that no write is acknowledged while the standby is stopped."""
     with cluster.standby.hung():
@@ -86,7 +91,7 @@ def check_that_the_standby_is_waited_for(writers: list[Writer], cluster: Cluster
 def follow(cluster: Cluster, lose: Callable[[], None], log: Path, line: Line) -> None:
     """Lose the primary during writes, promote the standby, and check the writes."""
     url = cluster.url(line.port, cluster.standby.port, target_session_attrs="read-write")
-    with running(log, DATABASE_URL=url, JWT_SECRET=JWT_SECRET) as service:
+    with serving(log, url) as service:
         with writing([service.register() for _ in range(WRITERS)]) as writers:
             wait_for_writes(writers, TASKS_EACH_TIME)
             check_that_the_standby_is_waited_for(writers, cluster)
@@ -132,7 +137,7 @@ def test_a_primary_that_turns_read_only_is_left_with_all_its_connections(
 ) -> None:
     """Managed services hand over like that: the old primary still answers, on open connections too."""
     url = cluster.url(target_session_attrs="read-write")
-    with running(tmp_path / "log", DATABASE_URL=url, JWT_SECRET=JWT_SECRET) as service:
+    with serving(tmp_path / "log", url) as service:
         with writing([service.register() for _ in range(WRITERS)]) as writers:
             wait_for_writes(writers, TASKS_EACH_TIME)
         old = cluster.primary.database("postgres")

@@ -31,6 +31,7 @@ from tests.operations.proxy import Loss, Proxy
 from tests.operations.writers import at_work
 from tests.programs import needs_user_timeout, passable_directory
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running, start
+from tests.tasks.test_user_scoped import every_request
 from tests.tokens import resigned
 from tests.waiting import until
 
@@ -271,6 +272,17 @@ def assert_alive_but_not_ready(scene: Scene, account: Account) -> None:
 
 
 # The server
+
+
+def test_a_database_that_cannot_be_reached_is_503_and_500_where_the_user_is_in_the_path(scene: Scene) -> None:
+    """`Retry-After` on both; a token that has expired is 401 all the same."""
+    account = scene.somebody()
+    expired = scene.service.client(resigned(account.tokens["access_token"], exp=int(time.time()) - 1))
+    scene.cluster.end(signal.SIGINT)
+    for surface, status in (("/tasks", 503), (f"/api/{account.id}/tasks", 500)):
+        for method, url, options in every_request(surface, 1):
+            assert expired.request(method, url, **options).status_code == 401
+            assert_unavailable(account.client.request(method, url, **options), status)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])

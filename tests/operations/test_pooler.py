@@ -147,6 +147,15 @@ def services(
     )
     with started(logs, *told) as begun:
         yield begun
+        for service in begun:
+            assert_nothing_failed(service)
+            assert "prepared statement" not in service.log.read_text()
+
+
+def assert_nothing_failed(service: Service) -> None:
+    """Assert that no request was answered with 5xx, and no line is an error."""
+    assert [line for line in service.lines() if (line.get("status") or 0) >= 500] == []
+    assert service.lines(level="ERROR") == []
 
 
 @contextmanager
@@ -393,7 +402,7 @@ def changes_tasks_at_random(user: User, number: int) -> None:
     """Send reads and writes in a mixed order; each answer must be what a dictionary of titles says."""
     random = Random(number)  # noqa: S311  # no secret, but the same each time
     titles: dict[int, str] = {}
-    for step in range(40):
+    for step in range(20):
         task_id = random.choice([*titles, 0])
         title, path = f"Title {number}.{step}", f"/tasks/{task_id}"
         match random.choice(["GET", "PUT", "DELETE"]) if task_id else "POST":
@@ -428,8 +437,7 @@ def test_behind_a_pooler_that_nobody_named_no_process_runs_the_statement_of_anot
                 list(threads.map(step, users))
             list(threads.map(changes_tasks_at_random, users, range(8)))
             for service in both:
-                assert [line for line in service.lines() if (line.get("status") or 0) >= 500] == []
-                assert service.lines(level="ERROR") == []
+                assert_nothing_failed(service)
                 # It is found at the first connection; with "on" only when a statement was lost.
                 warnings = len(warnings_of_pooler(service))
                 assert warnings == 1 or (prepared == "on" and warnings == 0)
@@ -470,11 +478,3 @@ TestRouter = again(test_router)
 TestSessions = again(test_sessions)
 TestTokenEndpoint = again(test_token_endpoint)
 TestUserScoped = again(test_user_scoped)
-
-
-def test_in_all_that_nothing_failed_within(services: list[Service]) -> None:
-    """The last of this module."""
-    for service in services:
-        assert service.lines(level="ERROR") == []
-        assert [line for line in service.lines() if (line.get("status") or 0) >= 500] == []
-        assert "prepared statement" not in service.log.read_text()

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,9 @@ from tests.conftest import Postgres
 from tests.programs import needs_root, passable_directory
 from tests.service import (
     JWT_SECRET,
+    PROGRAM,
     ROOT,
+    UNTRACED,
     Service,
     environment,
     free_port,
@@ -57,8 +59,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Run services with the given settings and no others."""
     with ExitStack() as stack:
 
-        def run(*arguments: str, **settings: str) -> Service:
-            return stack.enter_context(running(tmp_path / f"log{next(_numbers)}", *arguments, **settings))
+        def run(program: Sequence[str] = PROGRAM, **settings: str) -> Service:
+            log = tmp_path / f"log{next(_numbers)}"
+            return stack.enter_context(running(log, program=program, **settings))
 
         yield run
 
@@ -240,7 +243,7 @@ def test_within_five_seconds_it_is_connected(
 
     def seconds() -> float:
         begun = time.monotonic()
-        service = serve(DATABASE_URL=new_database().url, JWT_SECRET=JWT_SECRET)
+        service = serve(DATABASE_URL=new_database().url, JWT_SECRET=JWT_SECRET, **UNTRACED)
         assert service.client().get("/health/ready").status_code == 200
         taken = time.monotonic() - begun
         assert service.stop() == 0
@@ -320,7 +323,7 @@ def test_it_listens_at_the_same_addresses_with_any_number_of_workers_and_says_on
     service.url = f"http://{addresses[0]}:{port}"
     wait_until_healthy(service)
     for address in addresses:
-        response = httpx2.get(f"http://{address}:{port}/tasks", trust_env=False)
+        response = httpx2.get(f"http://{address}:{port}/tasks", trust_env=False, verify=False)
         (line,) = service.lines(request_id=response.headers["x-request-id"], event="http.request")
         assert line["ip"] == address.strip("[]")
     assert service.lines(event=f"ready: http://{opened}:{port}/docs")

@@ -1,6 +1,6 @@
 """PostgreSQL: one `Database` that runs statements compiled once, its schema, and the embedded server."""
 
-from backend.database.connection import Database, Row
+from backend.database.connection import Database, Row, Transaction
 from backend.database.errors import DatabaseError, NotUniqueError, PoolFullError, UnreachableError
 from backend.database.statement import Statement
 
@@ -11,5 +11,6 @@ __all__ = [
     "PoolFullError",
     "Row",
     "Statement",
+    "Transaction",
     "UnreachableError",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Postgres
-from tests.service import Account, Service
+from tests.service import Account, Service, program_with
 
 LONG_AGO = "2001-02-03T04:05:06.789012Z"
 UTC_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
@@ -233,6 +233,20 @@ def test_unknown_fields_set_nothing(ada: Account, bob: Account, database: Postgr
     (row,) = database.sql("SELECT title_key FROM tasks WHERE user_id = $1", ada.id)
     assert row == {"title_key": "buy milk"}
     assert bob.client.get("/tasks").json() == []
+
+
+def test_a_foreign_task_that_cannot_be_told_from_none_in_time_is_not_found(
+    new_service: Callable[..., Service],
+) -> None:
+    """The look goes through the tasks of all users, which may be on a node that is away."""
+    service = new_service(program=program_with("backend.tasks.service.LOOK_SECONDS = 0"))
+    ada, bob = service.register(), service.register()
+    task = ada.create()
+    refused = bob.client.get(f"/tasks/{task['id']}")
+    assert (refused.status_code, refused.json()["code"]) == (404, "task_not_found")
+    changed = ada.client.patch(f"/tasks/{task['id']}", json={"title": "x"}, headers={"If-Match": '"0"'})
+    assert (changed.status_code, changed.json()["code"]) == (412, "precondition_failed")
+    assert read(ada, task) == task
 
 
 def test_a_foreign_task_can_be_concealed(new_service: Callable[..., Service]) -> None:

@@ -3,16 +3,18 @@
 Each change writes its event to the log.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from loguru import logger
 from pydantic import TypeAdapter, ValidationError
-from uuid_utils import compat
 
 from backend.auth.accounts import operator_statements as statements
 from backend.auth.accounts.passwords import PasswordHasher, check_rules
-from backend.auth.accounts.statements import IMPORT_USER
+from backend.auth.accounts.service import add_user
+from backend.auth.accounts.statements import FIND_EMAIL, LEAVE_EMAIL
 from backend.auth.errors import EmailTakenError
 from backend.auth.mail.outbox import PAGES
 from backend.auth.mail.outbox_statements import NEW_TOKEN
@@ -20,8 +22,8 @@ from backend.auth.mail.sender import sender_for
 from backend.auth.mail.statements import LOCK_USER, Kind
 from backend.auth.models import LOCAL
 from backend.auth.schemas import Email, email_key
-from backend.auth.tokens import access as tokens
-from backend.database import Database, Row, Statement
+from backend.auth.tokens import opaque
+from backend.database import Database, Row, Statement, Transaction
 from backend.settings import Settings
 from backend.telemetry.events import Event, logged_id
 from backend.web.errors import AppError
@@ -72,21 +74,15 @@ async def create_user(database: Database, settings: Settings, new: NewUser) -> U
     hasher = PasswordHasher(rounds=settings.bcrypt_rounds)
     try:
         # A secret that nobody has seen stands for the password that the owner will choose.
-        password_hash = await hasher.hash(new.password or tokens.new_refresh_token(), "")
+        password_hash = await hasher.hash(new.password or opaque.new_token(), "")
     finally:
         hasher.close()
-    row = await database.one(
-        IMPORT_USER,
-        user_id=str(compat.uuid7()),
-        email=new.email,
-        email_key=email_key(new.email),
-        name=new.name,
-        password_hash=password_hash,
-    )
-    if row is None:
+    async with database.transaction() as transaction:
+        user_id = await add_user(transaction, new.email, new.name, password_hash)
+    if user_id is None:
         raise EmailTakenError
-    _log(Event.REGISTERED, row["id"])
-    return await find_user(database, row["id"])
+    _log(Event.REGISTERED, user_id)
+    return await find_user(database, user_id)
 
 
 async def invite(database: Database, settings: Settings, user: User) -> str | None:
@@ -115,11 +111,12 @@ async def reset_link(database: Database, settings: Settings, who: str) -> str:
 
 
 async def _reset_link(database: Database, settings: Settings, who: str, purpose: Kind) -> str:
-    user, token = await _find(database, who), tokens.new_refresh_token()
+    user = await _find(database, who)
     if user["issuer"] != LOCAL or user["disabled_at"] is not None:
         raise NoResetError
-    values = {"digest": tokens.digest(token), "email_key": user["email_key"], "created_at": None}
-    made = await database.one(NEW_TOKEN[purpose], **values)
+    token = opaque.new_token()
+    values = {"user_id": user["id"], "email_key": user["email_key"], "created_at": None}
+    made = await database.one(NEW_TOKEN[purpose], digest=opaque.digest(token), **values)
     if made is None:
         raise NoResetError
     return f"{settings.pages_url}{PAGES[Kind.RESET]}#token={token}"
@@ -149,31 +146,45 @@ async def sign_out_user(database: Database, who: str) -> User:
 async def delete_user(database: Database, who: str) -> User:
     """Delete the user, their sessions and their tasks; raises `UserNotFoundError`."""
     user = await find_user(database, who)
-    await _change(database, user["id"], statements.DELETE_USER)
+    async with _locked(database, user["id"]) as transaction:
+        deleted = _there(await transaction.one(statements.DELETE_USER, user_id=user["id"]))
+        if deleted["email_key"] is not None:
+            await transaction.one(LEAVE_EMAIL, email_key=deleted["email_key"], user_id=user["id"])
     _log(Event.ACCOUNT_DELETED, user["id"])
     return user
 
 
 async def _find(database: Database, who: str) -> Row:
+    """Return the user with this id, else the one with this email; raises `UserNotFoundError`."""
     try:
         email = TypeAdapter(Email).validate_python(who)
     except ValidationError:
         email = who
-    row = await database.one(statements.FIND_USER, user_id=who, email_key=email_key(email))
+    row = await database.one(statements.FIND_USER, user_id=who)
     if row is None:
-        raise UserNotFoundError
-    return row
+        owner = await database.one(FIND_EMAIL, email_key=email_key(email))
+        row = owner and await database.one(statements.FIND_USER, user_id=owner["user_id"])
+    return _there(row)
 
 
 async def _change(database: Database, who: str, change: Statement) -> Row:
     """Make one change to the user while no other changes them."""
     user_id = (await _find(database, who))["id"]
+    async with _locked(database, user_id) as transaction:
+        return _there(await transaction.one(change, user_id=user_id))
+
+
+@asynccontextmanager
+async def _locked(database: Database, user_id: str) -> AsyncIterator[Transaction]:
     async with database.transaction() as transaction:
         await transaction.one(LOCK_USER, user_id=user_id)
-        changed = await transaction.one(change, user_id=user_id)
-    if changed is None:
+        yield transaction
+
+
+def _there(row: Row | None) -> Row:
+    if row is None:
         raise UserNotFoundError
-    return changed
+    return row
 
 
 def _shown(row: Row) -> User:

@@ -1,4 +1,4 @@
-"""`python -m backend serve | migrate | import-users | users | openapi | secret`: a thin command line."""
+"""The command line, `python -m backend`: serve, migrate, distribute, import-users, users, openapi, secret."""
 
 import asyncio
 import json
@@ -124,6 +124,10 @@ def _add_services(commands: "Typer") -> None:
     ) -> None:
         _migrate(revision, check=check, new=new)
 
+    @commands.command(help="Spread the tables over the nodes of a Citus cluster.")
+    def distribute(*, yes: Annotated[bool, Option("--yes", help="do not ask first")] = False) -> None:
+        _distribute(asks=not yes)
+
 
 def _add_import(commands: "Typer") -> None:
     from typer import Argument, BadParameter, Option  # noqa: PLC0415
@@ -177,6 +181,20 @@ def _migrate(target: str, *, check: bool, new: str) -> None:
             asyncio.run(schema.write_migration(url, new))
         else:
             asyncio.run(schema.check(url) if check else schema.migrate(url, target))
+
+
+def _distribute(*, asks: bool) -> None:
+    from typer import confirm, echo  # noqa: PLC0415
+
+    from backend.database.distribute import distribute  # noqa: PLC0415
+
+    def tell(plan: str) -> None:
+        echo(plan)
+        if asks:
+            confirm("Go on?", abort=True)
+
+    with _database() as (_, url):
+        asyncio.run(distribute(url, tell, echo))
 
 
 def _with_database(work: Callable[[Database, Settings], Coroutine[Any, Any, Result]]) -> Result:

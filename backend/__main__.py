@@ -10,32 +10,40 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from loguru import logger
+from typer import Argument, BadParameter, Option, Typer, confirm, echo
 
+from backend.auth.accounts import imports
+from backend.auth.accounts.commands import users_commands
 from backend.auth.accounts.user_files import COLUMNS, UserFileError
 from backend.auth.tokens.kept_secret import kept_secret
 from backend.database import Database, DatabaseError, revision
 from backend.database.embedded import EmbeddedServerError, lasting_server
 from backend.database.url import DatabaseURLError
-from backend.settings import Settings, SettingsError, load_settings
+from backend.settings import Settings, SettingsError, load_settings, misspelt_settings
 from backend.telemetry import logs
 from backend.web.errors import AppError
 
-if TYPE_CHECKING:
-    from typer import Typer
-
 Result = TypeVar("Result")
+
+commands = Typer(
+    help="Sign in and keep tasks.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; whatever keeps it from running is one line on standard error and exit code 1."""
-    signal.signal(signal.SIGTERM, _stop)
+    """Run one command; an expected failure is one line on standard error and exit code 1."""
+    # `sys.exit` stops the embedded server too; Uvicorn has finished its requests by then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _check_streams()
     try:
         with _whole_output():
-            _commands()(args=arguments, prog_name="python -m backend")
+            commands(args=arguments, prog_name="python -m backend")
     except DatabaseURLError as error:
         sys.exit(f"tasks-api: DATABASE_URL: {error}")
     except (SettingsError, EmbeddedServerError, revision.SchemaError, UserFileError) as error:
@@ -49,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_streams() -> None:
-    """Fail in one line where the caller has closed standard output; Python has None in its place."""
+    """Exit with one line if standard output is closed; Python then has None in its place."""
     if sys.stderr is None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115  # for the life of the process
     if sys.stdout is None:
@@ -58,198 +66,149 @@ def _check_streams() -> None:
 
 @contextmanager
 def _whole_output() -> Iterator[None]:
-    """Fail in one line where standard output takes no more; a reader that has left (`head`) is no error."""
+    """Exit with one line if standard output cannot be written; a closed pipe (`head`) is no error."""
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
     except (OSError, SystemExit) as end:
-        error = (
-            end.__context__ if isinstance(end, SystemExit) else end
-        )  # Typer makes an exit of a closed pipe
-        if not isinstance(error, BrokenPipeError if end is not error else OSError):
+        error = end.__context__ if isinstance(end, SystemExit) else end  # Typer exits for a closed pipe
+        if not isinstance(error, OSError):
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python tries again at its end, and complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # because Python flushes it again at exit
         if isinstance(error, BrokenPipeError):
             sys.exit(0)
         sys.exit(f"tasks-api: {error.filename or 'standard output'}: {error.strerror}")
 
 
-def _stop(*_: object) -> NoReturn:
-    """Leave in an orderly way, the embedded server stopped; Uvicorn has finished its requests by then."""
-    sys.exit(0)
-
-
-def _commands() -> "Typer":
-    """Return the commands; a worker imports this module too, and needs none of them."""
-    import typer  # noqa: PLC0415
-
-    from backend.auth.accounts.commands import users_commands  # noqa: PLC0415
-
-    commands = typer.Typer(
-        help="Sign in and keep tasks.",
-        add_completion=False,
-        rich_markup_mode=None,
-        pretty_exceptions_enable=False,
-    )
-    commands.callback()(lambda: None)
-    _add_services(commands)
-    _add_import(commands)
-    commands.command("openapi", help="Print the OpenAPI document.")(_openapi)
-    commands.command("secret", help="Print a new secret.")(_secret)
-    commands.add_typer(users_commands(_with_database), name="users")
-    return commands
-
-
-def _add_services(commands: "Typer") -> None:
-    from typer import Argument, Option  # noqa: PLC0415
-
-    @commands.command(help="Migrate the database and serve.")
-    def serve(
-        *, reload: Annotated[bool, Option("--reload", help="restart when the code changes")] = False
-    ) -> None:
-        _serve(reload=reload)
-
-    @commands.command(help="Make or upgrade the schema.")
-    def migrate(
-        *,
-        revision: Annotated[str, Argument(help="an Alembic revision; `base` takes all back")] = "head",
-        check: Annotated[
-            bool, Option("--check", help="tell whether the models need a new migration")
-        ] = False,
-        new: Annotated[
-            str, Option(metavar="WORDS", help="write a migration for what the models have changed")
-        ] = "",
-    ) -> None:
-        _migrate(revision, check=check, new=new)
-
-    @commands.command(help="Spread the tables over the nodes of a Citus cluster.")
-    def distribute(*, yes: Annotated[bool, Option("--yes", help="do not ask first")] = False) -> None:
-        _distribute(asks=not yes)
-
-
-def _add_import(commands: "Typer") -> None:
-    from typer import Argument, BadParameter, Option  # noqa: PLC0415
-
-    def renamed_column(text: str) -> tuple[str, str]:
-        column, _, name = text.partition("=")
-        if column not in COLUMNS or not name.strip():
-            message = f"must be like password_hash=encrypted_password, for one of {', '.join(COLUMNS)}"
-            raise BadParameter(message)
-        return column, name.strip()
-
-    @commands.command("import-users", help="Bring in users with their bcrypt hashes, all or none.")
-    def import_users(
-        file: Annotated[Path, Argument(help="CSV (*.csv) or JSON Lines of email, name and password_hash")],
-        column: Annotated[
-            list[str] | None,
-            Option(
-                metavar="COLUMN=NAME",
-                help="what the file calls a column, such as password_hash=encrypted_password; "
-                "may be repeated",
-            ),
-        ] = None,
-    ) -> None:
-        _import_users(file, dict(map(renamed_column, column or ())))
-
-
-def _serve(*, reload: bool) -> None:
-    from backend.web import server  # noqa: PLC0415  # a third of a second, which other commands need not wait
+@commands.command()
+def serve(
+    *, reload: Annotated[bool, Option("--reload", help="restart when the code changes")] = False
+) -> None:
+    """Migrate the database and serve."""
+    from backend.web import server  # noqa: PLC0415  # takes 0.3 s, only for this command
 
     server.check_address(load_settings())
     with _database() as (settings, url):
-        logs.configure(settings.log_format)
+        for name, meant in misspelt_settings().items():
+            logger.warning("{} in .env is no setting: {} may be meant", name, meant)
         _upgrade(url, wait_seconds=settings.database_start_timeout_seconds)
         server.run(settings, reload=reload)
 
 
-def _upgrade(url: str, *, wait_seconds: float = 0) -> None:
-    """Bring the schema up to date, in a process that takes Alembic with it when it ends."""
-    if not asyncio.run(revision.is_current(url, wait_seconds=wait_seconds)):
-        done = subprocess.run([sys.executable, "-m", "backend", "migrate"], stdout=sys.stdout, check=False)
-        if done.returncode:
-            sys.exit(done.returncode)
+@commands.command()
+def migrate(
+    *,
+    revision: Annotated[str, Argument(help="an Alembic revision; `base` undoes all")] = "head",
+    check: Annotated[bool, Option("--check", help="tell whether the models need a new migration")] = False,
+    new: Annotated[str, Option(metavar="WORDS", help="write a migration for changes of the models")] = "",
+) -> None:
+    """Make or upgrade the schema."""
+    with _database() as (_, url):
+        from backend.database import schema  # noqa: PLC0415  # Alembic takes ten megabytes
 
-
-def _migrate(target: str, *, check: bool, new: str) -> None:
-    with _database() as (settings, url):
-        from backend.database import schema  # noqa: PLC0415  # its Alembic takes ten megabytes
-
-        logs.configure(settings.log_format)
         if new:
             asyncio.run(schema.write_migration(url, new))
         else:
-            asyncio.run(schema.check(url) if check else schema.migrate(url, target))
+            asyncio.run(schema.check(url) if check else schema.migrate(url, revision))
 
 
-def _distribute(*, asks: bool) -> None:
-    from typer import confirm, echo  # noqa: PLC0415
-
-    from backend.database.distribute import distribute  # noqa: PLC0415
+@commands.command()
+def distribute(*, yes: Annotated[bool, Option("--yes", help="do not ask first")] = False) -> None:
+    """Spread the tables over the nodes of a Citus cluster."""
+    from backend.database.distribute import distribute as spread  # noqa: PLC0415  # only for this command
 
     def tell(plan: str) -> None:
         echo(plan)
-        if asks:
+        if not yes:
             confirm("Go on?", abort=True)
 
     with _database() as (_, url):
-        asyncio.run(distribute(url, tell, echo))
+        asyncio.run(spread(url, tell, echo))
+
+
+def _renamed_column(text: str) -> tuple[str, str]:
+    column, _, name = text.partition("=")
+    if column not in COLUMNS or not name.strip():
+        message = f"must be like password_hash=encrypted_password, for one of {', '.join(COLUMNS)}"
+        raise BadParameter(message)
+    return column, name.strip()
+
+
+@commands.command()
+def import_users(
+    file: Annotated[Path, Argument(help="CSV (*.csv) or JSON Lines of email, name and password_hash")],
+    column: Annotated[
+        list[str] | None,
+        Option(
+            metavar="COLUMN=NAME",
+            help="what the file calls a column, such as password_hash=encrypted_password; may be repeated",
+        ),
+    ] = None,
+) -> None:
+    """Import users with their bcrypt hashes, all or none."""
+    names = dict(map(_renamed_column, column or ()))
+
+    def show(done: int, of: int) -> None:
+        print(f"\r{done:,} of {of:,} users", end="", file=sys.stderr, flush=True)
+
+    imported = _with_database(lambda database, _: imports.import_users(database, file, show, names))
+    skipped = [f"{file}, line {number}: skipped: the email has an account" for number in imported.skipped]
+    summary = f"{imported.new:,} new, {len(skipped):,} skipped, whose accounts stay as they are"
+    print("", *skipped, summary, sep="\n", file=sys.stderr)
+
+
+@commands.command()
+def openapi() -> None:
+    """Print the OpenAPI document."""
+    from backend.app import create_app  # noqa: PLC0415  # takes 0.5 s, only for this command
+
+    settings = load_settings(database_url="postgresql://localhost", jwt_secret=secrets.token_urlsafe())
+    print(json.dumps(create_app(settings).openapi(), indent=2))
+
+
+@commands.command()
+def secret() -> None:
+    """Print a new secret."""
+    print(secrets.token_urlsafe(48))
 
 
 def _with_database(work: Callable[[Database, Settings], Coroutine[Any, Any, Result]]) -> Result:
-    """Return what `work` returns; the log goes to standard error, and standard output stays clean."""
+    """Return the result of `work`. The log goes to standard error, the result to standard output."""
 
     async def run(settings: Settings) -> Result:
         async with Database(settings) as database:
             return await work(database, settings)
 
     with redirect_stdout(sys.stderr), _database() as (settings, url):
-        logs.configure(settings.log_format)
         _upgrade(url)
         return asyncio.run(run(settings))
 
 
-def _import_users(file: Path, names: dict[str, str]) -> None:
-    with _database() as (settings, url):
-        logs.configure(settings.log_format)
-        _upgrade(url)
-        asyncio.run(_import(settings, file, names))
+commands.add_typer(users_commands(_with_database), name="users")
 
 
-async def _import(settings: Settings, file: Path, names: dict[str, str]) -> None:
-    from backend.auth.accounts.imports import import_users  # noqa: PLC0415  # as above
-
-    def show(done: int, of: int) -> None:
-        print(f"\r{done:,} of {of:,} users", end="", file=sys.stderr, flush=True)
-
-    async with Database(settings) as database:
-        imported = await import_users(database, file, show, names)
-    skipped = [f"{file}, line {number}: skipped: the email has an account" for number in imported.skipped]
-    summary = f"{imported.new:,} new, {len(skipped):,} skipped, whose accounts stay as they are"
-    print("", *skipped, summary, sep="\n", file=sys.stderr)
-
-
-def _openapi() -> None:
-    from backend.app import create_app  # noqa: PLC0415  # half a second, as above
-
-    settings = load_settings(database_url="postgresql://localhost", jwt_secret=secrets.token_urlsafe())
-    print(json.dumps(create_app(settings).openapi(), indent=2))
-
-
-def _secret() -> None:
-    print(secrets.token_urlsafe(48))
+def _upgrade(url: str, *, wait_seconds: float = 0) -> None:
+    """Upgrade the schema in a process of its own, because Alembic would keep ten megabytes of this one."""
+    if not asyncio.run(revision.is_current(url, wait_seconds=wait_seconds)):
+        done = subprocess.run([sys.executable, "-m", "backend", "migrate"], stdout=sys.stdout, check=False)
+        if done.returncode:
+            sys.exit(done.returncode)
 
 
 @contextmanager
 def _database() -> Iterator[tuple[Settings, str]]:
-    """Yield the settings and the URL of the database: theirs, or the embedded one's under `DATA_DIR`."""
+    """Yield the settings and the database's URL: the configured one, or the embedded one's under `DATA_DIR`.
+
+    The log goes to `sys.stdout` as it is at the call.
+    """
     settings = load_settings()
+    logs.configure(settings.log_format)
     if settings.database_url is not None:
         yield settings, settings.database_url.get_secret_value()
         return
     with lasting_server(settings.data_dir) as postgres:
-        logs.configure(settings.log_format)
         logger.info("the embedded PostgreSQL runs under {}", settings.data_dir)
         # In the environment, for the worker processes.
         os.environ["DATABASE_URL"] = postgres.url

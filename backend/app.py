@@ -1,14 +1,15 @@
-"""The application: everything is wired here and nowhere else."""
+"""The application: `create_app` makes its parts and connects them."""
 
 import asyncio
 import gc
 import multiprocessing
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.asyncexitstack import AsyncExitStackMiddleware
@@ -47,7 +48,7 @@ Every error has one shape: `status_code`, `detail` for a person, `code` for a pr
 and `errors` with the fields that are wrong where the request is not valid.
 """
 LICENCE = {"name": "All rights reserved", "identifier": "LicenseRef-All-rights-reserved"}
-"""The repository grants none; the identifier is an SPDX expression, as OpenAPI 3.1 wants it."""
+"""The repository has no licence; OpenAPI 3.1 requires an SPDX expression as identifier."""
 CONTACT = {"name": "The operator of this server"}
 TAGS = [
     {"name": "auth", "description": "Accounts, sign-in and the profile"},
@@ -66,18 +67,15 @@ USER_ID = {
 
 
 class _Application(FastAPI):
-    """FastAPI within our own middleware alone, which answers crashes, long bodies and unknown routes."""
+    """FastAPI without its own middleware if no route needs it, because that costs each request 4 %."""
 
     def build_middleware_stack(self) -> ASGIApp:
-        """Order the routes, and return the middleware around them; what was added last is outermost.
-
-        FastAPI's own two are there where something needs them. They cost each request 4 % more.
-        """
+        """Order the routes, and return the middleware around them; the last one added is outermost."""
         routes = self.router.routes = literal_first(self.router.routes)
         stack: ASGIApp = self.router
         if not all(isinstance(route, Route) and not route.oddities for route in routes):
             stack = AsyncExitStackMiddleware(stack)
-        if self.exception_handlers:  # `Boundary` answers all that has none
+        if self.exception_handlers:  # `Boundary` answers exceptions that have no handler
             stack = ExceptionMiddleware(
                 stack, handlers={HTTPException: handle_error, **self.exception_handlers}
             )
@@ -87,13 +85,13 @@ class _Application(FastAPI):
 
 
 def _telemetry(settings: Settings) -> TelemetryConfig:
-    """Return what FastAPI tells OpenTelemetry: spans, if anybody wants them.
+    """Return FastAPI's settings of OpenTelemetry: spans if a collector is configured.
 
-    Never log records: they hold the messages of exceptions, which may quote what a client sent.
+    It exports no log records, because they hold messages of exceptions, which may quote a client's input.
     """
     endpoint = settings.otel_exporter_otlp_endpoint
     if endpoint is not None:
-        os.environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)  # it may come from .env
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)  # which does not read .env
         os.environ.setdefault("OTEL_SERVICE_NAME", "tasks-api")
     return {
         "tracing": endpoint is not None,
@@ -123,7 +121,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         telemetry=_telemetry(settings),
     )
     app.router.route_class = Route
-    app.exception_handlers.clear()  # FastAPI's, whose answers have another shape
+    app.exception_handlers.clear()  # removes FastAPI's, whose answers have another shape
     app.state.settings = settings
     app.state.drain = Drain(
         longest_seconds=min(settings.shutdown_drain_seconds, settings.shutdown_grace_seconds)
@@ -134,20 +132,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.cursors = Cursors(settings)
     own_tasks = replace(SELF_CONTAINED, foreign_task=404 if settings.conceal_foreign_tasks else 403)
     for router in (
-        task_router("/tasks", own_tasks, "tasks"),
-        task_router(
-            "/api/{user_id}/tasks",
-            USER_SCOPED,
-            "tasks of a user",
-            " of a user",
-            openapi_extra={"parameters": [USER_ID]},
-        ),
+        task_router("/tasks", own_tasks),
+        task_router("/api/{user_id}/tasks", USER_SCOPED, " of a user", [USER_ID]),
         auth_router.router,
         auth_router.token_router,
         mail_router.router,
         health.router,
     ):
-        # Routes of the application itself: an included router costs each request 20 % more instructions.
+        # They become routes of the application, because an included router costs 20 % more instructions.
         app.router.routes.extend(route.of(app) for route in router.routes if isinstance(route, Route))
     add_docs(app)
     add_pages(app)
@@ -161,7 +153,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 @contextmanager
 def _ending_with_its_parent() -> Iterator[None]:
-    """Let a worker process stop when the process that started it is gone, however that ended."""
+    """Stop this worker process when its parent process is gone, however that ended."""
     parent, loop = multiprocessing.parent_process(), asyncio.get_running_loop()
     if parent is None:
         yield
@@ -176,55 +168,40 @@ def _ending_with_its_parent() -> Iterator[None]:
     loop.remove_reader(parent.sentinel)
 
 
+@contextmanager
+def _in_background(work: Coroutine[Any, Any, None]) -> Iterator[None]:
+    """Run `work` until the block ends."""
+    task = asyncio.create_task(work)
+    yield
+    task.cancel()
+
+
 def _gauge(app: FastAPI) -> None:
-    """Set the gauges of this process to what they are now."""
-    state = app.state
-    metrics.gauge(
-        {
-            metrics.REQUESTS_UNDER_WAY: state.drain.under_way,
-            metrics.POOL_IN_USE: state.database.pool.in_use,
-            metrics.POOL_WAITING: state.database.pool.waiting,
-            metrics.HASHES_WAITING: state.sign_in.hasher.waiting,
-        }
-    )
+    """Set the gauges of this process to their current values."""
+    metrics.REQUESTS_UNDER_WAY.set(app.state.drain.under_way)
+    metrics.POOL_IN_USE.set(app.state.database.pool.in_use)
+    metrics.POOL_WAITING.set(app.state.database.pool.waiting)
+    metrics.HASHES_WAITING.set(app.state.sign_in.hasher.waiting)
 
 
-@contextmanager
-def _sending_mail(app: FastAPI) -> Iterator[None]:
-    """Send mails while the process serves; one that is under way at the end is sent after the next start."""
-    task = asyncio.create_task(app.state.sign_in.outbox.run(app.state.database))
-    yield
-    task.cancel()
-
-
-@contextmanager
-def _sampling(app: FastAPI) -> Iterator[None]:
-    """Keep the gauges fresh for whichever worker is asked for the sum of all."""
-
-    async def sample() -> None:
-        while True:
-            _gauge(app)
-            await asyncio.sleep(metrics.SAMPLE_SECONDS)
-
-    task = asyncio.create_task(sample())
-    yield
-    task.cancel()
-
-
-def _url(settings: Settings) -> str:
-    """Return an address that a browser on this machine can open."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104  # compared, not bound
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+async def _sample(app: FastAPI) -> None:
+    """Keep the gauges fresh, because another worker may be asked for the sum of all."""
+    while True:
+        _gauge(app)
+        await asyncio.sleep(metrics.SAMPLE_SECONDS)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with Database(app.state.settings) as database:
+    settings, sign_in = app.state.settings, app.state.sign_in
+    async with Database(settings) as database:
         app.state.database = database
-        # What is loaded by now stays: looking at it again costs the collector tens of milliseconds.
+        # The objects loaded by now stay. Scanning them would cost the garbage collector tens of milliseconds.
         gc.collect()
         gc.freeze()
-        with app.state.drain.on_sigterm(), _sampling(app), _sending_mail(app), _ending_with_its_parent():
-            logger.info("ready: {}/docs", _url(app.state.settings))
+        # A mail that is under way at the end is sent after the next start.
+        sending = _in_background(sign_in.outbox.run(database))
+        with app.state.drain.on_sigterm(), _in_background(_sample(app)), sending, _ending_with_its_parent():
+            logger.info("ready: {}/docs", settings.local_url)
             yield
-    app.state.sign_in.hasher.close()
+    sign_in.hasher.close()

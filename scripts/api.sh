@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# How the scripts beside this one speak to the service; they source it.
-#
-#   TASKS_URL         where it is, by default http://127.0.0.1:8000
-#   TASKS_TOKEN_FILE  where the access token is kept, for you alone: by default under ~/.config/tasks-api
-#   TASKS_PASSWORD    the password; without it you are asked, or it is the first line of standard input
-#
-# No password and no token is ever the argument of a program, where `ps` would show it to everybody.
+# Settings in the environment, which scripts/api.sh reads for the scripts that source it:
+#   TASKS_URL         the base URL of the service, by default http://127.0.0.1:8000
+#   TASKS_TOKEN_FILE  the file of the access token, mode 0600, by default under ~/.config/tasks-api
+#   TASKS_PASSWORD    the password; without it the script asks, or reads the first line of standard input
+
+# The scripts for curl source this file for its functions, which send requests to the service.
+# No password and no token is an argument of a program, because `ps` shows arguments to every user.
 set -euo pipefail
 
 TASKS_URL=${TASKS_URL:-http://127.0.0.1:8000}
 TASKS_URL=${TASKS_URL%/}
-# One file per server, so that no server is sent the token of another.
+# One file per server, so that no server receives the token of another.
 token_directory=${XDG_CONFIG_HOME:-$HOME/.config}/tasks-api
 TASKS_TOKEN_FILE=${TASKS_TOKEN_FILE:-$token_directory/${TASKS_URL//[^A-Za-z0-9.]/_}}
 
@@ -19,13 +19,26 @@ fail() {
   exit 1
 }
 
-# Print the comment at the top of the script, and end it.
+# Print the comments at the top of the script and of this file.
+show_help() {
+  local file
+  for file in "$0" "${BASH_SOURCE[0]}"; do
+    sed -n '2,/^$/s/^# \{0,1\}//p' "$file"
+  done
+}
+
+# End the script because its arguments are wrong.
 usage() {
-  sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2
+  show_help >&2
   exit 2
 }
 
-# json_string TEXT: print it as a JSON string, whatever is in it. Goes byte by byte: UTF-8 stays as it is.
+if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+  show_help
+  exit
+fi
+
+# json_string TEXT: print any text as a JSON string. It reads bytes, so that UTF-8 stays unchanged.
 json_string() {
   local LC_ALL=C text=$1 escaped='' char i
   for ((i = 0; i < ${#text}; i++)); do
@@ -39,7 +52,7 @@ json_string() {
   printf '"%s"' "$escaped"
 }
 
-# ask_password: set $password.
+# ask_password: set $password, from TASKS_PASSWORD, the terminal or standard input.
 ask_password() {
   password=${TASKS_PASSWORD:-}
   if [[ -n $password ]]; then return; fi
@@ -51,8 +64,8 @@ ask_password() {
   fi
 }
 
-# request METHOD PATH [CURL ARGUMENTS]: set $headers and $body of the answer; an error ends the script.
-# A body to send comes from standard input, by the argument `--data-binary @-`.
+# request METHOD PATH [CURL ARGUMENTS]: set $headers and $body from the response; an error ends the script.
+# The argument `--data-binary @-` sends standard input as the body.
 request() {
   local method=$1 path=$2 answer status
   shift 2
@@ -68,13 +81,13 @@ request() {
   if [[ $status != 2?? ]]; then fail "$(explain "$status")"; fi
 }
 
-# signed_request METHOD PATH [CURL ARGUMENTS]: the same, with the token.
+# signed_request METHOD PATH [CURL ARGUMENTS]: the same as `request`, with the access token.
 signed_request() {
   [[ -r $TASKS_TOKEN_FILE ]] || fail "Sign in first: ${0%/*}/login.sh EMAIL"
   request "$@" --header @<(printf 'Authorization: Bearer %s\n' "$(<"$TASKS_TOKEN_FILE")")
 }
 
-# explain STATUS: print what the server says is wrong, and with which fields.
+# explain STATUS: print the error's `detail`, and the message of each field that is wrong.
 explain() {
   local text='"(([^"\\]|\\.)*)"' rest=$body
   if [[ $body =~ \"detail\":$text ]]; then
@@ -88,7 +101,8 @@ explain() {
   done
 }
 
-# keep_token: keep the access token of $body. A file that is there already is replaced, whatever its mode.
+# keep_token: write the access token of $body to a new file, which replaces the old one.
+# The mode is 0600, because a new file does not inherit that of the old one.
 keep_token() {
   [[ $body =~ \"access_token\":\"([A-Za-z0-9._-]+)\" ]] || fail "$TASKS_URL gave no access token"
   local token=${BASH_REMATCH[1]} directory fresh

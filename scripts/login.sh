@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# Sign in, and keep the token for scripts/tasks.sh:
+# Sign in, and save the access token for scripts/tasks.sh:
 #   scripts/login.sh EMAIL
-# The password is asked for; see scripts/api.sh for TASKS_URL and the rest.
 
 # shellcheck source=scripts/api.sh
 source "$(dirname "$0")/api.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sign out: the token is worth nothing from now on, and its file is gone:
+# Sign out: end the session, and delete the file of the access token:
 #   scripts/logout.sh
 
 # shellcheck source=scripts/api.sh

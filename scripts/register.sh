@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Create an account and sign in:
 #   scripts/register.sh EMAIL [NAME]
-# The password is asked for; see scripts/api.sh for TASKS_URL and the rest.
 
 # shellcheck source=scripts/api.sh
 source "$(dirname "$0")/api.sh"

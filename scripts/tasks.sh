@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Keep tasks, once signed in by scripts/register.sh or scripts/login.sh:
+# Create, list and change your tasks, after scripts/register.sh or scripts/login.sh:
 #   scripts/tasks.sh create TITLE [DESCRIPTION]
 #   scripts/tasks.sh list [status=all|pending|completed] [sort=created|title] [order=asc|desc]
 #   scripts/tasks.sh show ID
 #   scripts/tasks.sh edit ID [title=TEXT] [description=TEXT] [completed=true|false]
 #   scripts/tasks.sh toggle ID
 #   scripts/tasks.sh delete ID
-# `edit ID description=` clears the description. The answers are printed: JSON, in a list one task a line.
+# `edit ID description=` clears the description. Each command prints JSON; `list` prints one task a line.
 
 # shellcheck source=scripts/api.sh
 source "$(dirname "$0")/api.sh"
@@ -26,14 +26,14 @@ list() {
   done
   signed_request GET /tasks "${query[@]}"
   print_list
-  # At most 1,000 tasks come at once, and a link to the next ones.
+  # A page has at most 1,000 tasks, and a link to the next page.
   while [[ $headers =~ [Ll]ink:\ \<([^>]+)\>\;\ rel=\"next\" ]]; do
     signed_request GET "${BASH_REMATCH[1]}"
     print_list
   done
 }
 
-# In a text of the user's every quote is escaped: `},{"` stands between two tasks and nowhere else.
+# Print one task a line. `},{"` is between two tasks only, because a quote in a text is escaped.
 print_list() {
   local tasks=${body#[} between='},{"' lines=$'}\n{"'
   tasks=${tasks%]}
@@ -75,7 +75,7 @@ delete() {
 }
 
 case ${1:-} in
-  show | edit | toggle | delete) [[ ${2:-} =~ ^[0-9]+$ ]] || usage ;; # nothing but a number goes into a path
+  show | edit | toggle | delete) [[ ${2:-} =~ ^[0-9]+$ ]] || usage ;; # because only a number may go into a path
   create | list) ;;
   *) usage ;;
 esac

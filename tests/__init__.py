@@ -1,1 +1,1 @@
-"""The tests: real PostgreSQL, real processes, real sockets; the name of a test is its promise."""
+"""Tests on a real PostgreSQL, real processes and real sockets. The name of a test states its promise."""

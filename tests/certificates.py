@@ -1,4 +1,4 @@
-"""Certificates that last as long as a test."""
+"""Makes a certificate authority and a server certificate for tests of TLS, valid for a day."""
 
 import datetime as dt
 from pathlib import Path

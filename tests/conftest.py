@@ -14,9 +14,10 @@ import pytest
 from backend.database import schema
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
+from tests import forks
 from tests.database import citus
 from tests.programs import passable_directory
-from tests.service import JWT_SECRET, PROGRAM, Account, Service, running
+from tests.service import JWT_SECRET, Account, Service, running
 
 pytest_plugins = ["tests.better_auth.fixtures"]
 
@@ -29,6 +30,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak-seed", metavar="SEED", type=int, help="what decides about chance in it")
 
 
+def pytest_configure() -> None:
+    """Let the process that services are forked from import while tests are collected."""
+    forks.prepare()
+
+
+@pytest.hookimpl(trylast=True)  # whatever the order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The test that judges what all others saw goes last."""
     items.sort(key=lambda item: item.name == "test_the_document_and_the_answers_of_the_suite_agree")
@@ -128,7 +135,7 @@ def new_service(new_database: Callable[[], Postgres], tmp_path: Path) -> Iterato
     """Run a service with settings of its own, on a database of its own unless one is given."""
     with ExitStack() as stack:
 
-        def run(*arguments: str, program: Sequence[str] = PROGRAM, **settings: str) -> Service:
+        def run(*arguments: str, program: Sequence[str] = (), **settings: str) -> Service:
             settings = {"DATABASE_URL": "", "JWT_SECRET": JWT_SECRET, **settings}
             settings["DATABASE_URL"] = settings["DATABASE_URL"] or new_database().url
             log = tmp_path / f"log{next(_numbers)}"

@@ -1,4 +1,4 @@
-"""Packages of npm that a test needs: installed once from the lock file beside it, outside the tree."""
+"""Installs npm packages that a test needs from its lock file, once, outside the working tree."""
 
 import hashlib
 import os

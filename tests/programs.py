@@ -1,4 +1,7 @@
-"""Programs and systems that are not ours: what needs one skips where it is missing, but no program in CI."""
+"""Finds programs and features of the system that tests need.
+
+A test without its program or feature is skipped; in CI a missing program fails the test.
+"""
 
 import os
 import pwd

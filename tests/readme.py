@@ -1,4 +1,4 @@
-"""The README's code, for the tests that run it as it stands."""
+"""Returns code blocks of the README, for tests that run them as they stand."""
 
 import re
 

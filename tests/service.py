@@ -20,12 +20,17 @@ from typing import Any
 
 import httpx2
 
+from tests.forks import Fork
+
 ROOT = Path(__file__).parent.parent
 PASSWORD = "correct horse battery staple"
 JWT_SECRET = "a secret of the tests, which is long enough"
 START_SECONDS = 30.0
 PROGRAM = ("-m", "backend", "serve")
 """What Python runs."""
+UNTRACED: dict[str, Any] = {"program": PROGRAM, "COVERAGE_PROCESS_CONFIG": ""}
+"""Arguments for a service that coverage leaves alone, because its time is measured."""
+Finished = subprocess.CompletedProcess[str]
 MAILS = Path(tempfile.mkdtemp(prefix="tasks-api-mails-"))
 """The mails of all services, but of those with a MAIL_URL of their own; a file for each."""
 atexit.register(shutil.rmtree, MAILS, ignore_errors=True)
@@ -46,7 +51,8 @@ def free_port() -> int:
 
 def environment(**settings: str) -> dict[str, str]:
     """Return an environment with these settings of the service and none of this machine's."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    names = ("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_CONFIG")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     fast = {
         "MAIL_URL": MAILS.as_uri(),
         "BCRYPT_ROUNDS": "4",
@@ -102,10 +108,12 @@ class Account:
 class Service:
     """One running `python -m backend serve`."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Fork
     url: str
     log: Path
     clients: list[httpx2.Client] = field(default_factory=list)
+    _parsed: list[dict[str, Any]] = field(default_factory=list)
+    _read_bytes: int = 0
 
     def client(self, token: str | None = None, **options: Any) -> httpx2.Client:
         """Return a new client, with an access token if there is one."""
@@ -135,8 +143,11 @@ class Service:
 
     def lines(self, **wanted: Any) -> list[dict[str, Any]]:
         """Return the log lines in which every one of `wanted` holds."""
-        found = (json.loads(line) for line in self.log.read_bytes().splitlines())
-        return [line for line in found if all(line.get(key) == value for key, value in wanted.items())]
+        with self.log.open("rb") as log:
+            log.seek(self._read_bytes)  # a long log takes 50 ms to parse
+            self._parsed += map(json.loads, log)
+            self._read_bytes = log.tell()
+        return [line for line in self._parsed if all(line.get(key) == value for key, value in wanted.items())]
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """End the process with a signal, and return its exit code."""
@@ -154,7 +165,7 @@ def program_with(*assignments: str) -> tuple[str, str]:
 
 
 def start(log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str) -> Service:
-    """Start the service without waiting for it; `log` gets what it prints."""
+    """Start the service as a shell does, without waiting for it; `log` gets what it prints."""
     port = settings.setdefault("PORT", str(free_port()))
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -168,12 +179,28 @@ def start(log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settin
     return Service(process, f"http://127.0.0.1:{port}", log)
 
 
+def fork(log: Path, **settings: str) -> Service:
+    """Start the service without an import, and without waiting for it."""
+    port = settings.setdefault("PORT", str(free_port()))
+    return Service(Fork(["serve"], environment(**settings), log, log), f"http://127.0.0.1:{port}", log)
+
+
+def command(*arguments: str, stdin: str = "", **settings: str) -> Finished:
+    """Run a command to its end without an import; none of its streams is a terminal."""
+    with tempfile.TemporaryDirectory() as name:
+        given, output, errors = (Path(name) / stream for stream in ("input", "output", "errors"))
+        given.write_text(stdin)
+        code = Fork(arguments, environment(**settings), output, errors, str(given)).wait(START_SECONDS)
+        return Finished(arguments, code, output.read_text(), errors.read_text())
+
+
 def wait_until_healthy(service: Service, seconds: float = START_SECONDS) -> None:
     """Wait for `/health`; fails with what the service printed when it does not come."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and service.process.poll() is None:
         try:
-            httpx2.get(f"{service.url}/health", trust_env=False).raise_for_status()
+            # Without `verify=False` each attempt would read the certificates anew, which takes 25 ms.
+            httpx2.get(f"{service.url}/health", trust_env=False, verify=False).raise_for_status()
         except httpx2.HTTPError:
             time.sleep(0.05)
         else:
@@ -182,11 +209,12 @@ def wait_until_healthy(service: Service, seconds: float = START_SECONDS) -> None
 
 
 @contextmanager
-def running(
-    log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str
-) -> Iterator[Service]:
-    """Run the service for the length of the block."""
-    service = start(log, *arguments, program=program, **settings)
+def running(log: Path, *arguments: str, program: Sequence[str] = (), **settings: str) -> Iterator[Service]:
+    """Run the service for the length of the block; it is forked, unless more is asked for than settings."""
+    if program or arguments or "WORKERS" in settings:
+        service = start(log, *arguments, program=program or PROGRAM, **settings)
+    else:
+        service = fork(log, **settings)
     try:
         wait_until_healthy(service)
         yield service

@@ -1,4 +1,4 @@
-"""`create_app`: an ASGI application that asks of its server no more than the specification gives."""
+"""`create_app` returns an ASGI application for any server, which an owner may extend as FastAPI documents."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from tests.service import JWT_SECRET, PASSWORD
 
 
 def test_it_is_served_by_any_asgi_server(database: Postgres) -> None:
-    """Here by httpx2, in whose scope there is no state."""
+    """httpx2 stands for one, because its scope has no `state`."""
 
     async def scenario() -> list[int]:
         app = create_app(load_settings(database_url=database.url, jwt_secret=JWT_SECRET, bcrypt_rounds=4))
@@ -38,7 +38,7 @@ class _TeapotError(Exception):
 
 
 def test_what_an_owner_adds_to_it_counts_as_in_any_fastapi_application() -> None:
-    """A route that only FastAPI can run, an upload among it, and an exception handler."""
+    """Add a route that only FastAPI's own code can run, an upload, and an exception handler."""
     app = create_app(load_settings(database_url="postgresql://localhost/none", jwt_secret=JWT_SECRET))
     closed: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Bad input at every route is refused by the field's name, never written and never echoed."""
+"""Invalid input on every route: the error names the field, nothing is written and nothing is echoed."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""`.env.example` tells every setting, its default and its reason; tools find no fault in the container."""
+"""`.env.example` has every setting with its default and its reason; the files for Docker are valid."""
 
 import os
 import re
@@ -45,6 +45,12 @@ def test_every_value_is_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {name for name in SETTINGS if EXAMPLES[name]} == with_a_default
 
 
+def test_the_redis_url_with_a_password_is_one_that_the_settings_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    (url,) = re.findall(r"redis://:\S+", "\n".join(LINES))
+    monkeypatch.setenv("RATE_LIMIT_STORAGE_URI", url.rstrip(","))
+    assert Settings().rate_limit_storage_uri.get_secret_value() == "redis://:password@host:6379/0"
+
+
 @pytest.mark.parametrize("name", sorted(EXAMPLES))
 def test_every_setting_has_a_reason_above_it(name: str) -> None:
     paragraphs = "\n".join(LINES).split("\n\n")
@@ -57,7 +63,7 @@ def test_compose_passes_on_every_setting_but_those_that_it_decides() -> None:
 
 
 def compose(tmp_path: Path, secrets: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Resolve the file with these secrets, and with nobody's own `.env`."""
+    """Resolve docker-compose.yml with these secrets, and without any `.env`."""
     if shutil.which("docker-compose") is None:
         pytest.skip("needs docker-compose (Debian: apt install docker-compose)")
     (tmp_path / "env").touch()

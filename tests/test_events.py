@@ -1,4 +1,4 @@
-"""The log: each event once with every field, one line for every request, and no input that shapes a line."""
+"""The log: one line for each event and each request, with every field; no input changes a line's shape."""
 
 import json
 import os
@@ -40,7 +40,7 @@ FIELDS = {
 
 
 def lines_of(service: Service, response: httpx2.Response) -> list[dict[str, Any]]:
-    """Return the lines of one request, of which the last is the request's own."""
+    """Return the lines of one request; the last is `http.request`."""
     deadline = time.monotonic() + 5
     while True:
         lines = service.lines(request_id=response.headers["X-Request-ID"])
@@ -60,7 +60,7 @@ Story = tuple[Event, httpx2.Response, Any]
 
 
 def stories(service: Service, ada: Account, bob: Account) -> Iterator[Story]:
-    """Each event with the answer during which it happened, and the user whose request that was."""
+    """Yield each event with the response during which it happened, and the id of the request's user."""
     anybody = service.client()
     new = {"email": "storied@example.com", "password": PASSWORD}
     response = anybody.post("/auth/register", json=new)
@@ -86,7 +86,7 @@ def stories(service: Service, ada: Account, bob: Account) -> Iterator[Story]:
 
 
 def stories_of_sessions(service: Service, database: Postgres, carl: Account) -> Iterator[Story]:
-    """What happens to a session and an account, up to the end of both."""
+    """Yield the events of a session and an account, up to the end of both."""
     login = {"email": carl.email, "password": PASSWORD}
     others = [service.client().post("/auth/login", json=login).json() for _ in range(2)]
     ids = [each["id"] for each in carl.client.get("/auth/sessions").json() if not each["current"]]
@@ -107,7 +107,7 @@ def stories_of_sessions(service: Service, database: Postgres, carl: Account) -> 
 
 
 def stories_of_mail(service: Service, database: Postgres, dora: Account) -> Iterator[Story]:
-    """What the tokens of mails do, here without the mails."""
+    """Yield the events of mail tokens, which are written to the database instead of mailed."""
 
     def token_for(purpose: str) -> dict[str, str]:
         database.sql(
@@ -129,11 +129,11 @@ def stories_of_mail(service: Service, database: Postgres, dora: Account) -> Iter
 
 
 ELSEWHERE = {Event.MAIL_SENT, Event.MAIL_FAILED, Event.ACCOUNT_DISABLED, Event.ACCOUNT_ENABLED}
-"""Events of no request: of the outbox (`auth/mail`) and of the command line (`test_users_command.py`)."""
+"""Events outside of requests: those of the outbox (`auth/mail`) and of `test_users_command.py`."""
 
 
 def story_of_too_many(service: Service) -> Iterator[Story]:
-    """A third registration where two are allowed."""
+    """Register three times where two are allowed."""
     for _ in range(2):
         service.register()
     new = {"email": "third@example.com", "password": PASSWORD}
@@ -238,7 +238,7 @@ def test_a_foreign_task_is_logged_as_denied_where_it_is_concealed(
 def test_each_401_is_denied_with_its_reason_on_every_route(
     service: Service, authorization: dict[str, str], reason: str
 ) -> None:
-    """The reasons of real tokens are with the tokens, in `auth/test_access_tokens.py`."""
+    """`auth/test_access_tokens.py` has the reasons for well-formed tokens."""
     client = service.client(headers=authorization)
     for method, path in (
         ("GET", "/auth/me"),
@@ -308,7 +308,7 @@ def test_every_request_is_one_line(
 
 
 def test_a_request_is_in_the_log_when_its_answer_is_here(service: Service, ada: Account) -> None:
-    """Also where the answer has no body: what somebody was told has happened is on record."""
+    """A response without a body counts too: a client never knows of an event before the log does."""
     for _ in range(20):
         answers = [ada.client.delete(f"/tasks/{ada.create()['id']}"), ada.client.head("/health")]
         for response in answers:
@@ -365,12 +365,12 @@ def test_the_lines_of_uvicorn_and_of_libraries_are_json_too(
     events = [line["event"] for line in service.lines()]
     assert "Application startup complete." in events  # Uvicorn
     assert any(event.startswith("Running upgrade") for event in events)  # Alembic
-    assert "Invalid HTTP request received." not in events  # it is told above, with its id
+    assert "Invalid HTTP request received." not in events  # the line above has it, with its id
     assert all(set(line) >= {"timestamp", "level", "event"} for line in service.lines())
 
 
 BREAKS = "\n \r \v \f \x1c \x1d \x1e \x85 \u2028 \u2029 \x1b]0;owned\x07 \x1b[2J \x9b31m"
-"""Whatever ends a line somewhere, and what a terminal obeys."""
+"""Characters that end a line in some program, and sequences that a terminal executes."""
 
 FAKE = '{"event": "auth.login", "user_id": "eve"}'
 
@@ -380,13 +380,13 @@ def _quoted(text: str) -> str:
 
 
 def _token_of(user_id: str) -> str:
-    """A token that we would have signed for somebody of that id, whose session is gone."""
+    """Return a token with a valid signature for that user id, and without a session."""
     claims = {"iss": "tasks-api", "aud": "tasks-api", "sub": user_id, "sid": str(UUID(int=0))}
     return jwt.encode({**claims, "exp": int(time.time()) + 60}, JWT_SECRET, "HS256")
 
 
 def _raw_request(name: str, service: Service, ada: Account) -> None:
-    """Sign in with a header of bytes that no client library would send."""
+    """Sign in with header bytes that no client library sends."""
     body = json.dumps({"email": ada.email, "password": PASSWORD}).encode()
     # A lone CR or LF ends a header, and most other control characters end the request.
     for value in (BREAKS, "\x85 \x9b31m \xa0", "\t\u2028\u2029\t"):
@@ -443,7 +443,7 @@ INJECTIONS: dict[str, Callable[[Service, Account], object]] = {
 def pretty(
     new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Service]:
-    """A service that writes for a person, in a pseudo-terminal; `log` is what the terminal got."""
+    """A service in a pseudo-terminal; `log` holds the bytes that the terminal got."""
     port, log = str(free_port()), tmp_path_factory.mktemp("pretty") / "screen"
     terminal, worker = pty.openpty()
     process = subprocess.Popen(
@@ -468,7 +468,7 @@ def pretty(
 
 
 def _copy(terminal: int, log: Path) -> None:
-    """Read what a terminal shows until its last writer has gone, which is an error on Linux."""
+    """Copy the terminal's output until its last writer has gone, which is an error on Linux."""
     with log.open("wb", buffering=0) as file:
         while True:
             try:
@@ -481,7 +481,7 @@ def _copy(terminal: int, log: Path) -> None:
 
 
 def shown(service: Service) -> str:
-    """What the service has written, with a last line of our own; a terminal's CR LF is LF."""
+    """Return the output up to a request of our own, with a terminal's CR LF as LF."""
     last, deadline = uuid4().hex, time.monotonic() + 20
     service.client().get("/health", headers={"X-Request-ID": last})
     while True:

@@ -1,4 +1,4 @@
-"""More than can be done in time is refused at once, and whoever waits already is served all the same."""
+"""A full queue for the database answers 503 at once, and the requests in the queue are served."""
 
 import time
 from collections import Counter

@@ -1,6 +1,6 @@
-"""Who gets in where: every operation of the running service's own OpenAPI document, with every kind of token.
+"""Authorization: each operation of the served OpenAPI document, with each kind of valid or invalid token.
 
-Nothing here names a route that takes a token: a new one is tried as it comes, and refused if it has no guard.
+The tests take the operations from the document, so that a new route without a guard fails them.
 """
 
 import time

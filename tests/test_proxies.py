@@ -1,4 +1,4 @@
-"""The client's address behind proxies, and the warning about a proxy that nobody has named."""
+"""The client's address behind proxies, and the warning about a proxy missing in `FORWARDED_ALLOW_IPS`."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Limits on guessing: what counts and where, that the owner is never locked out, and a Redis that fails."""
+"""Rate limits per account and per address, the owner's access during an attack, and a Redis that fails."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The README's tables of requirements: each test that they name is there."""
+"""The README's tables name tests that exist, and each requirement of two ASVS chapters once."""
 
 import re
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Canaries: marked secrets go through every route and every failure, and none of them is seen again."""
+"""Marked secrets (canaries) go through every route and every failure, and reach no log, answer or metric."""
 
 import base64
 import itertools

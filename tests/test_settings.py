@@ -1,5 +1,6 @@
-"""The settings: what is wrong stops the start with one line that names it, and no line shows a secret."""
+"""The settings: a wrong one stops the start with one line that names it, and no line shows a secret."""
 
+import json
 import os
 import subprocess
 import sys
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from backend.settings import Settings, SettingsError, load_settings
+from backend.settings import Settings, SettingsError, load_settings, misspelt_settings
 from tests.conftest import Postgres
 from tests.service import ROOT, START_SECONDS
 
@@ -18,7 +19,7 @@ GOOD = {"DATABASE_URL": f"postgresql://ada:{SHORT}@db.example.com/tasks", "JWT_S
 
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """None of this machine's settings, and no `.env` but the test's own."""
+    """Remove this machine's settings, and let only the test's own `.env` be read."""
     for name in os.environ:
         if name.lower() in {*Settings.model_fields, "neon_db_url"}:
             monkeypatch.delenv(name)
@@ -60,6 +61,10 @@ WRONG = [
     ("MAIL_URL", "smtp://ada:canary@relay.example?starttls=off"),
     ("MAIL_URL", "file://canary/folder"),
     ("MAIL_FROM", "canary"),
+    ("MAIL_FROM", "canary@example.com, eve@example.com"),
+    ("MAIL_FROM", "Ada <canary@example.com>, Eve <eve@example.com>"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "canary"),
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "canary:4318"),
     ("APP_URL", "javascript:canary"),
     ("EMAIL_VERIFICATION", "canary"),
     ("ROOT_PATH", "canary"),
@@ -115,6 +120,78 @@ def test_a_wrong_setting_is_named_and_not_shown(
     assert message.isprintable()
     for secret in (SECRET, SHORT):
         assert secret not in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "complaint"),
+    [
+        ("PORT", "canary", "must be a whole number"),
+        ("PORT", "80.5", "must be a whole number"),
+        ("PORT", "65536", "must be at most 65535"),
+        ("WORKERS", "0", "must be at least 1"),
+        ("DATABASE_IDLE_SECONDS", "canary", "must be a number"),
+        ("DATABASE_TIMEOUT_SECONDS", "0", "must be more than 0.0"),
+        ("RATE_LIMIT_ENABLED", "canary", "must be true or false"),
+        ("LOG_FORMAT", "canary", "must be 'json' or 'pretty'"),
+    ],
+)
+def test_a_wrong_number_or_choice_is_told_in_plain_words(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, complaint: str
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(monkeypatch, **{name: value})
+    assert str(raised.value) == f"{name}: {complaint}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "settings"),
+    [
+        (
+            "SHUTDOWN_DRAIN_SECONDS",
+            "SHUTDOWN_GRACE_SECONDS",
+            {"SHUTDOWN_DRAIN_SECONDS": "3", "SHUTDOWN_GRACE_SECONDS": "2"},
+        ),
+        ("DATABASE_URL", "NEON_DB_URL", {**GOOD, "NEON_DB_URL": f"postgresql://ada:{SHORT}@other/tasks"}),
+        ("BETTER_AUTH_ISSUER", "BETTER_AUTH_SECRET", {"BETTER_AUTH_ISSUER": SHORT}),
+        ("BETTER_AUTH_AUDIENCE", "BETTER_AUTH_URL", {"BETTER_AUTH_AUDIENCE": SHORT}),
+        ("BETTER_AUTH_SECRET", "JWT_SECRET", {**GOOD, "BETTER_AUTH_SECRET": SECRET}),
+        (
+            "BETTER_AUTH_SECRET",
+            "JWT_SECRET",
+            {**GOOD, "JWT_PREVIOUS_SECRETS": "x" * 32, "BETTER_AUTH_SECRET": "x" * 32},
+        ),
+        ("EMAIL_VERIFICATION", "MAIL_URL", {**GOOD, "EMAIL_VERIFICATION": "required"}),
+    ],
+)
+def test_settings_that_contradict_each_other_are_both_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, first: str, second: str, settings: dict[str, str]
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        load(monkeypatch, **settings)
+    message = str(raised.value)
+    assert message.startswith(first)
+    assert second in message
+    assert message.isprintable()
+    assert SECRET not in message
+    assert SHORT not in message
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"SESSION_DAYS": "7"},
+        {"SESSION_DAYS": "3", "SESSION_IDLE_DAYS": "5"},
+        {"SHUTDOWN_GRACE_SECONDS": "2"},
+        {"SHUTDOWN_GRACE_SECONDS": "2", "SHUTDOWN_DRAIN_SECONDS": "2"},
+        {**GOOD, "NEON_DB_URL": GOOD["DATABASE_URL"]},
+        {"BETTER_AUTH_URL": "https://app.example.com", "BETTER_AUTH_ISSUER": "app"},
+        {"BETTER_AUTH_SECRET": SECRET, "BETTER_AUTH_AUDIENCE": "app"},
+    ],
+)
+def test_a_default_gives_way_to_what_is_set_and_contradicts_nothing(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
+) -> None:
+    assert load(monkeypatch, **settings)
 
 
 def test_a_database_of_ones_own_needs_a_secret_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +287,41 @@ def test_a_dotenv_file_is_read_and_the_environment_goes_before_it(monkeypatch: p
     assert (settings.port, settings.host, settings.workers) == (2, "0.0.0.0", 1)  # noqa: S104
 
 
+@pytest.mark.parametrize("in_file", ["DATABASE_URL", "NEON_DB_URL"])
+@pytest.mark.parametrize("in_environment", ["DATABASE_URL", "NEON_DB_URL"])
+def test_a_database_of_the_environment_goes_before_one_of_the_dotenv_file_whatever_its_name(
+    monkeypatch: pytest.MonkeyPatch, in_file: str, in_environment: str
+) -> None:
+    Path(".env").write_text(f"{in_file}=postgresql://other.example.com/tasks\nJWT_SECRET={SECRET}\n")
+    settings = load(monkeypatch, **{in_environment: GOOD["DATABASE_URL"]})
+    assert settings.database_url is not None
+    assert settings.database_url.get_secret_value() == GOOD["DATABASE_URL"]
+
+
+SLIPS = {
+    "JWT_SECERT": "JWT_SECRET",
+    "MAIL_FORM": "MAIL_FROM",
+    "DATABSE_URL": "DATABASE_URL",
+    "NEON_DB_URI": "NEON_DB_URL",
+    "jwt_secret_fil": "JWT_SECRET_FILE",
+    "CORS_ORIGIN": "CORS_ORIGINS",
+}
+FOREIGN = (
+    *("API_URL", "DATABASE_USER", "DATABASE_URL_UNPOOLED", "TEST_DATABASE_URL", "POSTGRES_PASSWORD"),
+    *("DEVELOPMENT_PORT", "NEXT_PUBLIC_BETTER_AUTH_URL", "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "REDIS_URL"),
+)
+
+
+def test_a_typing_slip_in_the_dotenv_file_is_found_and_no_name_of_another_program() -> None:
+    names = (*SLIPS, *FOREIGN, *(name.upper() for name in Settings.model_fields), "JWT_SECRET_FILE")
+    Path(".env").write_text("".join(f"{name}=x\n" for name in names))
+    assert misspelt_settings() == {name.upper(): meant for name, meant in SLIPS.items()}
+
+
+def test_without_a_dotenv_file_there_is_no_slip() -> None:
+    assert misspelt_settings() == {}
+
+
 def test_no_secret_is_in_the_representation(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = repr(load(monkeypatch, **GOOD, JWT_PREVIOUS_SECRETS=SECRET))
     assert "port=8000" in shown
@@ -217,11 +329,11 @@ def test_no_secret_is_in_the_representation(monkeypatch: pytest.MonkeyPatch) -> 
     assert SHORT not in shown
 
 
-# As somebody who starts the service meets them
+# As processes
 
 
 def failing_start(command: str = "serve", **settings: str) -> tuple[int, list[str]]:
-    """Run a command that is expected to end by itself; returns its exit code and what it printed."""
+    """Run a command that ends by itself; return its exit code and the lines of its output."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     environment = {**kept, "PYTHONPATH": str(ROOT), "DATABASE_START_TIMEOUT_SECONDS": "0", **settings}
     ended = subprocess.run(
@@ -299,6 +411,16 @@ def test_a_dotenv_file_that_is_no_text_ends_the_start_with_one_line() -> None:
     assert ".env" in lines[0]
 
 
+def test_a_start_warns_of_a_typing_slip_in_the_dotenv_file_and_shows_no_value() -> None:
+    Path(".env").write_text(f"JWT_SECERT={SHORT}\nPOSTGRES_USER=ada\n")
+    _, lines = failing_start(JWT_SECRET=SECRET, DATABASE_URL=UNREACHABLE, LOG_FORMAT="json")
+    (warning, refusal) = lines
+    assert json.loads(warning)["level"] == "WARNING"
+    assert json.loads(warning)["event"] == "JWT_SECERT in .env is no setting: JWT_SECRET may be meant"
+    assert refusal.startswith("tasks-api: ")
+    assert SHORT not in warning
+
+
 # Secrets from files
 
 
@@ -334,6 +456,10 @@ def test_a_dotenv_file_may_name_the_file_of_a_secret(tmp_path: Path) -> None:
         ({"JWT_SECRET_FILE": "nowhere"}, "JWT_SECRET_FILE: cannot be read: No such file or directory"),
         ({"JWT_SECRET_FILE": "garbled"}, "JWT_SECRET_FILE: cannot be read: it is no UTF-8 text"),
         ({"JWT_SECRET_FILE": "short"}, "JWT_SECRET: must be at least 32 bytes long"),
+        (
+            {"DATABASE_URL_FILE": "short", "NEON_DB_URL": GOOD["DATABASE_URL"], "JWT_SECRET": SECRET},
+            "DATABASE_URL: is set twice, DATABASE_URL_FILE being set as well",
+        ),
         (
             {"JWT_SECRET_FILE": "short", "JWT_SECRET": SECRET},
             "JWT_SECRET: is set twice, JWT_SECRET_FILE being set as well",

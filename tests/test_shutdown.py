@@ -1,4 +1,4 @@
-"""SIGTERM: not ready any more, what is under way finishes, and nobody who still asks is turned away."""
+"""SIGTERM: the process is not ready at once, finishes its requests, and serves others until they stop."""
 
 import signal
 import threading
@@ -62,6 +62,20 @@ def test_after_sigterm_it_is_not_ready_and_what_is_under_way_finishes(
         assert answer.result().json()["completed"] is True
     assert service.process.wait(20) == 0
     assert database.sql("SELECT completed FROM tasks") == [{"completed": True}]
+
+
+def test_a_process_that_drains_is_not_ready_and_logs_that_as_no_error(
+    new_service: Callable[..., Service],
+) -> None:
+    program = program_with("backend.web.drain.QUIET_SECONDS = 600")  # so that a busy machine makes no pause
+    service = new_service(program=program, SHUTDOWN_DRAIN_SECONDS="600", SHUTDOWN_GRACE_SECONDS="600")
+    service.register()
+    service.process.send_signal(signal.SIGTERM)
+    not_ready(service)
+    service.process.send_signal(signal.SIGTERM)
+    assert service.process.wait(15) == 0
+    assert {line["level"] for line in service.lines(route="/health/ready", status=503)} == {"INFO"}
+    assert service.lines(level="ERROR") == []
 
 
 def test_whom_nobody_asks_ends_at_once(new_service: Callable[..., Service]) -> None:

@@ -1,4 +1,4 @@
-"""What reaches PostgreSQL: a proxy in between reads the frontend protocol, so that nothing escapes it."""
+"""A proxy reads the statements that reach PostgreSQL: a request is one, which checks the caller's session."""
 
 import re
 import socket

@@ -1,4 +1,4 @@
-"""Every timestamp of an answer has six digits of a second and `Z`."""
+"""Each timestamp in an answer has six digits of a second and ends with `Z`."""
 
 import re
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Tokens that no issuer gave out: signed by the tests, as a front end, a thief or a forger would."""
+"""Makes access tokens for tests: by the secret shared with a front end, or as altered copies of ours."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""Waiting for what comes in its own time, and tells nobody."""
+"""Polls until a condition holds, and fails after a time limit."""
 
 import asyncio
 import time

@@ -1,1 +1,1 @@
-"""Who somebody is: accounts, passwords, sessions and tokens."""
+"""Authentication: accounts, passwords, sessions, tokens and mail."""

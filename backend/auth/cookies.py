@@ -1,8 +1,8 @@
-"""The refresh token of a page in a browser: a cookie that no script reads, and the check of `Origin`."""
+"""Cookie sessions: the cookie that holds a refresh token, and the check of `Origin` against CSRF."""
 
 import ipaddress
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Any, Final
 
 from fastapi import Depends
 from fastapi.security import APIKeyCookie
@@ -21,42 +21,42 @@ SETS_COOKIE: Final[dict[str, Any]] = {
         "Set-Cookie": {"description": "The refresh token of a cookie session", "schema": {"type": "string"}}
     }
 }
-"""An answer in the OpenAPI document that may set the cookie, or clear it."""
+"""The part of a route's `responses` for an answer that may set or delete the cookie."""
 _DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _SECONDS_PER_DAY: Final = 24 * 60 * 60
 
 
 @dataclass(frozen=True, slots=True)
 class RefreshCookie:
-    """The cookie as a request's host can have it; `max_age` is in seconds."""
+    """The cookie for the host of one request; `max_age` is in seconds."""
 
     is_local: bool
     max_age: int
     token: str | None = None
-    """The refresh token in it, where it counts; "" where a page has none."""
+    """The refresh token that was sent; "" if a page sent none, None if the body's token counts."""
 
     @property
     def name(self) -> str:
-        """Its name; `__Host-` keeps other hosts of the domain from setting it.
+        """The name; `__Host-` keeps other hosts of the domain from setting it.
 
-        It needs `Secure` and `Path=/` (RFC 6265bis section 4.1.3.2).
+        That prefix needs `Secure` and `Path=/` (RFC 6265bis section 4.1.3.2).
         """
         # Safari takes no `Secure` cookie from http://localhost, Chromium does (MDN, "Set-Cookie", Secure).
         return "refresh" if self.is_local else "__Host-refresh"
 
     def answer(self, tokens: dict[str, Any], status: int = 200) -> Answer:
-        """Return the answer whose refresh token is in the cookie alone."""
+        """Return the answer with the refresh token in the cookie and not in the body."""
         kept = {name: value for name, value in tokens.items() if name != "refresh_token"}
         line = self._line(tokens["refresh_token"], self.max_age)
         return Answer(kept, status, [(b"set-cookie", line.encode())])
 
     @property
     def clearing(self) -> dict[str, str]:
-        """The header that takes the cookie away."""
+        """The header that deletes the cookie."""
         return {"Set-Cookie": self._line("", 0)}
 
     def _line(self, value: str, max_age: int) -> str:
-        # Ports are one site, so SameSite does not part them: `check_origin` does (RFC 6265bis section 5.2).
+        # `SameSite` allows other ports of the host (RFC 6265bis section 5.2), which `check_origin` refuses.
         secure = "" if self.is_local else " Secure;"
         return f"{self.name}={value}; Path=/;{secure} HttpOnly; SameSite=Strict; Max-Age={max_age}"
 
@@ -69,7 +69,7 @@ def _is_loopback(host: str) -> bool:
 
 
 async def get_cookie(request: Request) -> RefreshCookie:
-    """Return the cookie for the request's host."""
+    """Return the cookie for the request's host, without the token that was sent."""
     settings = request.app.state.settings
     days = min(settings.session_days, settings.session_idle_days)
     is_local = request.scope["scheme"] == "http" and _is_loopback(request.url.hostname or "")
@@ -77,11 +77,11 @@ async def get_cookie(request: Request) -> RefreshCookie:
 
 
 def _sent(request: Request, name: str) -> str | None:
-    """Return the value of the cookie `name` as it was sent, or None.
+    """Return the value of the last cookie `name`, or None.
 
-    The last counts: one of a longer path, which is not ours, goes first (RFC 6265 section 5.4).
+    Browsers send cookies of a longer path first (RFC 6265 section 5.4), and ours has the shortest.
     """
-    # `request.cookies` takes seconds to unquote a long one before Python 3.11.10 and 3.12.6 (CVE-2024-7592).
+    # Before Python 3.11.10 and 3.12.6 `request.cookies` takes seconds for a long one (CVE-2024-7592).
     lines = request.headers.getlist("cookie")
     cookies = [cookie.strip() for line in lines for cookie in line.split(";")]
     start = f"{name}="
@@ -89,9 +89,9 @@ def _sent(request: Request, name: str) -> str | None:
 
 
 def check_origin(request: Request) -> None:
-    """Raise `CsrfRejectedError` unless the page is of this service's origin or of `CORS_ORIGINS`.
+    """Raise `CsrfRejectedError` unless `Origin` is this service's own or one of `CORS_ORIGINS`.
 
-    `*` there names no origin: any page could use the cookie otherwise.
+    A `*` in `CORS_ORIGINS` allows no origin here, because any page could use the cookie then.
     """
     sent = request.headers.getlist("origin")
     allowed = (_own_origin(request), *request.app.state.settings.cors_origins)
@@ -105,33 +105,32 @@ def _own_origin(request: Request) -> str:
     return f"{scheme}://{host.removesuffix(_DEFAULT_PORTS.get(scheme, ''))}"
 
 
-async def _fields(request: Request) -> dict[str, Any]:
-    """Return the fields of the JSON body before they are validated; none where it is no object."""
-    bounded = cast("BoundedRequest", request)  # as `Route` makes every request
-    fields = await bounded.json() if await read_json(bounded) else {}
-    return fields if isinstance(fields, dict) else {"": fields}
+async def _read(request: BoundedRequest) -> Any:
+    """Return the JSON of the body before it is validated; {} for no body."""
+    return await request.json() if await read_json(request) else {}
 
 
 @raises(CsrfRejectedError)
-async def cookie_for_sign_in(request: Request) -> RefreshCookie:
-    """Return the cookie for a sign-in; raises `CsrfRejectedError` where it is not to be had."""
-    if (await _fields(request)).get("session") == "cookie":
+async def cookie_for_sign_in(request: BoundedRequest) -> RefreshCookie:
+    """Return the cookie; raises `CsrfRejectedError` if a foreign origin asks for a session."""
+    body = await _read(request)
+    if isinstance(body, dict) and body.get("session") == "cookie":
         check_origin(request)
     return await get_cookie(request)
 
 
 class CookieToken(APIKeyCookie):
-    """Reads the refresh token of the cookie where the body has none."""
+    """Reads the refresh token from the cookie if the body has none."""
 
     raises = (CsrfRejectedError,)
 
-    async def __call__(self, request: Request) -> RefreshCookie:  # type: ignore[override]  # a narrower request
-        """Return the cookie, with its token unless the body counts.
+    async def __call__(self, request: BoundedRequest) -> RefreshCookie:  # type: ignore[override]  # narrower
+        """Return the cookie, with its token unless the body's token counts.
 
-        Raises `CsrfRejectedError`, and `MissingFieldsError` where there is neither body nor page.
+        Raises `CsrfRejectedError`, and `MissingFieldsError` for a program that sent neither body nor cookie.
         """
-        fields, cookie = await _fields(request), await get_cookie(request)
-        if fields.keys() & {"refresh_token", ""}:
+        body, cookie = await _read(request), await get_cookie(request)
+        if not isinstance(body, dict) or "refresh_token" in body:
             return cookie
         token = _sent(request, cookie.name)
         if token is None and "origin" not in request.headers:
@@ -143,7 +142,7 @@ class CookieToken(APIKeyCookie):
 
 
 class Leaving(OwnAccount):
-    """Guards sign-out: the cookie counts where no access token is sent, or one that has expired."""
+    """Guards sign-out: the cookie counts if the access token is missing or has expired."""
 
     raises = (*OwnAccount.raises, CsrfRejectedError)
 
@@ -154,24 +153,24 @@ class Leaving(OwnAccount):
             return await super().__call__(request)
         except AppError as error:
             token = _sent(request, cookie.name)
-            if token is not None and _gives_way(error):
+            if token is not None and _may_use_cookie(error):
                 check_origin(request)
                 return token
-            # Another's page can send no `Authorization`, so it can't have the cookie cleared.
+            # A page of another origin can't send `Authorization`, so it can't have the cookie deleted.
             if "authorization" in request.headers:
                 error.headers |= cookie.clearing
             raise
 
     async def confirm(self, request: Request) -> None:
-        """Raise `RevokedTokenError` if the caller's session is gone; a cookie has no caller yet."""
+        """Raise `RevokedTokenError` if the caller's session is gone; a cookie names no caller."""
         try:
             await super().confirm(request)
         except UnauthorizedError as error:
-            if not _gives_way(error):
+            if not _may_use_cookie(error):
                 raise
 
 
-def _gives_way(error: AppError) -> bool:
+def _may_use_cookie(error: AppError) -> bool:
     return isinstance(error, ExpiredTokenError) or error.reason == "missing"
 
 

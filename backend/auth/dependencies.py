@@ -1,4 +1,4 @@
-"""Dependencies of the routes: the guard that checks the access token, and objects that `/auth` needs."""
+"""FastAPI dependencies: the guards that check the access token, and the parameters of the `/auth` routes."""
 
 from typing import Annotated
 from urllib.parse import unquote
@@ -38,7 +38,7 @@ MAX_USER_AGENT_CHARACTERS = 400
 
 
 class AccessToken(OAuth2PasswordBearer):
-    """Guards the routes that need a caller: a bearer token in a header (RFC 6750 section 2.1)."""
+    """Guards the routes that need a caller, by a bearer token in a header (RFC 6750 section 2.1)."""
 
     raises: tuple[type[AppError], ...] = (
         UnauthorizedError,
@@ -58,7 +58,7 @@ class AccessToken(OAuth2PasswordBearer):
         return caller
 
     async def confirm(self, request: Request) -> None:
-        """Raise `RevokedTokenError` if the caller's session is gone; costs a statement, on refusals alone."""
+        """Raise `RevokedTokenError` if the caller's session is gone; only errors cost this statement."""
         database: Database = request.app.state.database
         caller = await _authenticated(request)
         if await database.one(statements.CONFIRM_CALLER, **caller.values) is None:
@@ -70,7 +70,7 @@ class OwnAccount(AccessToken):
 
     raises = (*AccessToken.raises, ExternalAccountError)
 
-    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]  # as above
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]  # more than the token
         """Return the token's caller; raises as `AccessToken` does, and `ExternalAccountError`."""
         caller = await super().__call__(request)
         if caller.issuer != LOCAL:
@@ -85,7 +85,7 @@ async def _authenticated(request: Request) -> Caller:
 
 
 async def get_sign_in(request: Request) -> SignIn:
-    """Return the process's one `SignIn`."""
+    """Return the `SignIn` of this process."""
     return request.app.state.sign_in  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 

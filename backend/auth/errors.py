@@ -1,18 +1,18 @@
-"""The refusals of sign-in and of tokens."""
+"""Errors of accounts, sessions and tokens."""
 
 from backend.web.bearer import InvalidTokenError, UnauthorizedError
 from backend.web.errors import AppError, DatabaseUnavailableError, FieldError, InvalidRequestError
 
 
 class ExpiredTokenError(InvalidTokenError):
-    """The access token was good and has expired: refresh it."""
+    """The access token has expired; the client refreshes it."""
 
     code = "token_expired"
     detail = "The access token has expired"
 
 
 class RevokedTokenError(InvalidTokenError):
-    """The session or the user of the access token is gone: sign in again."""
+    """The session or the user of the access token is gone; the client signs in again."""
 
     code = "token_revoked"
     detail = "The session has ended, sign in again"
@@ -22,21 +22,21 @@ class RevokedTokenError(InvalidTokenError):
 
 
 class KeysUnavailableError(DatabaseUnavailableError):
-    """The keys of the token server could never be fetched: whose token this is, nobody can tell yet."""
+    """The keys of the token server could not be fetched yet, so its tokens cannot be verified."""
 
     code = "keys_unavailable"
     detail = "The token cannot be checked right now, please try again shortly"
 
 
 class InvalidCredentialsError(UnauthorizedError):
-    """The email is unknown or the password wrong; nothing tells which."""
+    """The email is unknown or the password wrong; the answer is the same for both."""
 
     code = "invalid_credentials"
     detail = "The email or the password is wrong"
 
 
 class InvalidGrantError(AppError):
-    """Wrong credentials, or a refresh token that is no good, in the words of RFC 6749 section 5.2."""
+    """Wrong credentials or an invalid refresh token (RFC 6749 section 5.2)."""
 
     status = 400
     code = "invalid_grant"
@@ -45,7 +45,7 @@ class InvalidGrantError(AppError):
 
 
 class UnsupportedGrantTypeError(AppError):
-    """The token endpoint knows the password grant and the refresh token grant."""
+    """The grant is neither `password` nor `refresh_token`."""
 
     status = 400
     code = "unsupported_grant_type"
@@ -54,14 +54,14 @@ class UnsupportedGrantTypeError(AppError):
 
 
 class InvalidRefreshTokenError(UnauthorizedError):
-    """The refresh token is unknown, expired, or was used again too late."""
+    """The refresh token is unknown, expired, or was used again after the grace period."""
 
     code = "invalid_refresh_token"
     detail = "The refresh token is not valid, sign in again"
 
 
 class WrongPasswordError(AppError):
-    """The caller is who they say, but this is not their password."""
+    """The access token is valid, but the password is not the caller's."""
 
     is_denial = True
     status = 403
@@ -90,7 +90,7 @@ class EmailUnverifiedError(AppError):
 
 
 class ExternalAccountError(AppError):
-    """The caller's account is kept elsewhere: its sessions and its password are not ours."""
+    """The caller is an external user, who has no sessions and no password here."""
 
     is_denial = True
     status = 403
@@ -99,7 +99,7 @@ class ExternalAccountError(AppError):
 
 
 class CsrfRejectedError(AppError):
-    """The page that asks for a cookie session, or uses its cookie, is of an origin that may not."""
+    """The `Origin` of a request for or by a cookie session is not an allowed one."""
 
     is_denial = True
     status = 403
@@ -116,7 +116,7 @@ class SessionNotFoundError(AppError):
 
 
 class EmailTakenError(AppError):
-    """Somebody has registered with this email, in whatever letter case."""
+    """A user has this email, in any letter case."""
 
     status = 400
     code = "email_taken"

@@ -3,10 +3,11 @@
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Body, Form, Path
+from fastapi import APIRouter, Form, Path
 from pydantic import BeforeValidator
 from starlette.responses import Response
 
+from backend.auth import schemas
 from backend.auth.accounts import service
 from backend.auth.cookies import SETS_COOKIE, CookieDep, CookieTokenDep, LeavingDep, SignInCookieDep
 from backend.auth.dependencies import Caller, CallerDep, ClientDep, OwnAccountDep, SignInDep
@@ -21,32 +22,24 @@ from backend.auth.errors import (
     UnsupportedGrantTypeError,
     WrongPasswordError,
 )
-from backend.auth.schemas import (
-    Credentials,
-    PasswordChange,
-    PasswordConfirmation,
-    ProfileUpdate,
-    Refresh,
-    Registration,
-    SessionRead,
-    TokenGrant,
-    Tokens,
-    UserRead,
-)
 from backend.auth.sessions import service as sessions
 from backend.database import DatabaseError
-from backend.web import errors
 from backend.web.answer import Answer
 from backend.web.bearer import UnauthorizedError
 from backend.web.database import DatabaseDep
 from backend.web.error_answers import raises
-from backend.web.errors import MissingFieldsError, RateLimitedError, ServiceUnavailableError
+from backend.web.errors import (
+    TOKEN_ENDPOINT,
+    MissingFieldsError,
+    RateLimitedError,
+    ServiceUnavailableError,
+)
 from backend.web.framework_errors import of_framework
 from backend.web.routing import Route, route_class
 
 
 def _session_id(value: str) -> UUID:
-    """Return a session's id; any other text names no session."""
+    """Return the id of a session; raises `SessionNotFoundError` for text that is no UUID."""
     try:
         return UUID(value)
     except ValueError:
@@ -59,21 +52,23 @@ SessionId = Annotated[
     BeforeValidator(_session_id),
 ]
 
-NO_TOKEN = Refresh()
-"""A body that leaves the token to the cookie."""
+SIGN_IN_REFUSALS = (AccountDisabledError, EmailUnverifiedError, RateLimitedError, ServiceUnavailableError)
+"""Errors of a sign-in with the right password, or before the password is checked."""
+NO_TOKEN = schemas.Refresh()
+"""A body without a token, if the cookie has it."""
 
 router = APIRouter(prefix="/auth", tags=["auth"], route_class=Route)
-token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(errors.TOKEN_ENDPOINT))
+token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(TOKEN_ENDPOINT))
 
 
 @router.post(
     "/register",
     status_code=201,
-    response_model=Tokens,
+    response_model=schemas.Tokens,
     summary="Create an account and sign in",
     responses={
         201: SETS_COOKIE,
-        202: {"description": "A link was mailed: the email is to be verified first"},
+        202: {"description": "A link was mailed, because the email must be verified first"},
     },
 )
 @raises(EmailTakenError, RateLimitedError, ServiceUnavailableError)
@@ -82,12 +77,12 @@ async def register(
     sign_in: SignInDep,
     client: ClientDep,
     cookie: SignInCookieDep,
-    data: Annotated[Registration, Body()],
+    data: schemas.Registration,
 ) -> Response:
     """Create an account with an email, a password and, if you like, a name, and sign it in at once.
 
     The email is checked for its form, stored normalised, and unique without regard to case. A password has
-    8 to 128 characters, whatever they are, is not one of the most common ones and not the email.
+    8 to 128 characters of any kind. It is not one of the most common passwords and not the email.
     """
     tokens = await service.register(database, sign_in, client, data)
     if tokens is None:
@@ -95,20 +90,14 @@ async def register(
     return cookie.answer(tokens, 201) if data.uses_cookie else Answer(tokens, 201)
 
 
-@router.post("/login", response_model=Tokens, summary="Sign in", responses={200: SETS_COOKIE})
-@raises(
-    InvalidCredentialsError,
-    AccountDisabledError,
-    EmailUnverifiedError,
-    RateLimitedError,
-    ServiceUnavailableError,
-)
+@router.post("/login", response_model=schemas.Tokens, summary="Sign in", responses={200: SETS_COOKIE})
+@raises(InvalidCredentialsError, *SIGN_IN_REFUSALS)
 async def login(
     database: DatabaseDep,
     sign_in: SignInDep,
     client: ClientDep,
     cookie: SignInCookieDep,
-    data: Annotated[Credentials, Body()],
+    data: schemas.Credentials,
 ) -> Answer:
     """Sign in with email and password.
 
@@ -118,43 +107,40 @@ async def login(
     return cookie.answer(tokens) if data.uses_cookie else Answer(tokens)
 
 
-@token_router.post("/token", response_model=Tokens, summary="Sign in or refresh by an OAuth 2.0 grant")
-@raises(
-    InvalidGrantError,
-    UnsupportedGrantTypeError,
-    AccountDisabledError,
-    EmailUnverifiedError,
-    RateLimitedError,
-    ServiceUnavailableError,
+@token_router.post(
+    "/token", response_model=schemas.Tokens, summary="Sign in or refresh by an OAuth 2.0 grant"
 )
+@raises(InvalidGrantError, UnsupportedGrantTypeError, *SIGN_IN_REFUSALS)
 async def token(
-    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: Annotated[TokenGrant, Form()]
+    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: Annotated[schemas.TokenGrant, Form()]
 ) -> Answer:
     """Sign in with a form, as Swagger UI's Authorize does, or refresh, as OAuth libraries do.
 
     `grant_type` is `password` (the default), where `username` is the email, or `refresh_token`.
-    Errors carry `error` and `error_description` (RFC 6749 section 5.2) beside the fields of any other.
+    Errors carry `error` and `error_description` (RFC 6749 section 5.2) beside the fields of all errors.
     """
     return Answer(await service.token(database, sign_in, client, data))
 
 
-@router.post("/refresh", response_model=Tokens, summary="Refresh your tokens", responses={200: SETS_COOKIE})
+@router.post(
+    "/refresh", response_model=schemas.Tokens, summary="Refresh your tokens", responses={200: SETS_COOKIE}
+)
 @raises(InvalidRefreshTokenError)
 async def refresh(
     database: DatabaseDep,
     sign_in: SignInDep,
     client: ClientDep,
     cookie: CookieTokenDep,
-    data: Annotated[Refresh, Body()] = NO_TOKEN,
+    data: schemas.Refresh = NO_TOKEN,
 ) -> Answer:
-    """Get new tokens for a refresh token, which is spent by it.
+    """Spend a refresh token for new tokens.
 
-    The same token up to three times within ten seconds, as tabs may send it, gets a working pair each time.
-    Used again later it was stolen: the session ends, and whoever holds its tokens has to sign in again.
-    Without one in the body, that of a cookie session's cookie counts, and the new one goes there.
+    A token gets working tokens up to three times within ten seconds, because several tabs may send it.
+    A later use means theft: the session ends, and the user has to sign in again.
+    Without a token in the body, that of the session's cookie counts, and the new one goes into the cookie.
     """
     if cookie.token is not None:
-        fields = Refresh(refresh_token=cookie.token)
+        fields = schemas.Refresh(refresh_token=cookie.token)
         return cookie.answer(await sessions.refresh(database, sign_in, client, fields))
     if "refresh_token" not in data.model_fields_set:
         raise MissingFieldsError("refresh_token")
@@ -170,7 +156,7 @@ async def refresh(
 )
 @raises(InvalidRefreshTokenError)
 async def logout(database: DatabaseDep, cookie: CookieDep, leaving: LeavingDep) -> Response:
-    """End this session now: its access and refresh tokens are refused from here on, by every process.
+    """End this session now: every process refuses its access and refresh tokens from now on.
 
     Without an access token, or with one that has expired, the session of the cookie ends.
     The cookie is cleared in any case.
@@ -187,7 +173,7 @@ async def logout(database: DatabaseDep, cookie: CookieDep, leaving: LeavingDep) 
     return Response(status_code=204, headers=cookie.clearing)
 
 
-@router.get("/sessions", response_model=list[SessionRead], summary="List your sessions")
+@router.get("/sessions", response_model=list[schemas.SessionRead], summary="List your sessions")
 async def list_sessions(database: DatabaseDep, caller: OwnAccountDep) -> Answer:
     """List where you are signed in, the last used first."""
     return Answer(await sessions.list_sessions(database, caller))
@@ -208,7 +194,9 @@ async def end_session(database: DatabaseDep, caller: OwnAccountDep, session_id: 
     return Response(status_code=204)
 
 
-@router.post("/password", response_model=Tokens, summary="Change your password", responses={200: SETS_COOKIE})
+@router.post(
+    "/password", response_model=schemas.Tokens, summary="Change your password", responses={200: SETS_COOKIE}
+)
 @raises(WrongPasswordError, RateLimitedError, ServiceUnavailableError)
 async def change_password(  # noqa: PLR0913, PLR0917  # FastAPI passes each by its name
     database: DatabaseDep,
@@ -216,23 +204,21 @@ async def change_password(  # noqa: PLR0913, PLR0917  # FastAPI passes each by i
     client: ClientDep,
     caller: OwnAccountDep,
     cookie: CookieDep,
-    data: Annotated[PasswordChange, Body()],
+    data: schemas.PasswordChange,
 ) -> Answer:
     """Change your password. Every other session of yours ends now; this one goes on with new tokens."""
     tokens, uses_cookie = await service.change_password(database, sign_in, client, caller, data)
     return cookie.answer(tokens) if uses_cookie else Answer(tokens)
 
 
-@router.get("/me", response_model=UserRead, summary="Read your profile")
+@router.get("/me", response_model=schemas.UserRead, summary="Read your profile")
 async def read_profile(database: DatabaseDep, caller: CallerDep) -> Answer:
     """Return the user whose token this is."""
     return Answer(await service.read_profile(database, caller))
 
 
-@router.patch("/me", response_model=UserRead, summary="Change your profile")
-async def update_profile(
-    database: DatabaseDep, caller: OwnAccountDep, data: Annotated[ProfileUpdate, Body()]
-) -> Answer:
+@router.patch("/me", response_model=schemas.UserRead, summary="Change your profile")
+async def update_profile(database: DatabaseDep, caller: OwnAccountDep, data: schemas.ProfileUpdate) -> Answer:
     """Change your name; null clears it."""
     return Answer(await service.update_profile(database, caller, data))
 
@@ -244,7 +230,7 @@ async def delete_account(
     sign_in: SignInDep,
     client: ClientDep,
     caller: OwnAccountDep,
-    data: Annotated[PasswordConfirmation, Body()],
+    data: schemas.PasswordConfirmation,
 ) -> Response:
     """Delete your account, your sessions and your tasks, for good."""
     await service.delete_account(database, sign_in, client, caller, data)

@@ -1,4 +1,4 @@
-"""The requests and answers of the `/auth` routes, as the OpenAPI document shows them."""
+"""Request and response bodies of the `/auth` routes."""
 
 import unicodedata
 from datetime import datetime
@@ -36,14 +36,14 @@ Email = Annotated[
     BeforeValidator(trim),
     AfterValidator(_normalised),
 ]
-"""An email, normalised. White space at its ends is taken away, because keyboards of phones add it."""
+"""A normalised email. White space at both ends is removed, because keyboards of phones add it."""
 Password = Annotated[
     UnicodeText, Field(json_schema_extra={"format": "password"}, examples=["correct horse battery"])
 ]
 
 NewPassword = Annotated[
     UnicodeText,
-    # Told here, checked by `passwords.check_rules`: after NFC, and by PASSWORD_MIN_LENGTH.
+    # The limits are for the OpenAPI document; `passwords.check_rules` checks them, after NFC.
     Field(
         json_schema_extra={"format": "password", "minLength": 8, "maxLength": 128},
         examples=["correct horse battery"],
@@ -51,11 +51,13 @@ NewPassword = Annotated[
 ]
 
 
-class _Input(BaseModel):
+class Input(BaseModel):
+    """A request's JSON body; a value of another type than its field's is refused."""
+
     model_config = ConfigDict(strict=True)
 
 
-class _SigningIn(_Input):
+class _SigningIn(Input):
     session: Literal["token", "cookie"] = Field(
         default="token",
         description="`cookie`, for a page in a browser: the refresh token goes into a cookie instead",
@@ -63,7 +65,7 @@ class _SigningIn(_Input):
 
     @property
     def uses_cookie(self) -> bool:
-        """Whether the refresh token goes into a cookie."""
+        """True if the refresh token goes into a cookie."""
         return self.session == "cookie"
 
 
@@ -90,7 +92,7 @@ class TokenGrant(BaseModel):
 
     grant_type: str = Field(
         default="password",
-        description="`password`, which it is where none is sent, or `refresh_token`",
+        description="`password` (the default) or `refresh_token`",
         examples=["password"],
     )
     username: str | None = Field(
@@ -104,37 +106,37 @@ class TokenGrant(BaseModel):
     )
 
 
-class ProfileUpdate(_Input):
-    """What a user may change of their profile; null clears the name."""
+class ProfileUpdate(Input):
+    """A change of the profile; null clears the name."""
 
     name: Annotated[Line | None, Field(examples=["Ada"])]
 
 
-class Refresh(_Input):
-    """The refresh token of the last answer; it is spent by being used."""
+class Refresh(Input):
+    """The refresh token of the last answer; the request spends it."""
 
     refresh_token: UnicodeText = Field(
         default="",
-        description="Left out, that of the cookie counts",
+        description="Without it, the token of the cookie counts",
         examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"],
     )
 
 
-class PasswordChange(_Input):
-    """The password as it is, and as it shall be."""
+class PasswordChange(Input):
+    """The current password and the new one."""
 
     current_password: Password
     new_password: NewPassword
 
 
-class PasswordConfirmation(_Input):
-    """The password, once more, for what cannot be undone."""
+class PasswordConfirmation(Input):
+    """The password again, because the change cannot be undone."""
 
     password: Password
 
 
 class SessionRead(BaseModel):
-    """A sign-in that is still good."""
+    """A session that has not ended."""
 
     id: UUID = Field(examples=["01a1f95c-de91-7602-9705-5b761cf48293"])
     created_at: datetime = Field(examples=["2026-11-20T09:30:00Z"])
@@ -144,24 +146,24 @@ class SessionRead(BaseModel):
     expires_at: datetime = Field(examples=["2026-12-04T09:45:00Z"])
     user_agent: str | None = Field(examples=["Mozilla/5.0"])
     ip: str | None = Field(examples=["192.0.2.7"])
-    current: bool = Field(description="Whether it is the one that asks", examples=[True])
+    current: bool = Field(description="Whether it is the session of this request", examples=[True])
 
 
 class UserRead(BaseModel):
-    """A user; `email` and `name` are null where they are not known."""
+    """A user; `email` and `name` are null if they are not known."""
 
     id: str = Field(examples=["01a1f95c-de9c-72e4-af2f-cb076b07b635"])
     email: str | None = Field(examples=["ada@example.com"])
     email_verified: bool = Field(description="Whether a mailed link was followed", examples=[True])
     pending_email: str | None = Field(
-        description="The email that a change asks for, until it is confirmed", examples=["ada@example.org"]
+        description="The new email of a change that is not confirmed yet", examples=["ada@example.org"]
     )
     name: str | None = Field(examples=["Ada"])
     created_at: datetime = Field(examples=["2026-11-20T09:30:00Z"])
 
 
 class Tokens(BaseModel):
-    """An access token for `expires_in` seconds, and the refresh token that is good for the next one."""
+    """An access token for `expires_in` seconds, and a refresh token for the next one."""
 
     access_token: str = Field(
         examples=["eyJhbGciOiJIUzI1NiIsInR5cCI6ImF0K2p3dCJ9.eyJzdWIiOiIwMWExIn0.c2lnbmVk"]
@@ -170,7 +172,7 @@ class Tokens(BaseModel):
     expires_in: int = Field(description="Seconds", examples=[900])
     refresh_token: str = Field(
         default="",
-        description="Not there in a cookie session",
+        description="Absent in a cookie session",
         examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"],
     )
     user: UserRead

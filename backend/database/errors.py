@@ -1,8 +1,8 @@
-"""Errors of the database, as its callers meet them; `web` turns them into answers."""
+"""Errors that callers of the database see. `backend.web` turns them into HTTP responses."""
 
 
 class DatabaseError(Exception):
-    """The database did not do what was asked; nothing was written. `reason` is for the log."""
+    """The database did not run the request and wrote nothing. `reason` is for the log."""
 
     def __init__(self, *, reason: str) -> None:
         super().__init__(reason)
@@ -10,12 +10,12 @@ class DatabaseError(Exception):
 
 
 class UnreachableError(DatabaseError):
-    """PostgreSQL gave no answer in time, after retries."""
+    """PostgreSQL did not answer in time, after retries."""
 
 
 class PoolFullError(DatabaseError):
-    """Too many requests wait for a connection."""
+    """Too many requests wait for a connection already."""
 
 
 class NotUniqueError(Exception):
-    """A transaction would have made two of what there may be one of; nothing was written."""
+    """A transaction violated a unique constraint and wrote nothing."""

@@ -1,99 +1,60 @@
-"""Connects to one of the hosts of a URL, each within its share of the time, the last good one first.
+"""Connects to a host of DATABASE_URL. A silent host delays the attempt on the next one only a little.
 
-asyncpg alone would spend all of the time on a silent host, and start with it again the next time.
+asyncpg alone would wait for a silent host until no time is left for the others.
 """
 
-import asyncio
-import math
-from typing import Any, Final
-from weakref import WeakKeyDictionary
+from asyncio.staggered import staggered_race  # as `loop.create_connection` does it for addresses (RFC 8305)
+from functools import partial
+from typing import Any
 
 import asyncpg
 
 from backend.database.session import OPTIONS, REFUSALS, Connection, in_words
 
-_ANSWERS: Final = (asyncpg.PostgresError, asyncpg.TargetServerAttributeNotMatched)
-"""Refusals of a server that is alive, and may be promoted or ready the next moment."""
-_FAILURES: Final = (*_ANSWERS, OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-
-
-_Host = list[tuple[str, int]]
-
 
 class NoHostError(ConnectionError):
-    """None of several hosts is a database for us; the message is one line, with the reason of each."""
+    """No host gave a connection. The message is one line, with the reason of each host."""
 
 
 class Hosts:
-    """Connects to a host of `connect_arguments`, within `seconds` for all of them."""
+    """Connects to a host of `connect_arguments` within `seconds`, to the last good one first."""
 
     def __init__(self, arguments: dict[str, Any], *, seconds: float) -> None:
-        self._arguments, self._seconds = dict(arguments), seconds
-        addresses = [*zip(arguments["host"], arguments["port"], strict=True)]
-        # For "prefer-standby" asyncpg has to look at all of them.
+        self.arguments = dict(arguments)
+        hosts, ports = arguments["host"], arguments["port"]
+        # For prefer-standby asyncpg has to see all of them.
         is_one = arguments["target_session_attrs"] == "prefer-standby"
-        self._order = [addresses] if is_one else [[address] for address in addresses]
-        self._host_of: WeakKeyDictionary[Connection, _Host] = WeakKeyDictionary()
-        self.is_pooler = False
-        """Whether a pooler was found between here and PostgreSQL."""
+        self._addresses = [(hosts, ports)] if is_one else [*zip(hosts, ports, strict=True)]
+        # `connect_timeout` is of each host, as in libpq.
+        self._seconds = min(seconds / len(self._addresses), arguments["timeout"] or seconds)
 
     async def connect(self) -> Connection:
         """Return a connection; raises what the only host raises, or `NoHostError`."""
-        now = asyncio.get_running_loop().time
-        deadline = now() + self._seconds
-        failures: list[str] = []
-        hosts = tuple(self._order)
-        for position, host in enumerate(hosts):
-            share = (deadline - now()) / (len(hosts) - position)
-            try:
-                return await self._connect_to(host, share)
-            except _FAILURES as error:
-                if len(hosts) == 1:
-                    raise
-                failures.append(f"{host[0][0]}:{host[0][1]}: {in_words(error)}")
-        raise NoHostError("; ".join(failures))
-
-    async def _connect_to(self, host: _Host, seconds: float) -> Connection:
-        try:
-            # `connect_timeout` is of each host, as in libpq.
-            async with asyncio.timeout(min(seconds, self._arguments.get("timeout", math.inf) * len(host))):
-                connection = await self._open(host)
-        except _ANSWERS:
-            raise
-        except BaseException:  # cancelled too, or requests with little time left would try nothing else
-            self._put_last(host)
-            raise
-        self._order.remove(host)
-        self._order.insert(0, host)
-        self._host_of[connection] = host
+        addresses = self._addresses
+        if len(addresses) == 1:
+            return await self._open(addresses[0])
+        attempts = [partial(self._open, address) for address in addresses]
+        connection: Connection
+        connection, winner, errors = await staggered_race(attempts, self._seconds / 4)
+        if winner is None:
+            failures = [f"{h}:{p}: {in_words(e)}" for (h, p), e in zip(addresses, errors, strict=True) if e]
+            raise NoHostError("; ".join(failures))
+        self._addresses = sorted(addresses, key=lambda address: address != addresses[winner])
         return connection
 
-    async def _open(self, host: _Host) -> Connection:
-        names, ports = (list(column) for column in zip(*host, strict=True))
-        arguments = self._arguments | {"host": names, "port": ports, "timeout": None}
+    async def _open(self, address: tuple[Any, Any]) -> Connection:
+        host, port = address
+        arguments = self.arguments | {"host": host, "port": port, "timeout": self._seconds}
         try:
-            connection: Connection = await asyncpg.connect(**arguments, connection_class=Connection)
+            return await asyncpg.connect(**arguments, connection_class=Connection)
         except REFUSALS:
-            settings = dict(self._arguments["server_settings"])
-            settings["options"] = settings.get("options", "").removeprefix(OPTIONS)
-            arguments["server_settings"] = {name: value for name, value in settings.items() if value}
+            given = arguments["server_settings"].items()
+            settings = {name: value.removeprefix(OPTIONS) for name, value in given if value != OPTIONS}
+            arguments["server_settings"] = settings
             connection = await asyncpg.connect(**arguments, connection_class=Connection)
-            self._arguments["server_settings"] = arguments["server_settings"]
-        self.is_pooler = self.is_pooler or connection.is_shared
-        return connection
-
-    def stop_preparing(self) -> bool:
-        """Prepare no statement any more, on any connection; return whether they were prepared until now."""
-        was_preparing: bool = self._arguments["statement_cache_size"] > 0
-        self._arguments["statement_cache_size"] = 0
-        for connection in self._host_of:
-            connection.stop_preparing()
-        return was_preparing
+            self.arguments["server_settings"] = settings
+            return connection
 
     def doubt(self, connection: Connection) -> None:
-        """Try the host of this connection after the others: it fell silent, or can only be read."""
-        self._put_last(self._host_of[connection])
-
-    def _put_last(self, host: _Host) -> None:
-        self._order.remove(host)
-        self._order.append(host)
+        """Try the host of this connection after the others, because it fell silent or takes no writes."""
+        self._addresses = sorted(self._addresses, key=lambda address: address == connection.address)

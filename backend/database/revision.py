@@ -1,4 +1,4 @@
-"""Which revision the schema is at, asked without Alembic: a process that serves need not carry its weight."""
+"""Reads the revision of the schema without Alembic, which a process that serves need not load."""
 
 import asyncio
 import re
@@ -15,12 +15,13 @@ from backend.database.session import in_words, warn_of_settings
 from backend.database.url import connect_arguments, ignored_options
 
 OTHER_DATABASE: Final = "nothing was changed; give this service a database of its own"
-"""The way out where another application was there first."""
+"""The way out where another application uses the database."""
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
 
 _LONGEST_PAUSE_SECONDS = 5.0
-_ANSWER_SECONDS = 5.0  # for each host
+_ANSWER_SECONDS = 5.0
+"""The most time for each statement, and for connecting to each host."""
 
 
 class SchemaError(Exception):
@@ -28,7 +29,7 @@ class SchemaError(Exception):
 
 
 class UnfitError(SchemaError):
-    """The database is not one that this code can use, and waiting does not help."""
+    """The code can't use the database, and waiting does not help."""
 
 
 def newest_revision() -> str:
@@ -41,9 +42,9 @@ def _known_revisions() -> set[str]:
 
 
 async def is_current(url: str, *, wait_seconds: float = 0) -> bool:
-    """Tell whether the newest migration is the last that was made.
+    """Tell whether the schema is at the newest migration.
 
-    Waits for the database, a line each time it tries; then raises `SchemaError`.
+    Tries for `wait_seconds` to reach the database, and logs each failure; then raises `SchemaError`.
     """
     newest = newest_revision()
     deadline, pause = time.monotonic() + wait_seconds, 0.1
@@ -52,11 +53,9 @@ async def is_current(url: str, *, wait_seconds: float = 0) -> bool:
     while True:
         try:
             return await _revision(url) == newest
-        except UnfitError:
-            raise
         except SchemaError as error:
             left = deadline - time.monotonic()
-            if left <= 0:
+            if left <= 0 or isinstance(error, UnfitError):
                 raise
             logger.warning("{}; trying again", error)
         await asyncio.sleep(min(pause, left))
@@ -71,7 +70,7 @@ async def _revision(url: str) -> object:
     except UNREACHABLE as error:
         raise _unreachable(error) from error
     finally:
-        connection.terminate()  # a goodbye would wait for one that is silent
+        connection.terminate()  # `close` would wait for a silent server
 
 
 async def fit_revision(connection: asyncpg.Connection) -> str | None:
@@ -103,9 +102,9 @@ def _strange(revision: str) -> str:
 
 async def connect(url: str) -> asyncpg.Connection:
     """Return a connection; raises `SchemaError`."""
-    # Without a cache no statement has a name, which would meet its like behind a transaction pooler.
+    # Without a cache no statement gets a name, which behind a transaction pooler may exist already.
     arguments = connect_arguments(url) | {"statement_cache_size": 0}
-    seconds = arguments.get("timeout", _ANSWER_SECONDS) * len(arguments["host"])
+    seconds = (arguments["timeout"] or _ANSWER_SECONDS) * len(arguments["host"])
     try:
         return await Hosts(arguments, seconds=seconds).connect()
     except (*UNREACHABLE, asyncpg.PostgresError) as error:

@@ -1,4 +1,4 @@
-"""The schema, made and upgraded by Alembic: in one transaction, however many processes start at once."""
+"""Creates and upgrades the schema with Alembic, in one transaction and in one process at a time."""
 
 from collections.abc import Callable
 
@@ -22,10 +22,10 @@ from backend.database.session import in_words
 from backend.database.url import connect_arguments
 
 LOCK = 7_236_591_480_127
-"""Any number, the same in every process: the advisory lock that serialises migrations."""
+"""Key of the advisory lock that lets one process migrate at a time; any number, the same everywhere."""
 
 LOCK_SECONDS = 30.0
-"""How long a migration waits for each lock that somebody else holds."""
+"""The most time that a migration waits for each lock."""
 
 _HOLDERS = """
 SELECT DISTINCT pid, application_name FROM pg_locks JOIN pg_stat_activity USING (pid)
@@ -36,7 +36,7 @@ ORDER BY pid LIMIT 5
 
 
 async def migrate(url: str, revision: str = "head", *, lock_seconds: float = LOCK_SECONDS) -> None:
-    """Bring the schema to `revision`; raises `SchemaError`, also where a lock is not to be had in time."""
+    """Bring the schema to `revision`; raises `SchemaError`, also for a lock that it waited too long for."""
     await _with_database(url, lambda config: _move(config, revision, lock_seconds))
 
 
@@ -48,7 +48,7 @@ async def check(url: str) -> None:
 async def write_migration(url: str, words: str) -> None:
     """Write a migration that brings the tables to the models; raises `SchemaError`.
 
-    The schema is brought to the newest migration first, which Alembic compares the models with.
+    It migrates the database first, because Alembic compares the models with the tables that exist.
     """
     await migrate(url)
     number = f"{int(newest_revision()) + 1:04}"
@@ -59,9 +59,8 @@ async def write_migration(url: str, words: str) -> None:
 
 def _move(config: Config, revision: str, lock_seconds: float) -> None:
     connection: Connection = config.attributes["connection"]
-    connection.execute(
-        text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK}
-    )  # however long another takes
+    # Before lock_timeout is set, because another process may take long.
+    connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
     connection.execute(text(f"SET LOCAL lock_timeout = {int(lock_seconds * 1000)}"))
     is_older = revision == "base" or revision.startswith("-")
     (command.downgrade if is_older else command.upgrade)(config, revision)
@@ -81,11 +80,10 @@ async def _with_database(url: str, work: Callable[[Config], object]) -> None:
 
 
 async def _run(connection: asyncpg.Connection, work: Callable[[Config], object]) -> None:
-    engine = create_async_engine(
-        "postgresql+asyncpg://",
-        poolclass=NullPool,
-        async_creator=lambda: _done(connection),
-    )
+    async def opened_before() -> asyncpg.Connection:
+        return connection
+
+    engine = create_async_engine("postgresql+asyncpg://", poolclass=NullPool, async_creator=opened_before)
     try:
         async with engine.begin() as opened:
             await opened.run_sync(lambda sync_connection: work(_config(sync_connection)))
@@ -94,24 +92,20 @@ async def _run(connection: asyncpg.Connection, work: Callable[[Config], object])
 
 
 def _cause(error: BaseException) -> BaseException:
-    """Return what asyncpg raised, which SQLAlchemy wraps twice."""
-    while isinstance(error, DBAPIError) or type(error).__module__.startswith("sqlalchemy"):
-        inner = getattr(error, "orig", None) or error.__cause__
-        if inner is None:
-            break
-        error = inner
-    return error
+    """Return the error of asyncpg, which SQLAlchemy wraps twice."""
+    inner = getattr(error, "orig", None)
+    return getattr(inner, "__cause__", None) or inner or error
 
 
 async def _failure(url: str, error: BaseException) -> SchemaError:
-    """Return the one line for a migration that PostgreSQL has taken back."""
+    """Return the error for a migration that PostgreSQL rolled back, with a way out."""
     way_out = "nothing was changed"
     if str(error).startswith("must be owner"):
         way_out = "nothing was changed; run `python -m backend migrate` as the role that owns the tables"
     elif isinstance(error, asyncpg.DuplicateTableError | asyncpg.DuplicateObjectError):
         way_out = f"another application uses this database; {OTHER_DATABASE}"
     elif isinstance(error, asyncpg.InsufficientPrivilegeError | asyncpg.InvalidSchemaNameError):
-        role = str(connect_arguments(url).get("user") or "the role").replace('"', '""')
+        role = connect_arguments(url)["user"].replace('"', '""')
         way_out = f'nothing was changed; as the owner: GRANT USAGE, CREATE ON SCHEMA public TO "{role}"'
     elif isinstance(error, asyncpg.LockNotAvailableError):
         way_out = f"nothing was changed; the lock is held by {await _holders(url)}; end it and start again"
@@ -125,10 +119,6 @@ async def _holders(url: str) -> str:
     finally:
         connection.terminate()
     return ", ".join(f"pid {pid} ({name!r})" for pid, name in rows) or "a session that has just ended"
-
-
-async def _done(connection: asyncpg.Connection) -> asyncpg.Connection:
-    return connection
 
 
 def _config(connection: Connection) -> Config:

@@ -1,4 +1,4 @@
-"""One connection to PostgreSQL, whose prepared statements no other connection can run by mistake."""
+"""The class of a connection to PostgreSQL, with settings and statement names safe behind a pooler."""
 
 import secrets
 import socket
@@ -12,11 +12,14 @@ OPTIONS: Final = (
     r"-c default_transaction_isolation=read\ committed -c TimeZone=UTC"
     " -c statement_timeout=0 -c lock_timeout=0 -c IntervalStyle=iso_8601"
 )
-"""What a session of ours has, whatever the settings of the database and of the role say.
+"""Settings of a session, which override those of the database and of the role.
 
-The code relies on the first four: it limits the time of each statement itself. PostgreSQL reports the last
-one back, and a pooler doesn't, because its sessions are older than our connection.
+The code relies on the first four, because it limits the time of each statement itself. PostgreSQL reports
+the last one back. A pooler does not, because its sessions are older than the connection.
 """
+
+STATEMENTS: Final = 200
+"""The most prepared statements of a connection. The application has fewer, so each is prepared once."""
 
 _WRONG: Final = """
 SELECT name, setting FROM pg_settings
@@ -25,17 +28,17 @@ WHERE (name, setting) = ('default_transaction_read_only', 'on')
 """
 
 REFUSALS: Final = (asyncpg.ProtocolViolationError, asyncpg.FeatureNotSupportedError)
-"""Errors of poolers that don't take `options`, such as PgBouncer: "unsupported startup parameter"."""
+"""Errors of poolers that refuse `options`, such as PgBouncer: "unsupported startup parameter"."""
 
 UNPREPARED: Final = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
-"""Errors of a pooler that shares sessions: the prepared statement is on another one. Nothing was done."""
+"""Errors behind a pooler that shares sessions: the statement was prepared on another session."""
 
 
 class Connection(asyncpg.Connection):
     """An asyncpg connection that names its prepared statements at random.
 
-    asyncpg counts them from 1 in each process. A transaction pooler gives the same session to several
-    processes, and PostgreSQL would run whichever statement was first to have the name.
+    asyncpg numbers them from 1 in each process. A transaction pooler gives one session to several processes,
+    and PostgreSQL would run the statement of the process that was first to use the name.
     """
 
     __slots__ = ()
@@ -44,20 +47,26 @@ class Connection(asyncpg.Connection):
         return f"__asyncpg_{prefix}_{secrets.token_hex(16)}__"
 
     @property
+    def address(self: Any) -> object:
+        """Host and port, or the path of a socket."""
+        return self._addr  # asyncpg has no public name for it
+
+    @property
     def is_shared(self) -> bool:
-        """Whether the session was there before the connection, so that others may use it as well."""
+        """Whether a pooler lends this session, so that other connections use it too."""
         return getattr(self.get_settings(), "IntervalStyle", "iso_8601") != "iso_8601"
 
-    def stop_preparing(self: Any) -> None:  # asyncpg's types don't show its cache, which has no public size
+    def stop_preparing(self: Any) -> None:  # asyncpg has no public name for its cache
         """Send every statement whole from now on, as with `statement_cache_size=0`."""
-        self._stmt_cache_enabled = False
-        self._mark_stmts_as_closed()  # forgets them; each `Close` message would cost a round trip
-        self._stmt_cache.set_max_size(0)
+        if self._stmt_cache_enabled:
+            self._stmt_cache_enabled = False
+            self._mark_stmts_as_closed()  # without a `Close` message, which would cost a round trip
+            self._stmt_cache.set_max_size(0)
 
 
 def notice_silence(connection: asyncpg.Connection, seconds: float) -> None:
-    """Let the kernel give up on a peer that acknowledges nothing for so long (RFC 5482), where it can."""
-    transport = cast(Any, connection)._transport  # noqa: SLF001  # asyncpg shows its socket nowhere else
+    """Let the kernel end a connection whose peer acknowledges nothing for so long (RFC 5482)."""
+    transport = cast(Any, connection)._transport  # noqa: SLF001  # asyncpg has no public name for it
     peer = transport.get_extra_info("socket")
     if peer is not None and peer.family in {socket.AF_INET, socket.AF_INET6}:
         option = getattr(socket, "TCP_USER_TIMEOUT", None)
@@ -66,7 +75,7 @@ def notice_silence(connection: asyncpg.Connection, seconds: float) -> None:
 
 
 async def warn_of_settings(connection: asyncpg.Connection, *, seconds: float) -> None:
-    """Log a line for each setting that a session should not have, and that we can't or mustn't change."""
+    """Log a line for each setting of the database or role that the service works badly with."""
     for name, value in await connection.fetch(_WRONG, timeout=seconds):
         logger.warning(
             "DATABASE_URL: {} is {} for this database or role; change it with ALTER DATABASE or ALTER ROLE",
@@ -75,12 +84,12 @@ async def warn_of_settings(connection: asyncpg.Connection, *, seconds: float) ->
 
 
 def in_words(error: BaseException) -> str:
-    """Say in part of a line why there is no connection."""
+    """Return the reason of a failed connection, as part of one line."""
     if isinstance(error, TimeoutError):
         return "no answer"
     if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
         return "not what target_session_attrs asks for"
-    if isinstance(error, ssl.SSLCertVerificationError):  # in words of its own, not in OpenSSL's codes
+    if isinstance(error, ssl.SSLCertVerificationError):  # its `str` has OpenSSL's codes
         return f"its certificate is not trusted: {error.verify_message.rstrip('.')}"
     if isinstance(error, OSError):
         return (error.strerror or str(error) or type(error).__name__).lower()

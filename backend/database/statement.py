@@ -1,4 +1,4 @@
-"""A SQLAlchemy Core statement, compiled for asyncpg once, when its module is imported."""
+"""Compiles a SQLAlchemy Core statement for asyncpg once, when its module is imported."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ _DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]  # SQLAlchemy's 
 
 
 class Statement:
-    """SQL text, with the names of its values in the order of their numbers.
+    """SQL text with numbered parameters, and the name of the value for each parameter.
 
-    `only_reads` tells whether it may be sent again when a connection dies under it.
+    `only_reads` tells whether the statement may be sent again after its connection died.
     """
 
     __slots__ = ("_constants", "_names", "only_reads", "sql")
@@ -27,6 +27,6 @@ class Statement:
         self.only_reads = not any(getattr(element, "is_dml", False) for element in iterate(query))
 
     def arguments(self, values: dict[str, Any]) -> list[Any]:
-        """Return `values` in the statement's order; raises KeyError where one is missing."""
+        """Return `values` in the order of the parameters; raises KeyError for a missing one."""
         given = self._constants | values if self._constants else values
         return [given[name] for name in self._names]

@@ -1,15 +1,17 @@
 """Every setting of the service, read from the environment and `.env`, checked before anything starts.
 
-No message that leaves this package contains a value: a wrong secret is named, never shown.
+No error message contains a value, because it may be a secret; the message names the setting.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import (
     BaseSettings,
+    DotEnvSettingsSource,
     EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
@@ -19,7 +21,7 @@ from pydantic_settings import (
 from backend.settings import types
 from backend.settings.types import MIN_SECRET_BYTES
 
-__all__ = ["MIN_SECRET_BYTES", "SECRETS", "Settings", "SettingsError", "load_settings"]
+__all__ = ["MIN_SECRET_BYTES", "SECRETS", "Settings", "SettingsError", "load_settings", "misspelt_settings"]
 
 SECRETS = (
     "database_url",
@@ -30,7 +32,23 @@ SECRETS = (
     "rate_limit_storage_uri",
     "mail_url",
 )
-"""Each may stand in a file instead, which the variable of the same name and `_FILE` names."""
+"""The settings that may be in files. The variable with the suffix `_FILE` names the file."""
+
+_Written = Mapping[str, str | None]
+_SLIP = 0.885
+"""The least ratio of difflib that is a typing error: `MAIL_FORM` is one, `DATABASE_USER` is not."""
+_SLIP_LETTERS = 2
+_PLAIN = {
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "bool_parsing": "must be true or false",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "literal_error": "must be {expected}",
+}
+"""Messages for pydantic's types of errors."""
 
 
 class SettingsError(Exception):
@@ -44,9 +62,8 @@ class Settings(BaseSettings):
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
-    database_url: SecretStr | None = Field(
-        default=None, validation_alias=AliasChoices("database_url", "neon_db_url")
-    )
+    database_url: SecretStr | None = None
+    """`NEON_DB_URL` is another name for it."""
     data_dir: types.Directory = Path(".data")
     database_prepared_statements: Literal["auto", "on", "off"] = "auto"
     database_pool_size: int = Field(default=10, ge=1, le=1000)
@@ -109,48 +126,53 @@ class Settings(BaseSettings):
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
         dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # names of its own, which Docker's are not
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # `_secrets` reads files
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add the files that `…_FILE` names, as Docker's images have it."""
+        """Add the values of `_secrets`, which override the environment and `.env`."""
         assert isinstance(env_settings, EnvSettingsSource)
         assert isinstance(dotenv_settings, EnvSettingsSource)
-        files = InitSettingsSource(
-            settings_cls, _from_files({**dotenv_settings.env_vars, **env_settings.env_vars})
-        )
-        return init_settings, files, env_settings, dotenv_settings
+        secrets = _secrets(env_settings.env_vars, dotenv_settings.env_vars)
+        return init_settings, InitSettingsSource(settings_cls, secrets), env_settings, dotenv_settings
 
     @model_validator(mode="after")
-    def _own_database_needs_own_secret(self) -> Self:
-        if self.database_url is not None and self.jwt_secret is None:
-            message = "JWT_SECRET: is required with DATABASE_URL (`python -m backend secret` makes one)"
-            raise ValueError(message)
+    def _fits_together(self) -> Self:
+        for contradiction in _contradictions(self):
+            raise ValueError(contradiction)
         return self
 
-    @model_validator(mode="after")
-    def _verification_needs_mail(self) -> Self:
-        if self.email_verification == "required" and self.database_url and self.mail_url is None:
-            raise ValueError("EMAIL_VERIFICATION: required needs MAIL_URL")
-        return self
+    @property
+    def local_url(self) -> str:
+        """The base URL that a browser on this machine can open."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # read, not bound
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
     def pages_url(self) -> str:
         """The base of the links in mails: `APP_URL`, or this service's own pages."""
-        if self.app_url is not None:
-            return self.app_url
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104  # read, not bound
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
-
-    @model_validator(mode="after")
-    def _each_issuer_has_its_secret(self) -> Self:
-        own = {secret for secret in (self.jwt_secret, *self.jwt_previous_secrets) if secret is not None}
-        if self.better_auth_secret in own:
-            raise ValueError("BETTER_AUTH_SECRET: must differ from JWT_SECRET")
-        return self
+        return self.app_url or self.local_url
 
 
-def _from_files(written: Mapping[str, str | None]) -> dict[str, Any]:
-    """Return the secrets that stand in files; raises `SettingsError`."""
-    found: dict[str, Any] = {}
+def _contradictions(chosen: Settings) -> Iterator[str]:
+    """Yield a message for each contradiction between settings. A default contradicts no other setting."""
+    own_secrets = {chosen.jwt_secret, *chosen.jwt_previous_secrets}
+    if chosen.database_url and not chosen.jwt_secret:
+        yield "JWT_SECRET: is required with DATABASE_URL (`python -m backend secret` makes one)"
+    if chosen.email_verification == "required" and chosen.database_url and not chosen.mail_url:
+        yield "EMAIL_VERIFICATION: required needs MAIL_URL"
+    if chosen.better_auth_secret and chosen.better_auth_secret in own_secrets:
+        yield "BETTER_AUTH_SECRET: must differ from JWT_SECRET"
+    for name in ("better_auth_issuer", "better_auth_audience"):
+        if getattr(chosen, name) and not (chosen.better_auth_secret or chosen.better_auth_url):
+            yield f"{name.upper()}: needs BETTER_AUTH_SECRET or BETTER_AUTH_URL"
+    drain, grace = chosen.shutdown_drain_seconds, chosen.shutdown_grace_seconds
+    if "shutdown_drain_seconds" in chosen.model_fields_set and drain > grace:
+        yield f"SHUTDOWN_DRAIN_SECONDS: must be at most SHUTDOWN_GRACE_SECONDS, which is {grace}"
+
+
+def _secrets(environment: _Written, dotenv: _Written) -> dict[str, Any]:
+    """Return the URL of the database, and the secrets from files; raises `SettingsError`."""
+    found: dict[str, Any] = {**_database_url(dotenv), **_database_url(environment)}
+    written = {**dotenv, **environment, **found}
     for name in SECRETS:
         path = written.get(f"{name}_file")
         if not path:
@@ -165,6 +187,14 @@ def _from_files(written: Mapping[str, str | None]) -> dict[str, Any]:
     return found
 
 
+def _database_url(written: _Written) -> dict[str, str]:
+    """Return the setting of either name as `database_url`; raises `SettingsError` for two databases."""
+    urls = {url for name in ("database_url", "neon_db_url") if (url := written.get(name))}
+    if len(urls) > 1:
+        raise SettingsError("DATABASE_URL, NEON_DB_URL: name two databases; keep one of them")
+    return {"database_url": urls.pop()} if urls else {}
+
+
 def load_settings(**given: Any) -> Settings:
     """Read the settings that are not `given`; raises `SettingsError` for the first one that is wrong."""
     try:
@@ -175,7 +205,20 @@ def load_settings(**given: Any) -> Settings:
         raise SettingsError(f".env: cannot be read as UTF-8 text ({type(error).__name__})") from None
 
 
+def misspelt_settings() -> dict[str, str]:
+    """Return each name in `.env` that is nearly a setting's, with the name of that setting."""
+    known = {*Settings.model_fields, "neon_db_url", *(f"{name}_file" for name in SECRETS)}
+    return {
+        name.upper(): meant.upper()
+        for name in DotEnvSettingsSource(Settings).env_vars.keys() - known
+        for meant in get_close_matches(name, known, n=1, cutoff=_SLIP)
+        if abs(len(name) - len(meant)) <= _SLIP_LETTERS  # OTEL_EXPORTER_OTLP_LOGS_ENDPOINT is no typing error
+    }
+
+
 def _one_line(error: ValidationError) -> str:
-    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    problem = error.errors(include_url=False, include_input=False)[0]
     reason = problem["msg"].removeprefix("Value error, ")
+    if plain := _PLAIN.get(problem["type"]):
+        reason = plain.format(**problem.get("ctx", {}))
     return f"{str(problem['loc'][0]).upper()}: {reason}" if problem["loc"] else reason

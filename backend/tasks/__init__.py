@@ -1,1 +1,1 @@
-"""Each user's own tasks."""
+"""Tasks: the routes, rules and statements for each user's own tasks."""

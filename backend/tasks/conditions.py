@@ -9,16 +9,16 @@ from typing import Any, Final
 from backend.database import Row
 
 Moments = Sequence[datetime] | None
-"""The values of `updated_at` that an `If-Match` allows; None where it allows any, or is not there."""
+"""The values of `updated_at` that an `If-Match` allows; None without the header or with `*`."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
 _DIGITS: Final = 24
 _OPAQUE: Final = rb'"[\x21\x23-\x7e\x80-\xff]*+"'
-# Possessive, so that the time for a header of 64 KiB grows with its length alone.
+# Possessive, because backtracking would make the time for a header of 64 KiB quadratic.
 _LIST: Final = re.compile(rb"[ \t,]*+(?:(?:W/)?+%b[ \t]*+(?:,[ \t,]*+|\Z))++" % _OPAQUE)
 _TAG: Final = re.compile(rb"(?:W/)?+%b" % _OPAQUE)
-# At most 14 digits: more name a year that a `datetime` can't hold.
+# At most 14 digits, because the year of a longer number does not fit a `datetime`.
 _OF_TASK: Final = re.compile(rb'"([1-9][0-9]*)-([0-9a-f]{1,14})"')
 
 
@@ -28,14 +28,14 @@ def tag_of(task: Row | dict[str, Any]) -> bytes:
 
 
 def tag_of_page(body: bytes, query: bytes, link: bytes | None) -> bytes:
-    """Return the weak entity tag of a page: of all that its rows show, of its query and of its next page."""
+    """Return the weak entity tag of a page, made from its body, its query and its `Link`."""
     digest = sha256(body)
     digest.update(b"%b\0%b" % (query, link or b""))
     return b'W/"%b"' % digest.hexdigest()[:_DIGITS].encode()
 
 
 def is_known(if_none_match: bytes | None, tag: bytes) -> bool:
-    """Tell whether the client has the answer with `tag` already: `*`, or the same tag by weak comparison."""
+    """Return whether `If-None-Match` is `*` or names `tag`, by weak comparison."""
     if if_none_match is None:
         return False
     opaque = tag.removeprefix(b"W/")
@@ -43,15 +43,12 @@ def is_known(if_none_match: bytes | None, tag: bytes) -> bool:
 
 
 def allowed(if_match: bytes | None, task_id: int) -> Moments:
-    """Return when the task may have been changed last, by strong comparison.
-
-    A malformed header names no moment, and so allows none.
-    """
+    """Return the moments in the tags of this task, by strong comparison; a malformed header allows none."""
     if if_match is None or if_match == b"*":
         return None
     found = [one for tag in _tags(if_match) if (one := _OF_TASK.fullmatch(tag))]
     moments = [_EPOCH + timedelta(microseconds=int(one[2], 16)) for one in found]
-    # Spelled as `tag_of` spells it, and for this task: a tag with a zero in front is another tag.
+    # A tag of another task does not match, nor does one with leading zeros.
     return [moment for one, moment in zip(found, moments, strict=True) if one[0] == _spelled(task_id, moment)]
 
 

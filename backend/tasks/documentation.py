@@ -1,5 +1,6 @@
-"""The headers of the task routes in the OpenAPI document, where dependencies read them from the request."""
+"""Documents the headers of the task routes for OpenAPI, because FastAPI cannot see them in dependencies."""
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from backend.tasks.schemas import TaskRead
@@ -8,7 +9,7 @@ _Headers = dict[str, dict[str, Any]]
 
 
 class Documented(NamedTuple):
-    """The request headers that a route reads, and its answers by status, of what FastAPI does not see."""
+    """The request headers of a route, and its responses by status."""
 
     parameters: list[dict[str, Any]]
     responses: dict[int, dict[str, Any]]
@@ -31,15 +32,15 @@ _IF_NONE_MATCH: Final = _parameter(
 )
 _KEY: Final = _parameter(
     "Idempotency-Key",
-    "A value of your own, new for each task: what is sent again with it creates nothing more",
+    "A value of your own, a new one for each task. A second request with it creates no second task",
     minLength=1,
     maxLength=255,
     pattern=r"^[\x21-\x7E]+$",
 )
-_TAG: Final = _header("ETag", "Changes with every real change of the task and with no other")
-_PAGE_TAG: Final = _header("ETag", "Changes when anything on the page does")
-_LINK: Final = _header("Link", "Where the next page is, if more follow (RFC 8288)")
-_PLACED: Final = _TAG | _header("Location", "Where the task is, relative to this server")
+_TAG: Final = _header("ETag", "Changes whenever a value of the task changes, and only then")
+_PAGE_TAG: Final = _header("ETag", "Changes when anything on the page changes")
+_LINK: Final = _header("Link", "The address of the next page, if there is one (RFC 8288)")
+_PLACED: Final = _TAG | _header("Location", "The address of the task, relative to this server")
 _UNCHANGED: Final = "Not Modified"
 
 CREATE: Final = Documented(
@@ -60,8 +61,6 @@ CHANGE: Final = Documented([_IF_MATCH], {200: {"headers": _TAG}})
 DELETE: Final = Documented([_IF_MATCH], {})
 
 
-def document(openapi: dict[str, Any], route: Documented) -> dict[str, Any]:
-    """Return the options of a route: those of all, `openapi`, with its own headers and answers."""
-    extra = openapi.get("openapi_extra", {})
-    parameters = [*extra.get("parameters", ()), *route.parameters]
-    return {**openapi, "openapi_extra": {**extra, "parameters": parameters}, "responses": route.responses}
+def document(parameters: Sequence[dict[str, Any]], route: Documented) -> dict[str, Any]:
+    """Return the options of a route that document it, with the `parameters` that its surface adds."""
+    return {"openapi_extra": {"parameters": [*parameters, *route.parameters]}, "responses": route.responses}

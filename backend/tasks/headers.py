@@ -1,13 +1,16 @@
-"""Request headers of the task routes, as dependencies: FastAPI's own cost each request a validation."""
+"""Request headers of the task routes, as dependencies: FastAPI's `Header` would validate each one again."""
 
 import re
 from typing import Final
 
 from starlette.requests import Request
 
-from backend.tasks.errors import InvalidIdempotencyKeyError
+from backend.web.errors import FieldError, InvalidRequestError
 
 _KEY: Final = re.compile(rb"[\x21-\x7e]{1,255}")
+_INVALID_KEY: Final = FieldError(
+    field="Idempotency-Key", message="Send 1 to 255 visible ASCII characters", type="idempotency_key_invalid"
+)
 
 
 def _lines(request: Request, name: bytes) -> bytes | None:
@@ -27,10 +30,8 @@ async def get_if_none_match(request: Request) -> bytes | None:
 
 
 async def get_idempotency_key(request: Request) -> str | None:
-    """Return the `Idempotency-Key` of the request; raises `InvalidIdempotencyKeyError`."""
+    """Return the `Idempotency-Key` of the request; raises `InvalidRequestError`."""
     sent = _lines(request, b"idempotency-key")
-    if sent is None:
-        return None
-    if not _KEY.fullmatch(sent):
-        raise InvalidIdempotencyKeyError
-    return sent.decode()
+    if sent is not None and not _KEY.fullmatch(sent):
+        raise InvalidRequestError([_INVALID_KEY])
+    return None if sent is None else sent.decode()

@@ -1,4 +1,4 @@
-"""Key-set paging: what a list is ordered by, and opaque cursors signed for one user, sort and order."""
+"""Key-set paging: the sort keys of a list, and opaque cursors signed for one user, sort and order."""
 
 import base64
 import hashlib
@@ -11,14 +11,15 @@ from urllib.parse import urlencode
 
 from backend.database import Row
 from backend.settings import Settings
-from backend.tasks.errors import InvalidCursorError
 from backend.tasks.schemas import Sort, TaskQuery
+from backend.web.errors import FieldError, InvalidRequestError
 
-_TAG_BYTES = 16
+_SIGNATURE_LETTERS = 32
+_INVALID = FieldError(field="cursor", message="This cursor is not for this list", type="cursor_invalid")
 
 
 class SortKey(NamedTuple):
-    """A key that a list can be ordered by: its column, its value in a row, and that as text and back."""
+    """A sort key: its column, its value in a row, and the conversion of the value to text and back."""
 
     column: str
     of_row: Callable[[Row], Any]
@@ -41,7 +42,7 @@ class Position(NamedTuple):
 
 
 class Cursors:
-    """Issues and reads cursors; they outlive a rotation of the secret as tokens do."""
+    """Issues and reads cursors, which `JWT_SECRET` signs; those of `JWT_PREVIOUS_SECRETS` stay valid."""
 
     def __init__(self, settings: Settings) -> None:
         assert settings.jwt_secret is not None
@@ -52,32 +53,24 @@ class Cursors:
         ]
 
     def issue(self, user_id: str, query: TaskQuery, position: Position) -> str:
-        """Return the cursor that goes on after `position`."""
-        payload = f"{position.id} {SORT_KEYS[query.sort].write(position.key)}".encode()
-        return _encode(_tag(self._keys[0], user_id, query, payload) + payload)
+        """Return the cursor of the page after `position`."""
+        text = f"{position.id} {SORT_KEYS[query.sort].write(position.key)}"
+        payload = base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode()
+        return _signature(self._keys[0], user_id, query, payload) + payload
 
     def read(self, user_id: str, query: TaskQuery, cursor: str) -> Position:
-        """Return where `cursor` goes on; raises `InvalidCursorError`."""
-        try:
-            signed = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        except ValueError:
-            raise InvalidCursorError from None
-        if _encode(signed) != cursor:  # base64 has bits to spare: each cursor has one spelling
-            raise InvalidCursorError
-        tag, payload = signed[:_TAG_BYTES], signed[_TAG_BYTES:]
-        if not any(hmac.compare_digest(tag, _tag(key, user_id, query, payload)) for key in self._keys):
-            raise InvalidCursorError
-        task_id, _, key = payload.decode().partition(" ")
+        """Return the position that `cursor` holds; raises `InvalidRequestError`."""
+        sent, payload = cursor[:_SIGNATURE_LETTERS].encode(), cursor[_SIGNATURE_LETTERS:]
+        ours = (_signature(key, user_id, query, payload).encode() for key in self._keys)
+        if not any(hmac.compare_digest(sent, one) for one in ours):
+            raise InvalidRequestError([_INVALID])
+        task_id, _, key = base64.urlsafe_b64decode(f"{payload}==").decode().partition(" ")
         return Position(SORT_KEYS[query.sort].read(key), int(task_id))
 
 
-def _encode(signed: bytes) -> str:
-    return base64.urlsafe_b64encode(signed).rstrip(b"=").decode()
-
-
-def _tag(key: bytes, user_id: str, query: TaskQuery, payload: bytes) -> bytes:
-    signed = f"{query.sort} {query.order} {user_id}\0".encode() + payload
-    return hashlib.blake2b(signed, key=key, digest_size=_TAG_BYTES).digest()
+def _signature(key: bytes, user_id: str, query: TaskQuery, payload: str) -> str:
+    signed = f"{query.sort} {query.order} {user_id}\0{payload}".encode()
+    return hashlib.blake2b(signed, key=key, digest_size=_SIGNATURE_LETTERS // 2).hexdigest()
 
 
 def next_link(path: bytes, query: TaskQuery, cursor: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The task routes, once for each surface: the same handlers with another prefix and another `Contract`."""
+"""The task routes: the same handlers under `/tasks` and `/api/{user_id}/tasks`, with different statuses."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -29,7 +29,7 @@ MAX_ID = 2**63 - 1
 
 
 def _task_id(value: str) -> int:
-    """Return a positive 64-bit integer in its only spelling; any other text names no task."""
+    """Return a positive 64-bit integer without leading zeros; raises `TaskNotFoundError` for other text."""
     if len(value) <= len(str(MAX_ID)) and value.isascii() and value.isdigit() and value[0] != "0":
         task_id = int(value)
         if task_id <= MAX_ID:
@@ -38,12 +38,12 @@ def _task_id(value: str) -> int:
 
 
 async def get_path(request: Request) -> bytes:
-    """Return the path as it was sent, for links to answers beside this one."""
+    """Return the path as the client sent it, for `Location` and `Link`."""
     return request.scope["raw_path"]  # type: ignore[no-any-return]  # ASGI's scope is untyped
 
 
 async def get_cursors(request: Request) -> Cursors:
-    """Return what signs cursors; one per process."""
+    """Return the `Cursors` of the process."""
     return request.app.state.cursors  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
@@ -66,23 +66,25 @@ def _answer(
 
 
 def _unless_known(answer: Answer, tag: bytes, if_none_match: bytes | None) -> Response:
-    """Return the answer with its tag, or 304 if the client has it (RFC 9110 section 15.4.5)."""
+    """Return the response with its tag, or 304 if the client has it (RFC 9110 section 15.4.5)."""
     if is_known(if_none_match, tag):
         return Response(status_code=304, headers={"ETag": tag.decode()})
     answer.raw_headers.append((b"etag", tag))
     return answer
 
 
-def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **openapi: Any) -> APIRouter:
+def task_router(
+    prefix: str, contract: Contract, of: str = "", parameters: Sequence[dict[str, Any]] = ()
+) -> APIRouter:
     """Return the task routes under `prefix`, with the statuses of `contract`.
 
-    The document shows them under `tag`, each summary ends with `of`.
+    In the OpenAPI document their tag and summaries end with `of`, and each has these `parameters` too.
     """
-    router = APIRouter(prefix=prefix, tags=[tag], route_class=route_class(contract))
+    router = APIRouter(prefix=prefix, tags=[f"tasks{of}"], route_class=route_class(contract))
     foreign = service.FOREIGN_TASK[contract.foreign_task]
     misses = raises(TaskNotFoundError, foreign)
     changes = raises(TaskNotFoundError, foreign, PreconditionFailedError)
-    documented = partial(document, openapi)
+    documented = partial(document, parameters)
 
     @router.post(
         "", status_code=201, response_model=TaskRead, summary=f"Create a task{of}", **documented(CREATE)
@@ -95,10 +97,10 @@ def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **opena
         key: IdempotencyKeyDep,
         data: Annotated[TaskCreate, Body()],
     ) -> Answer:
-        """Create a task of yours, which `Location` names.
+        """Create a task of yours; `Location` has its address.
 
-        The title is trimmed; all other text is kept as it is sent. With an `Idempotency-Key` a request may
-        be sent again: while the task lives, it is answered with the task and creates nothing.
+        The title is trimmed; all other text is kept as it is sent. A client may repeat a request with an
+        `Idempotency-Key`. While the task exists, a repeated request returns it and creates nothing.
         """
         task, is_new = await service.create_task(database, caller, data, key)
         return _answer(task, 201 if is_new else 200, [(b"location", b"%s/%d" % (path, task["id"]))])
@@ -115,11 +117,12 @@ def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **opena
     ) -> Response:
         """List your tasks, a page at a time.
 
-        Where more follow, the answer carries `Link: <…>; rel="next"` (RFC 8288), relative to this server.
-        Following it to the end meets each task that stayed throughout once, while others come and go.
+        If more follow, the answer has `Link: <…>; rel="next"` (RFC 8288), relative to this server.
+        A client that follows the links to the end gets each task that stays throughout once, even if others
+        come and go.
 
-        Who polls may send the page's `ETag` back in `If-None-Match`: while nothing on the page has changed,
-        the answer is 304 without a body. It saves the transfer; the database reads the page all the same.
+        A client that polls may send the page's `ETag` back in `If-None-Match`. While nothing on the page has
+        changed, the answer is 304 without a body. It saves the transfer; the database reads the page anyway.
         """
         after = cursors.read(caller.user_id, query, query.cursor) if query.cursor else None
         rows, last = await service.list_tasks(database, caller, query, after)
@@ -133,7 +136,7 @@ def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **opena
     async def read_task(
         database: DatabaseDep, caller: CallerDep, if_none_match: IfNoneMatchDep, task_id: TaskId
     ) -> Response:
-        """Return one task of yours, or 304 where `If-None-Match` names its `ETag`."""
+        """Return one task of yours, or 304 if `If-None-Match` names its `ETag`."""
         task = await service.read_task(database, caller, contract, task_id)
         return _unless_known(Answer(TaskRow(*task)), tag_of(task), if_none_match)
 
@@ -146,7 +149,7 @@ def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **opena
         task_id: TaskId,
         data: Annotated[TaskUpdate, Body()],
     ) -> Answer:
-        """Change a task as PATCH does: only what is sent changes, at least one field is."""
+        """Change a task as PATCH does: only the sent fields change, and at least one is required."""
         task = Expected(task_id, allowed(if_match, task_id))
         return _answer(await service.update_task(database, caller, contract, task, data))
 
@@ -170,7 +173,7 @@ def task_router(prefix: str, contract: Contract, tag: str, of: str = "", **opena
     async def toggle_task(
         database: DatabaseDep, caller: CallerDep, if_match: IfMatchDep, task_id: TaskId
     ) -> Answer:
-        """Flip `completed`, whatever it is when the statement runs."""
+        """Flip the value of `completed` that the task has when the statement runs."""
         task = Expected(task_id, allowed(if_match, task_id))
         return _answer(await service.toggle_task(database, caller, contract, task))
 

@@ -1,4 +1,4 @@
-"""The requests and answers of the task routes, as the OpenAPI document shows them."""
+"""The requests and responses of the task routes, as the OpenAPI document shows them."""
 
 from datetime import datetime
 from typing import Annotated, Literal, Self
@@ -26,11 +26,11 @@ class TaskCreate(BaseModel):
 
     title: Title
     description: Annotated[Description | None, Field(examples=["Two litres"])] = None
-    completed: bool = Field(default=False, description="`false` where it is not sent", examples=[False])
+    completed: bool = Field(default=False, description="`false` if it is not sent", examples=[False])
 
 
 class TaskUpdate(BaseModel):
-    """Changes to a task: at least one field. What is not sent stays; `description: null` clears it."""
+    """Changes to a task: at least one field. Fields that are not sent stay; `description: null` clears it."""
 
     model_config = ConfigDict(strict=True, json_schema_extra={"minProperties": 1})
 
@@ -55,11 +55,13 @@ class TaskRead(BaseModel):
     description: str | None = Field(examples=["Two litres"])
     completed: bool = Field(examples=[False])
     created_at: datetime = Field(examples=["2026-11-20T09:30:00Z"])
-    updated_at: datetime = Field(description="Moves on every real change", examples=["2026-11-20T09:45:00Z"])
+    updated_at: datetime = Field(
+        description="The time of the last change of a value", examples=["2026-11-20T09:45:00Z"]
+    )
 
 
 TaskRow = msgspec.defstruct("TaskRow", TaskRead.model_fields, gc=False)
-"""The values of a row of a task, to be written as JSON: it takes a third of a dict's time."""
+"""A task's row for JSON. A struct takes a third of a dict's time to create and to encode."""
 
 
 def _digits(value: object) -> object:
@@ -74,17 +76,18 @@ class TaskQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    status: Status = Field(default="all", description="Only those that are still to do, or done")
+    status: Status = Field(default="all", description="Only tasks still to do, or only done ones")
     sort: Sort = Field(default="created", description="By creation, or by title without regard to case")
     order: Order = Field(
-        default="asc", description="Upwards or downwards; ties go by id in the same direction"
+        default="asc", description="Ascending or descending; ties are ordered by id in the same direction"
     )
     limit: Annotated[int, BeforeValidator(_digits)] = Field(
         default=MAX_PAGE,
         ge=1,
         le=MAX_PAGE,
-        description="At most so many; where more follow, `Link` leads to them",
+        description="The most tasks in the answer; if more follow, `Link` leads to them",
     )
     cursor: str = Field(
-        default="", description="Where to go on: from the `Link` of the last answer; empty is the beginning"
+        default="",
+        description="The next page's position, from the last answer's `Link`; empty is the beginning",
     )

@@ -1,4 +1,4 @@
-"""Creating, reading, changing and deleting one's own tasks: the work behind the routes of both surfaces."""
+"""Creates, lists, reads, changes and deletes tasks of the caller, for the routes under both prefixes."""
 
 import asyncio
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from backend.web.errors import AppError, Contract
 
 
 class Expected(NamedTuple):
-    """A task by its id, and when it may have been changed last for a request on it to change it."""
+    """A task's id, and the values of `updated_at` with which the request may change it."""
 
     id: int
     moments: Moments
@@ -35,22 +35,22 @@ LOOK_SECONDS = 1.0
 _look = asyncio.Lock()
 
 FOREIGN_TASK: dict[int, type[AppError]] = {403: TaskForbiddenError, 404: ConcealedTaskError}
-"""The error for a task that is another user's, by the status that its surface has for it."""
+"""The error for another user's task, by the status of the surface."""
 
 
 async def create_task(
     database: Database, caller: Caller, data: TaskCreate, key: str | None
 ) -> tuple[Row | dict[str, Any], bool]:
-    """Return a task, and whether it is new: with a `key` that came before it is the one that is there.
+    """Return a task, and whether it is new: a `key` that was used before returns the task it created.
 
-    Raises `RevokedTokenError`, and `IdempotencyKeyReusedError` where the key came with other fields.
+    Raises `RevokedTokenError`, and `IdempotencyKeyReusedError` if the key was used with other fields.
     """
     values = {**vars(data), "title_key": data.title.casefold()}
     if key is None:
         return _created(await _sure(database, statements.CREATE_TASK, caller, **values)), True
     digest = _digest(data)
     values |= {"idempotency_key": key, "idempotency_digest": digest}
-    while True:  # goes round only where the task was deleted between the two statements
+    while True:  # repeats only if the task was deleted between the two statements
         task = await _sure(database, statements.CREATE_TASK_ONCE, caller, **values)
         if task["id"] is not None:
             return _created(task), True
@@ -71,9 +71,9 @@ def _same(task: Row, digest: bytes) -> dict[str, Any]:
 
 
 def _digest(data: TaskCreate) -> bytes:
-    """Return a digest of what the request asks for, the same however its JSON is spelled.
+    """Return a digest of the fields, which does not depend on the spelling of the JSON.
 
-    Defaults are left out, so that a field that a later version adds changes no digest.
+    It leaves defaults out, so that a field that a later version adds changes no digest.
     """
     return sha256(data.model_dump_json(exclude_defaults=True).encode()).digest()
 
@@ -81,7 +81,7 @@ def _digest(data: TaskCreate) -> bytes:
 async def list_tasks(
     database: Database, caller: Caller, query: TaskQuery, after: Position | None
 ) -> tuple[Sequence[Row], Position | None]:
-    """Return a page, and where the next one starts after, if one follows; raises `RevokedTokenError`."""
+    """Return a page, and the position of its last task if more follow; raises `RevokedTokenError`."""
     position = {"after_key": after.key, "after_id": after.id} if after else {}
     rows = await database.all(
         statements.LIST_TASKS[query.status, query.sort, query.order, after is not None],
@@ -107,7 +107,7 @@ async def read_task(database: Database, caller: Caller, contract: Contract, task
 async def update_task(
     database: Database, caller: Caller, contract: Contract, task: Expected, data: TaskUpdate
 ) -> Row:
-    """Change what `data` sends and nothing else.
+    """Change the fields that `data` holds and no other.
 
     Returns and raises as `read_task` does, and raises `PreconditionFailedError`.
     """
@@ -172,7 +172,7 @@ async def _find_owner(database: Database, caller: Caller, task_id: int) -> str |
 
 
 async def _sure(database: Database, statement: Statement, caller: Caller, **values: Any) -> Row:
-    """Return the row that there is while the caller's session lives; raises `RevokedTokenError`."""
+    """Return the row of a statement that has one while the session lives; raises `RevokedTokenError`."""
     row = await database.one(statement, **values, **caller.values)
     if row is None:
         raise RevokedTokenError

@@ -1,1 +1,1 @@
-"""Events, log lines and metrics."""
+"""Events, log lines, metrics and traces."""

@@ -1,4 +1,4 @@
-"""What happened during a request, recorded where it happens and written by the middleware at the end.
+"""The events of a request: code records one where it happens, and the middleware logs them at the end.
 
 Names are static and fields are plain values, so that no input can change the shape of the log.
 """
@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import sha256
 
+from loguru import logger
+
 
 class Event(StrEnum):
-    """The events that the log tells of."""
+    """The names of events in the log."""
 
     REGISTERED = "auth.registered"
     LOGIN = "auth.login"
@@ -39,7 +41,7 @@ class Event(StrEnum):
 
 @dataclass(slots=True)
 class RequestRecord:
-    """One request as the log will tell it."""
+    """The fields of one request that its log lines need."""
 
     request_id: str
     user_id: str | None = None
@@ -50,30 +52,34 @@ _current: ContextVar[RequestRecord] = ContextVar("request_record")
 
 
 def begin(request_id: str) -> RequestRecord:
-    """Open the record of the request that the current task serves."""
-    record_ = RequestRecord(request_id)
-    _current.set(record_)
-    return record_
+    """Return a new record, which becomes the record of the current asyncio task."""
+    new = RequestRecord(request_id)
+    _current.set(new)
+    return new
 
 
 def record(event: Event, **fields: object) -> None:
-    """Note that `event` happened; it is logged once the final status is known.
-
-    A field `level` stands instead of the level that such an event has by itself.
-    """
+    """Add an event to the current request; a field `level` replaces the event's usual level."""
     _current.get().events.append((event, fields))
 
 
+def write(event: Event, user_id: str | None, *, level: str = "INFO", **fields: object) -> None:
+    """Write the line of an event that belongs to no request."""
+    unknown = dict.fromkeys(("request_id", "ip", "method", "route", "status", "duration_ms"))
+    shown_id = None if user_id is None else logged_id(user_id)
+    logger.bind(**unknown, user_id=shown_id, **fields).log(level, event.value)
+
+
 def identify(user_id: str) -> None:
-    """Note whose request this is, as `logged_id` has it."""
+    """Set the user of the current request, in the form of `logged_id`."""
     _current.get().user_id = logged_id(user_id)
 
 
 def logged_id(user_id: str) -> str:
-    """Return the id as logs have it: a hash, where an issuer names users by email."""
+    """Return the id for the log: a hash if it holds an email, because some issuers use emails as ids."""
     return f"sha256:{sha256(user_id.encode()).hexdigest()[:16]}" if "@" in user_id else user_id
 
 
 def request_id() -> str:
-    """Return the id that the answer and the log lines of this request carry."""
+    """Return the id of the current request, which its response and its log lines carry."""
     return _current.get().request_id

@@ -1,6 +1,7 @@
-"""The log on standard output: one line per event and per request, JSON or for a person to read.
+"""The log on standard output: a line for each event and each request, as JSON or as text for a terminal.
 
-No input breaks a line in two, and no exception's message is written: it may quote what a client sent.
+No input breaks a line in two. No exception's message is written, because it may quote a client's input.
+This sink is ours because loguru's `serialize` and structlog cost a request 10 to 50 % more instructions.
 """
 
 import json
@@ -26,10 +27,12 @@ LogFormat = Literal["json", "pretty"]
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 _COLOURS = {"INFO": "\x1b[32m", "WARNING": "\x1b[33m", "ERROR": "\x1b[31m", "CRITICAL": "\x1b[31m"}
 _RESET, _DIM = "\x1b[0m", "\x1b[2m"
+_OF_REQUEST = ("method", "route", "status")
+_IN_PLACE = {"timestamp", "level", "event", *_OF_REQUEST, "duration_ms", "exception"}
 
 
 def as_json(line: Line) -> bytes:
-    """Return `line` as one line of JSON; `LINE SEPARATOR` and its kind are escaped like a line feed is."""
+    """Return `line` as one line of JSON in ASCII; U+2028 and other line ends are escaped."""
     encoded = _encode(line)
     if not encoded.isascii():
         encoded = json.dumps(json.loads(encoded)).encode()
@@ -37,19 +40,16 @@ def as_json(line: Line) -> bytes:
 
 
 def as_pretty(line: Line) -> bytes:
-    """Return `line` for a terminal: time, level, event, request, then what the event adds."""
-    shown = {key: value for key, value in line.items() if value is not None}
-    at, level = shown.pop("timestamp"), str(shown.pop("level"))
-    request = " ".join(str(shown.pop(key)) for key in ("method", "route", "status") if key in shown)
-    took = f" {shown.pop('duration_ms')} ms" if "duration_ms" in shown else ""
-    rest = " ".join(
-        f"{key}={_plain(value)}" for key, value in shown.items() if key not in {"event", "exception"}
-    )
-    colour = _COLOURS.get(level, "")
-    text = f"{_DIM}{at:%H:%M:%S.%f}{_RESET} {colour}{level:<8}{_RESET} {_plain(shown['event'])}"
-    text += f"  {_plain(request)}{took}" if request else ""
+    """Return `line` for a terminal: time, level, event, request, then the other fields."""
+    shown = {key: _plain(value) for key, value in line.items() if value is not None}
+    at, level, event = line["timestamp"], shown["level"], shown["event"]
+    request = " ".join(shown[key] for key in _OF_REQUEST if key in shown)
+    took = f" {shown['duration_ms']} ms" if "duration_ms" in shown else ""
+    rest = " ".join(f"{key}={value}" for key, value in shown.items() if key not in _IN_PLACE)
+    text = f"{_DIM}{at:%H:%M:%S.%f}{_RESET} {_COLOURS.get(level, '')}{level:<8}{_RESET} {event}"
+    text += f"  {request}{took}" if request else ""
     text += f"  {_DIM}{rest}{_RESET}" if rest else ""
-    return (text + "\n" + str(shown.get("exception", ""))).encode()
+    return f"{text}\n{line.get('exception', '')}".encode()
 
 
 def _plain(value: object) -> str:
@@ -57,17 +57,17 @@ def _plain(value: object) -> str:
 
 
 class Log:
-    """Where lines go; one per process, set up by `configure`."""
+    """Writes lines to standard output; `configure` creates it."""
 
     def __init__(self, render: Callable[[Line], bytes]) -> None:
         self._render = render
         stream = sys.stdout.buffer
-        if isinstance(stream, RawIOBase):  # PYTHONUNBUFFERED: a full disk would take a part of a line
+        if isinstance(stream, RawIOBase):  # because a full disk could cut an unbuffered line
             stream = open(sys.stdout.fileno(), "wb", closefd=False)  # noqa: SIM115  # as long as the process
         self._write, self._flush = stream.write, stream.flush
 
     def write(self, *lines: Line) -> None:
-        """Write these lines, each whole; a full disk or a closed pipe keeps no request from its answer."""
+        """Write these lines, each whole; lines that a full disk or a closed pipe refuses are counted."""
         try:
             for line in lines:
                 self._write(self._render(line))
@@ -76,7 +76,7 @@ class Log:
             metrics.LOG_LINES_LOST.inc(len(lines))
 
     def write_message(self, message: "Message") -> None:
-        """Write what was logged through loguru, in the form of every other line."""
+        """Write a line that was logged through loguru."""
         entry = message.record
         line: dict[str, object] = {
             "timestamp": datetime.fromtimestamp(entry["time"].timestamp(), UTC),
@@ -92,20 +92,23 @@ class Log:
 
 
 def configure(log_format: LogFormat | None) -> Log:
-    """Send loguru's lines, the standard library's and Uvicorn's to one log, and return it."""
+    """Return a log that also gets the lines of loguru, the standard library and Uvicorn.
+
+    Without a format it is `pretty` on a terminal and `json` elsewhere.
+    """
     is_pretty = sys.stdout.isatty() if log_format is None else log_format == "pretty"
     log = Log(as_pretty if is_pretty else as_json)
     logger.remove()
     logger.add(log.write_message, level="INFO", format="{message}", diagnose=False, backtrace=False)
     logging.captureWarnings(capture=True)
     logging.basicConfig(handlers=[_Intercept()], level=logging.INFO, force=True)
-    for name in ("uvicorn", "uvicorn.error", "alembic"):
-        logging.getLogger(name).handlers.clear()
-        logging.getLogger(name).propagate = True
+    # Uvicorn's command line gives these two handlers of their own.
+    logging.getLogger("uvicorn").handlers.clear()
+    logging.getLogger("uvicorn").propagate = True
+    logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
-    logging.getLogger("alembic.runtime.migration").addFilter(_tells_of_a_migration)
-    logging.getLogger("uvicorn.access").disabled = True
+    logging.getLogger("alembic.runtime.migration").addFilter(_is_of_a_migration)
     return log
 
 
@@ -114,11 +117,13 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def _tells_of_a_migration(record: logging.LogRecord) -> bool:
+def _is_of_a_migration(record: logging.LogRecord) -> bool:
     return str(record.msg).startswith("Running")
 
 
 class _Intercept(logging.Handler):
+    """Passes records of the standard library to loguru, as loguru's manual describes."""
+
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno < logging.INFO:
             return
@@ -127,7 +132,7 @@ class _Intercept(logging.Handler):
 
 
 def _where(error: BaseException) -> str:
-    """Return the type of `error`, its causes' and their frames, but none of their messages or values."""
+    """Return the types and the frames of `error` and of its causes, without any message or value."""
     parts: list[str] = []
     seen: BaseException | None = error
     while seen is not None:

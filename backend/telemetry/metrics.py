@@ -1,11 +1,11 @@
 """Metrics for Prometheus, by route template: no label holds a user, an id or an address.
 
-Several workers write theirs to files of one directory; each of them can answer with the sum.
+Several workers write their metrics to files in one directory, so that each can answer with the sum of all.
 """
 
 import asyncio
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
@@ -25,11 +25,11 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
-# One more series for each of a counter and a histogram: the time when it was first counted.
+# The `_created` series would double the counters and histograms with the time of the first event.
 disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client has no types for it
 
 REQUESTS = Counter("http_requests_total", "Requests served", ("method", "route", "status"))
-# Without the status, which the counter has: a histogram has fifteen series for each set of labels.
+# Without the status, because a histogram has fifteen series for each set of labels; the counter has it.
 DURATION = Histogram(
     "http_request_duration_seconds", "Time to the last byte of an answer", ("method", "route")
 )
@@ -54,7 +54,7 @@ SAMPLE_SECONDS: Final = 1.0
 """The greatest age of another worker's gauges."""
 
 _DIRECTORY: Final = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client reads it when it is imported
-# One at a time, so that many scrapers at once do not keep requests from the interpreter.
+# One thread, because several scrapes at once would hold the interpreter's lock too long for requests.
 _WRITER = ThreadPoolExecutor(1, thread_name_prefix="metrics")
 _KNOWN_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
@@ -71,27 +71,18 @@ def _of(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
     return REQUESTS.labels(method, route, status), DURATION.labels(method, route)
 
 
-def gauge(now: Mapping[Gauge, float]) -> None:
-    """Set these gauges of this process."""
-    for one, value in now.items():
-        one.set(value)
-
-
 @contextmanager
 def shared_by_workers() -> Iterator[None]:
-    """Make the processes that start within the block add up their metrics."""
+    """Set the directory in which the processes that start within the block add up their metrics."""
     with TemporaryDirectory(prefix="tasks-api-metrics-") as directory:
         os.environ[_DIRECTORY] = directory
-        try:
-            yield
-        finally:
-            del os.environ[_DIRECTORY]
+        yield
 
 
 async def exposition() -> tuple[bytes, str]:
     """Return the metrics in Prometheus' text format, and its content type.
 
-    A thread writes the text, because a hundred routes and more would stop the event loop for too long.
+    A thread writes the text, because that of a hundred routes would block the event loop for too long.
     """
     return await asyncio.get_running_loop().run_in_executor(_WRITER, _exposition)
 

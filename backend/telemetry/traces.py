@@ -1,11 +1,11 @@
-"""The ids of the span that a request is, for its log lines."""
+"""The ids of a request's OpenTelemetry span, for its log lines."""
 
 import sys
 
 
 def current_ids() -> dict[str, str]:
     """Return `trace_id` and `span_id` in hexadecimal (W3C Trace Context), or nothing without tracing."""
-    if "opentelemetry.sdk" not in sys.modules:  # loaded only where a collector is named
+    if "opentelemetry.sdk" not in sys.modules:  # loaded only if a collector is configured
         return {}
     from opentelemetry import trace  # noqa: PLC0415  # as above
 

@@ -1,4 +1,4 @@
-"""The bearer token of a request (RFC 6750 section 2.1), and the errors that ask for one."""
+"""The bearer token of a request (RFC 6750 section 2.1), and the errors of a missing or invalid one."""
 
 from typing import ClassVar
 
@@ -10,7 +10,7 @@ _BEARER = b"bearer "
 
 
 class UnauthorizedError(AppError):
-    """401 with the challenge of RFC 6750 section 3; `error` is there only when a token was sent."""
+    """401 with the challenge of RFC 6750 section 3, which has `error` only if a token was sent."""
 
     is_denial = True
     status = 401
@@ -26,13 +26,13 @@ class UnauthorizedError(AppError):
 
 
 class NotBearerError(UnauthorizedError):
-    """An `Authorization` header is there, but of another form than RFC 6750 section 2.1 has."""
+    """The `Authorization` header does not have the form of RFC 6750 section 2.1."""
 
     detail = "Send the access token as Authorization: Bearer <access token>"
 
 
 class InvalidTokenError(UnauthorizedError):
-    """The access token is malformed, untrusted, or for something else."""
+    """The access token is malformed, untrusted, or has another purpose."""
 
     code = "invalid_token"
     detail = "The access token is not valid"

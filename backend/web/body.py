@@ -1,4 +1,4 @@
-"""The body of a request: at most 64 KiB, of the type that its route takes, and strict JSON (RFC 8259)."""
+"""Reads a request's body: at most 64 KiB, of the media type of the route, and strict JSON (RFC 8259)."""
 
 import json
 import math
@@ -18,10 +18,10 @@ _MAX_FORM_FIELDS = 20
 
 
 class BoundedRequest(Request):
-    """A request of Starlette's whose body is limited and whose JSON is strict, whoever reads it."""
+    """Starlette's request with a limit on the body and a strict JSON parser."""
 
     async def body(self) -> bytes:
-        """Return the body; raises `ContentTooLargeError`, or the error that tells why it has no end."""
+        """Return the body; raises `ContentTooLargeError`, or the error of an incomplete body."""
         if not hasattr(self, "_body"):
             self._body = await self._read()
         return self._body
@@ -46,21 +46,21 @@ class BoundedRequest(Request):
         return bytes(body)
 
     async def json(self) -> Any:
-        """Return what the body says; raises `MalformedJSONError`."""
+        """Return the parsed body; raises `MalformedJSONError`."""
         try:
-            # The decoder refuses a byte order mark, as RFC 8259 section 8.1 allows.
+            # The parser refuses a byte order mark, which RFC 8259 section 8.1 allows.
             return _decode((await self.body()).decode())
         except (ValueError, RecursionError):
             raise errors.MalformedJSONError from None
 
     def content_type(self) -> str:
-        """Return the media type of the body, in lower case and without parameters."""
+        """Return the media type of the body in lower case, without parameters."""
         sent = header(self.scope, b"content-type") or b""
         return sent.decode("latin-1").partition(";")[0].strip().lower()
 
 
 async def read_json(request: BoundedRequest) -> bytes:
-    """Return a body that is strict JSON, or an empty one.
+    """Return the body, which is strict JSON or empty.
 
     Raises `UnsupportedMediaTypeError` and `MalformedJSONError`.
     """

@@ -1,4 +1,4 @@
-"""CORS: the origins, methods and headers that pages may use, and words for those that are refused."""
+"""CORS: which origins, methods and headers pages may use, and the errors for all others."""
 
 from collections.abc import Collection, Iterable
 from http import HTTPStatus
@@ -29,28 +29,13 @@ ALLOWED_HEADERS = (
 )
 EXPOSED_HEADERS = ("Location", "Link", "ETag", "Retry-After", "X-Request-ID")
 _MAX_ORIGINS = 20
+"""Origins that one process warns of."""
 _MAX_CHARACTERS = 200
-
-
-class RefusedOrigins:
-    """Warns once of each origin that is refused, of the first 20 in a process."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-
-    def warn(self, headers: Headers) -> None:
-        """Log the `Origin` of a request, unless it is this service's own."""
-        origin = headers.get("origin", "")[:_MAX_CHARACTERS]
-        if not origin or len(self._seen) >= _MAX_ORIGINS or origin in self._seen:
-            return
-        if origin.partition("://")[2] == headers.get("host"):
-            return
-        self._seen.add(origin)
-        logger.warning("CORS_ORIGINS does not name this origin: its pages cannot read answers", origin=origin)
+"""Characters of an origin that are logged."""
 
 
 def refused_part(headers: Headers, methods: Collection[str], allowed: Collection[str]) -> tuple[str, str]:
-    """Return what of a preflight from an allowed origin is refused: a sentence, and its name for the log."""
+    """Return why a preflight from an allowed origin is refused, and the refused name for the log."""
     method = headers["access-control-request-method"]
     if method not in methods:
         return f"The method is not allowed across origins, only {', '.join(methods)}", method
@@ -62,7 +47,7 @@ def refused_part(headers: Headers, methods: Collection[str], allowed: Collection
 
 
 class CrossOrigin(CORSMiddleware):
-    """CORS for the SPAs of `CORS_ORIGINS`; a refused preflight is an error like any other."""
+    """Starlette's CORS for `CORS_ORIGINS`, whose refused preflights have the JSON body of all errors."""
 
     def __init__(self, app: ASGIApp, origins: Iterable[str]) -> None:
         allowed = tuple(origins)
@@ -70,16 +55,16 @@ class CrossOrigin(CORSMiddleware):
             app,
             allow_origins=allowed,
             allow_methods=METHODS,
-            # With "*" Starlette would let every origin use the cookie.
+            # With "*" Starlette would allow every origin to send the cookie.
             allow_credentials="*" not in allowed,
             allow_headers=ALLOWED_HEADERS,
             expose_headers=EXPOSED_HEADERS,
         )
-        self._refused = RefusedOrigins()
+        self._warned_of: set[str] = set()
         exposed = [(name.lower().encode(), value.encode()) for name, value in self.simple_headers.items()]
         self._vary = [(b"vary", b"Origin")]
-        strange = [line for line in exposed if line[0] != b"access-control-allow-credentials"]
-        self._of_stranger = [*strange, *self._vary]
+        without_credentials = [line for line in exposed if line[0] != b"access-control-allow-credentials"]
+        self._of_other_origin = [*without_credentials, *self._vary]
         self._by_origin = {
             origin: [*exposed, (b"access-control-allow-origin", origin.encode()), *self._vary]
             for origin in allowed
@@ -88,12 +73,15 @@ class CrossOrigin(CORSMiddleware):
     async def simple_response(
         self, scope: Scope, receive: Receive, send: Send, request_headers: Headers
     ) -> None:
-        """Serve a request that is no preflight; Starlette would look up each header for each answer."""
+        """Serve a request that is not a preflight.
+
+        The headers are prepared, because Starlette's own method looks up each of them for each response.
+        """
         origin, added = request_headers.get("origin"), self._vary
         if origin is not None:
-            added = self._by_origin.get(origin, self._of_stranger)
-            if added is self._of_stranger and not self.allow_all_origins:
-                self._refused.warn(request_headers)
+            added = self._by_origin.get(origin, self._of_other_origin)
+            if added is self._of_other_origin and not self.allow_all_origins:
+                self._warn_of(origin[:_MAX_CHARACTERS], request_headers.get("host", ""))
 
         async def respond(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -115,10 +103,18 @@ class CrossOrigin(CORSMiddleware):
                 refusal.headers[name] = response.headers[name]
         return refusal
 
+    def _warn_of(self, origin: str, host: str) -> None:
+        """Log an origin that is refused, once, unless it is this service's own."""
+        is_own = origin.partition("://")[2] == host
+        if is_own or origin in self._warned_of or len(self._warned_of) >= _MAX_ORIGINS:
+            return
+        self._warned_of.add(origin)
+        logger.warning("CORS_ORIGINS does not name this origin: its pages cannot read answers", origin=origin)
+
     def _refusal(self, request_headers: Headers) -> AppError:
-        error = CrossOriginError()
-        if not self.is_allowed_origin(request_headers["origin"]):
-            self._refused.warn(request_headers)
+        error, origin = CrossOriginError(), request_headers["origin"]
+        if not self.is_allowed_origin(origin):
+            self._warn_of(origin[:_MAX_CHARACTERS], request_headers.get("host", ""))
             return error
         error.detail, name = refused_part(request_headers, self.allow_methods, self.allow_headers)
         logger.info("cors.refused", request_id=events.request_id(), refused=name[:100])
@@ -126,7 +122,7 @@ class CrossOrigin(CORSMiddleware):
 
 
 class CrossOriginError(AppError):
-    """A preflight asks for an origin, a method or a header that is not allowed."""
+    """A preflight names an origin, a method or a header that is not allowed."""
 
     status = 400
     code = "cors_refused"

@@ -1,4 +1,4 @@
-"""Serves Swagger UI, ReDoc and their assets from here: no page asks another host for anything."""
+"""Serves Swagger UI, ReDoc and their assets, so that the pages load nothing from another host."""
 
 import gzip
 import hashlib
@@ -21,15 +21,15 @@ POLICY: Final = (
     "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data:; worker-src 'self' blob:; frame-ancestors 'none'"
 )
-"""The Content-Security-Policy of both pages: they load nothing from elsewhere."""
+"""The Content-Security-Policy of both pages, which forbids other hosts."""
 LOGO: Final = b"https://cdn.redoc.ly/redoc/logo-mini.svg"
-"""An image that ReDoc would load from elsewhere, and has no option for."""
+"""An image on another host, which ReDoc loads and has no option against."""
 _MEDIA_TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".png": "image/png"}
 _FOR_A_YEAR: Final = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding"}
 
 
 class Asset(NamedTuple):
-    """A file of the pages, compressed by gzip. It never changes: its name holds a digest of the content."""
+    """A file of the pages, compressed by gzip; its name has a digest of the content."""
 
     name: str
     media_type: str
@@ -38,7 +38,7 @@ class Asset(NamedTuple):
 
 @cache
 def _assets() -> dict[str, Asset]:
-    """Return the assets by their plain names; the first call compresses 3 MB, which takes a while."""
+    """Return the assets by their plain names; the first call takes long, because it compresses 3 MB."""
     package = find_spec("fastapi_offline")
     assert package is not None
     assert package.origin is not None
@@ -49,7 +49,7 @@ def _assets() -> dict[str, Asset]:
 def _asset(file: Path) -> Asset:
     content = file.read_bytes().replace(LOGO, b"data:,")
     version = hashlib.sha256(content).hexdigest()[:16]
-    # Without a time in it, the same on every worker.
+    # Without the time, so that all workers have the same bytes.
     compressed = gzip.compress(content, mtime=0)
     return Asset(f"{file.stem}.{version}{file.suffix}", _MEDIA_TYPES[file.suffix], compressed)
 
@@ -86,7 +86,7 @@ async def read_openapi(request: Request) -> JSONResponse:
 async def swagger_ui(request: Request) -> HTMLResponse:
     """Return the page of Swagger UI."""
     assets = await to_thread(_assets)
-    # Without persistAuthorization, which keeps the password in the browser's localStorage.
+    # Not persistAuthorization, because it keeps the password in the browser's localStorage.
     page = get_swagger_ui_html(
         openapi_url=f"{_root(request)}/openapi.json",
         title=f"{request.app.title}: Swagger UI",
@@ -114,7 +114,7 @@ async def redoc(request: Request) -> HTMLResponse:
 
 
 async def read_asset(name: str, request: Request) -> Response:
-    """Return an asset by its versioned name, compressed where the client takes gzip."""
+    """Return an asset by its versioned name, compressed if the client accepts gzip."""
     assets = await to_thread(_assets)
     asset = next((asset for asset in assets.values() if asset.name == name), None)
     if asset is None:
@@ -131,5 +131,5 @@ def _url(request: Request, asset: Asset) -> str:
 
 
 def _root(request: Request) -> str:
-    """Return the path prefix that a proxy strips, as ASGI's `root_path` tells it; empty without one."""
+    """Return the path prefix that a proxy strips: ASGI's `root_path`, or an empty string."""
     return str(request.scope.get("root_path", ""))

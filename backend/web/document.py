@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI makes of the routes, in the form that makers of clients read best."""
+"""The OpenAPI document of FastAPI, changed where generators of clients need it."""
 
 import json
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
 
 
 def _security(given: Sequence[dict[str, Any]]) -> list[dict[str, list[str]]]:
-    """Return the ways to be let in, of which one is enough; an empty one says that none is needed."""
+    """Return the alternative security requirements; an empty one means that none is needed."""
     names = {name for requirement in given for name in requirement}
     ways = ["Bearer", "Password"] if "Bearer" in names else []
     ways += names - {"Bearer", "Password"}
@@ -53,9 +53,9 @@ def _declare_errors(operation: dict[str, Any]) -> None:
         del operation["responses"]["422"]
     for answer in operation["responses"].values():
         if answer.get("content") == {"application/json": {"schema": {}}}:
-            del answer["content"]  # supposed where a handler returns a `Response`: these have no body
+            del answer["content"]  # FastAPI assumes a body if a handler returns a `Response`
     for answer in (answer for status, answer in operation["responses"].items() if status >= "4"):
-        # FastAPI supposes that a route of plain text has errors of plain text.
+        # FastAPI assumes that a route with plain text has errors in plain text.
         content = answer["content"]
         content["application/json"] |= content.pop("text/plain", {})
 
@@ -67,7 +67,7 @@ def _declare_request_id(operation: dict[str, Any]) -> None:
 
 
 def _order_parameters(path: str, operation: dict[str, Any]) -> None:
-    """Put those of the path first, in the order of the path: generators make arguments of them."""
+    """Put the path's parameters first, in its order, because generators make arguments of them."""
     if "parameters" in operation:
         operation["parameters"].sort(
             key=lambda one: path.index(f"{{{one['name']}}}") if one["in"] == "path" else len(path)
@@ -79,5 +79,5 @@ def _tidy(schemas: dict[str, Any]) -> None:
         schemas.pop(name, None)
     for schema in schemas.values():
         for field in schema.get("properties", {}).values():
-            # openapi-typescript takes a field with a default for required.
+            # openapi-typescript treats a field with a default as required.
             field.pop("default", None)

@@ -1,4 +1,4 @@
-"""The end of a process: it says that it is not ready any more, and serves on until its proxy has noticed."""
+"""Drains the process on SIGTERM: it reports that it is not ready, and serves until requests stop."""
 
 import asyncio
 import signal
@@ -11,24 +11,24 @@ from typing import Final
 from loguru import logger
 
 QUIET_SECONDS: Final = 1.0
-"""Without a request for so long, nobody sends any more."""
+"""The drain ends after so many seconds without a request."""
 _POLL_SECONDS: Final = 0.1
 
 
 class Drain:
-    """What is under way in a process, and whether it is to be the last."""
+    """Counts the requests of the process, and ends it gracefully."""
 
     def __init__(self, *, longest_seconds: float) -> None:
         self._longest_seconds = longest_seconds
         self.is_draining = False
         self.under_way = 0
-        """Requests that have come and are not answered yet."""
+        """The number of requests without a complete response."""
         self.last_request_at = float("-inf")
-        """When the last one came that was no probe, by `perf_counter`."""
+        """The start of the last request that is not a probe's, by `perf_counter`."""
 
     @contextmanager
     def on_sigterm(self) -> Iterator[None]:
-        """Within the block, SIGTERM begins a drain, and the server hears of it at the end of that."""
+        """Begin a drain on SIGTERM within the block; the server gets the signal when the drain ends."""
         stop = signal.getsignal(signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread() or not callable(stop):
             yield

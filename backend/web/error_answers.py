@@ -1,4 +1,4 @@
-"""The error answers of a route in the OpenAPI document: each status, with an example of each code."""
+"""Documents the errors of a route in the OpenAPI document: each status, with an example of each code."""
 
 from collections.abc import Callable, Iterable, Iterator
 from http import HTTPStatus
@@ -16,7 +16,7 @@ _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 
 def raises(*kinds: type[AppError]) -> Callable[[_Callable], _Callable]:
-    """Say which errors a handler or a dependency raises, so that its routes document them."""
+    """Declare the errors that a handler or a dependency raises, so that its routes document them."""
 
     def mark(function: _Callable) -> _Callable:
         function.raises = kinds  # type: ignore[attr-defined]  # a plain attribute, read below
@@ -28,7 +28,7 @@ def raises(*kinds: type[AppError]) -> Callable[[_Callable], _Callable]:
 def error_answers(
     contract: Contract, path: str, endpoint: Callable[..., Any], dependencies: Iterable[params.Depends]
 ) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route: what its parameters, its dependencies and its handler raise."""
+    """Return the `responses` of a route: the errors of its parameters, dependencies and handler."""
     dependant = get_dependant(path=compile_path(path)[1], call=endpoint)
     calls = [endpoint, *(one.dependency for one in dependencies), *_calls(dependant)]
     kinds = [kind for call in calls for kind in getattr(call, "raises", ())]

@@ -1,7 +1,4 @@
-"""The errors that the service answers, and their JSON body.
-
-An error body holds nothing internal and nothing that the client sent.
-"""
+"""The errors of the service and their JSON body, which holds nothing internal and nothing of the request."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,13 +11,13 @@ from typing_extensions import TypedDict
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """The statuses in which the two surfaces differ, and whether errors are written as OAuth 2.0 has them."""
+    """The statuses in which the two groups of routes differ, and the format of their errors."""
 
     invalid: Literal[400, 422]
     foreign_task: Literal[403, 404]
     unavailable: Literal[503, 500]
     speaks_oauth: bool = False
-    """Errors carry `error` and `error_description` too (RFC 6749 section 5.2)."""
+    """Error bodies have `error` and `error_description` too (RFC 6749 section 5.2)."""
 
 
 SELF_CONTAINED = Contract(invalid=400, foreign_task=403, unavailable=503)
@@ -57,9 +54,9 @@ class ErrorBody(TypedDict):
 
 
 class AppError(Exception):
-    """A refusal with its status, a sentence for a person and a slug for a program.
+    """An error with its status, a sentence for a person and a code for a program.
 
-    `reason` goes to the log alone; `decided_by` names the `Contract` field that overrides `status`.
+    `reason` goes to the log alone. `decided_by` names the `Contract` field that replaces `status`.
     """
 
     status: int = 500
@@ -68,9 +65,9 @@ class AppError(Exception):
     decided_by: ClassVar[Literal["invalid", "unavailable"] | None] = None
     oauth_error: ClassVar[str] = "invalid_request"
     is_denial: ClassVar[bool] = False
-    """Logged as `auth.denied`."""
+    """The error is logged as `auth.denied`."""
     sends: ClassVar[Mapping[str, str]] = MappingProxyType({})
-    """Headers of every answer of this kind."""
+    """Headers of every response with this error."""
 
     def __init__(self, *, reason: str = "", headers: Mapping[str, str] | None = None) -> None:
         super().__init__(reason or self.code)
@@ -78,11 +75,11 @@ class AppError(Exception):
         self.headers = {**self.sends, **(headers or {})}
 
     def status_under(self, contract: Contract) -> int:
-        """Return the HTTP status that this error has on the surface of `contract`."""
+        """Return the HTTP status of this error on a route of `contract`."""
         return getattr(contract, self.decided_by) if self.decided_by else self.status
 
     def body(self, contract: Contract, request_id: str) -> ErrorBody:
-        """Return the JSON of this error."""
+        """Return the JSON body of this error."""
         body: ErrorBody = {
             "status_code": self.status_under(contract),
             "detail": self.detail,
@@ -99,13 +96,13 @@ class AppError(Exception):
 
 
 class InternalError(AppError):
-    """A defect of the service; the answer tells nothing about it."""
+    """A defect of the service, about which the response says nothing."""
 
     oauth_error = "server_error"
 
 
 class MalformedJSONError(AppError):
-    """The body is no JSON text (RFC 8259), or has a number that no double can hold."""
+    """The body is not JSON (RFC 8259), or a number in it is too large for a double."""
 
     status = 400
     code = "malformed_json"
@@ -125,7 +122,7 @@ class InvalidRequestError(AppError):
         self.errors = list(errors)
 
     def body(self, contract: Contract, request_id: str) -> ErrorBody:
-        """Return the error body, with each field that is wrong."""
+        """Return the error body with one entry for each wrong field."""
         return {**super().body(contract, request_id), "errors": self.errors}
 
     def example(self, contract: Contract) -> ErrorBody:
@@ -137,7 +134,7 @@ class InvalidRequestError(AppError):
 
 
 class MissingFieldsError(InvalidRequestError):
-    """Required fields are missing; the field `body` is the whole of it."""
+    """Required fields are missing; `body` stands for the whole body."""
 
     def __init__(self, *fields: str) -> None:
         super().__init__(
@@ -151,7 +148,7 @@ class MissingFieldsError(InvalidRequestError):
 
 
 class MalformedRequestError(AppError):
-    """The bytes are no HTTP request (RFC 9112)."""
+    """The received bytes are not an HTTP request (RFC 9112)."""
 
     status = 400
     code = "malformed_request"
@@ -160,7 +157,7 @@ class MalformedRequestError(AppError):
 
 
 class UnknownMethodError(AppError):
-    """No route has the method, and HTTP's registry does not list it (RFC 9110 section 15.6.2)."""
+    """The service supports the method on no route (RFC 9110 section 15.6.2)."""
 
     status = 501
     code = "method_unknown"
@@ -177,7 +174,7 @@ class TransferCodingError(AppError):
 
 
 class RequestTimeoutError(AppError):
-    """The request began and did not come to its end in time (RFC 9110 section 15.5.9)."""
+    """The request did not arrive completely in time (RFC 9110 section 15.5.9)."""
 
     status = 408
     code = "request_timeout"
@@ -186,7 +183,7 @@ class RequestTimeoutError(AppError):
 
 
 class HeadersTooLargeError(AppError):
-    """The request line and the headers are longer than the limit (RFC 6585 section 5)."""
+    """The request line and the headers are larger than the limit (RFC 6585 section 5)."""
 
     status = 431
     code = "headers_too_large"
@@ -194,7 +191,7 @@ class HeadersTooLargeError(AppError):
 
 
 class IncompleteBodyError(AppError):
-    """The client ended its side, or went away, before it had sent all of the body (RFC 9112 section 8)."""
+    """The client closed the connection before the end of the body (RFC 9112 section 8)."""
 
     status = 400
     code = "incomplete_body"
@@ -211,7 +208,7 @@ class WrongUserError(AppError):
 
 
 class NotFoundError(AppError):
-    """No such route."""
+    """No route matches the path."""
 
     status = 404
     code = "not_found"
@@ -219,7 +216,7 @@ class NotFoundError(AppError):
 
 
 class MethodNotAllowedError(AppError):
-    """The route does not know the method; `Allow` says which it knows (RFC 9110 section 15.5.6)."""
+    """The route does not support the method; `Allow` lists those it does (RFC 9110 section 15.5.6)."""
 
     status = 405
     code = "method_not_allowed"
@@ -227,7 +224,7 @@ class MethodNotAllowedError(AppError):
 
 
 class ContentTooLargeError(AppError):
-    """The body is longer than the limit (RFC 9110 section 15.5.14)."""
+    """The body is larger than the limit (RFC 9110 section 15.5.14)."""
 
     status = 413
     code = "content_too_large"
@@ -235,7 +232,7 @@ class ContentTooLargeError(AppError):
 
 
 class UnsupportedMediaTypeError(AppError):
-    """The `Content-Type` of the body is not JSON's; `Accept` names it (RFC 9110 section 15.5.16)."""
+    """The body's `Content-Type` is not JSON's; `Accept` names that (RFC 9110 section 15.5.16)."""
 
     status = 415
     code = "unsupported_media_type"
@@ -244,52 +241,53 @@ class UnsupportedMediaTypeError(AppError):
 
 
 class NotFormError(UnsupportedMediaTypeError):
-    """The `Content-Type` of the body is another than that of a form."""
+    """The body's `Content-Type` is not that of a form."""
 
     detail = "Send the request body as application/x-www-form-urlencoded"
     sends = MappingProxyType({"Accept": "application/x-www-form-urlencoded"})
 
 
-class RateLimitedError(AppError):
-    """A rate limit is reached (RFC 6585 section 4); `Retry-After` is in seconds."""
+class _TemporaryError(AppError):
+    """The same request may succeed after `Retry-After` seconds (RFC 9110 section 10.2.3)."""
+
+    oauth_error = "temporarily_unavailable"
+
+    def __init__(self, *, reason: str = "", retry_after: int = 1) -> None:
+        super().__init__(reason=reason, headers={"Retry-After": str(retry_after)})
+
+
+class RateLimitedError(_TemporaryError):
+    """A rate limit is reached (RFC 6585 section 4)."""
 
     status = 429
     code = "rate_limited"
     detail = "Too many attempts, please try again later"
-    oauth_error = "temporarily_unavailable"
-
-    def __init__(self, *, reason: str = "", retry_after: int = 1) -> None:
-        super().__init__(reason=reason, headers={"Retry-After": str(retry_after)})
 
 
-class ServiceUnavailableError(AppError):
-    """A queue is full; `Retry-After` is in seconds."""
+class ServiceUnavailableError(_TemporaryError):
+    """A queue is full."""
 
     status = 503
     code = "service_unavailable"
     detail = "The service is not available right now, please try again shortly"
-    oauth_error = "temporarily_unavailable"
-
-    def __init__(self, *, reason: str = "", retry_after: int = 1) -> None:
-        super().__init__(reason=reason, headers={"Retry-After": str(retry_after)})
 
 
 class OverloadedError(ServiceUnavailableError):
-    """Too many requests wait for the database, or too many clients connect; nothing was written."""
+    """Too many requests, connections or unread answers exist; nothing was written."""
 
     code = "overloaded"
     detail = "Too much is going on right now, please try again shortly"
 
 
 class ShuttingDownError(ServiceUnavailableError):
-    """The process is stopping: a probe that asks whether it is ready shall send it no new clients."""
+    """The process is stopping, so a load balancer should send it no more requests."""
 
     code = "shutting_down"
     detail = "This process is about to end"
 
 
 class DatabaseUnavailableError(ServiceUnavailableError):
-    """The database cannot be reached, after retries; nothing was written."""
+    """All attempts to reach the database failed; nothing was written."""
 
     code = "database_unavailable"
     detail = "The database cannot be reached right now, please try again shortly"

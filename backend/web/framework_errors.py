@@ -1,4 +1,4 @@
-"""The errors of FastAPI, Starlette and the database, as errors of ours."""
+"""Translates exceptions of FastAPI, Starlette and the database into `AppError`s."""
 
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -13,7 +13,7 @@ from backend.web.errors import AppError, FieldError
 
 
 class FrameworkError(AppError):
-    """An `HTTPException` that a route, or a library, raises with words of its own."""
+    """An `HTTPException` of a route or a library, with its own status and detail."""
 
     def __init__(self, error: HTTPException) -> None:
         super().__init__(headers=error.headers)
@@ -28,11 +28,11 @@ _BY_STATUS: dict[int, type[AppError]] = {
 }
 _OBJECT = "Input should be an object"
 _MESSAGES = {"model_type": _OBJECT, "model_attributes_type": _OBJECT}
-"""Instead of pydantic's, which name a class."""
+"""Replacements for pydantic's messages that name a class."""
 
 
 def of_framework(error: Exception) -> AppError:
-    """Return the `AppError` that answers `error`; an `InternalError` for one that is not known."""
+    """Return the `AppError` for `error`, which is an `InternalError` if the exception is unknown."""
     if isinstance(error, RequestValidationError):
         return _of_problems(error.errors())
     if isinstance(error, HTTPException):

@@ -1,7 +1,6 @@
 """Routes for probes and scrapers: liveness, readiness and metrics."""
 
 import hmac
-from collections.abc import Callable
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends
@@ -38,17 +37,12 @@ async def health() -> Answer:
 
 
 async def get_drain(request: Request) -> Drain:
-    """Return the process's one `Drain`, which knows whether the process is about to end."""
+    """Return the `Drain` of this process."""
     return request.app.state.drain  # type: ignore[no-any-return]  # Starlette's state is untyped
 
 
-async def get_gauge(request: Request) -> Callable[[], None]:
-    """Return the function that sets the gauges of this process."""
-    return request.app.state.gauge  # type: ignore[no-any-return]  # Starlette's state is untyped
-
-
 async def admit_scraper(request: Request) -> None:
-    """Check the bearer token where `METRICS_TOKEN` is set; raises `UnauthorizedError`."""
+    """Check the bearer token if `METRICS_TOKEN` is set; raises `UnauthorizedError`."""
     wanted = request.app.state.settings.metrics_token
     if wanted is None:
         return
@@ -57,7 +51,6 @@ async def admit_scraper(request: Request) -> None:
         raise InvalidTokenError(reason="metrics_token")
 
 
-GaugeDep = Annotated[Callable[[], None], Depends(get_gauge)]
 ScraperDep = Annotated[None, Depends(admit_scraper)]
 DrainDep = Annotated[Drain, Depends(get_drain)]
 
@@ -75,11 +68,11 @@ async def ready(database: DatabaseDep, drain: DrainDep) -> Answer:
 @router.get(
     "/metrics", summary="What has the service done?", response_model=None, response_class=PlainTextResponse
 )
-async def read_metrics(_: ScraperDep, gauge: GaugeDep) -> Response:
+async def read_metrics(_: ScraperDep, request: Request) -> Response:
     """Return the metrics of all workers in Prometheus' text format.
 
     Where the service has a `METRICS_TOKEN`, that is needed as a bearer token; else the answer is 401.
     """
-    gauge()
+    request.app.state.gauge()
     text, content_type = await metrics.exposition()
     return Response(text, headers={"Content-Type": content_type})

@@ -1,4 +1,4 @@
-"""The middleware of every request: its id and log lines, the limits on its head, the last word on errors."""
+"""The middleware of every request: its id, its log lines, the checks of its head, and error responses."""
 
 import re
 from collections.abc import Sequence
@@ -18,35 +18,36 @@ from backend.web.refusals import refuse
 
 MAX_BODY_BYTES = 64 * 1024
 OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"
-"""In the scope of a request whose body is sent in chunks."""
+"""Key in the scope of a request whose body is chunked."""
 REFUSAL = "tasks.refusal"
-"""In the state of a request whose head is not acceptable: the error to answer with."""
+"""Key in the state of a request whose head is refused: the error to answer."""
 CUT_SHORT = "tasks.cut_short"
-"""In the state of a request whose body comes to no end: the error to answer with."""
-UNSENT = "tasks.unsent"
-"""In the state of every request: a function that returns the bytes of answers this process holds unsent."""
+"""Key in the state of a request whose body stays incomplete: the error to answer."""
+CONNECTIONS = "tasks.connections"
+"""Key in the state of every request: the connections of this process, with their `unsent` bytes."""
 LARGE_ANSWER_BYTES = 64 * 1024
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
-"""Past so much unsent in a process, an answer above `LARGE_ANSWER_BYTES` is 503 instead."""
+"""If a process would hold more, it sends 503 instead of a response above `LARGE_ANSWER_BYTES`."""
 
 _IN_SEGMENT = re.compile(rb"%(?=2[Ff]|25)")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 _SAFE = (
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
-    # For an answer that somebody takes for a page: it may load and run nothing, and be framed nowhere.
+    # If a browser shows the response as a page, that loads nothing, runs nothing and is in no frame.
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
 )
-"""On every answer that does not say otherwise."""
+"""Headers of every response that has no header of the same name."""
 _SAFE_NAMES = frozenset(name for name, _ in _SAFE)
 _CLOSE = (b"connection", b"close")
-_PROBES = ("/health", "/health/ready", "/metrics")
+_READY = "/health/ready"
+_PROBES = ("/health", _READY, "/metrics")
 _WARNINGS = {Event.DENIED, Event.LOGIN_FAILED, Event.RATE_LIMITED, Event.REFRESH_REUSED}
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
-    """Return the first header of that (lower case) name."""
+    """Return the first header with this name, which is in lower case."""
     for key, value in scope["headers"]:
         if key == name:
             return value  # type: ignore[no-any-return]  # ASGI's scope is untyped
@@ -54,7 +55,7 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 class Observer:
-    """Gives the request its id, adds the headers of every answer, and writes the log lines."""
+    """Gives each request its id, adds the headers of every response, and writes the log lines."""
 
     def __init__(self, app: ASGIApp, log: logs.Log, drain: Drain) -> None:
         self.app = app
@@ -62,7 +63,7 @@ class Observer:
         self.drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request; its lines are written before its last byte is sent."""
+        """Serve one request; its log lines are written before the last byte is sent."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -72,7 +73,7 @@ class Observer:
         start: Message | None = None
         status = 0
         if method == "HEAD":
-            # The server leaves out the body by its own copy of the method (RFC 9110 section 9.3.2).
+            # Uvicorn has its own copy of the method, and leaves out the body (RFC 9110 section 9.3.2).
             scope = {**scope, "method": "GET"}
 
         async def respond(message: Message) -> None:
@@ -80,7 +81,7 @@ class Observer:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = self._headers(message["headers"], record)
-                # Sent with the body: where there is none, a client has its answer with the headers.
+                # Held until the body comes, because without a body the headers are the last bytes.
                 start = message
                 return
             if not message.get("more_body"):
@@ -105,9 +106,8 @@ class Observer:
     ) -> list[tuple[bytes, bytes]]:
         names = dict(given)
         headers = [*given, (b"x-request-id", record.request_id.encode())]
-        # Most answers bring none of them.
-        is_silent = _SAFE_NAMES.isdisjoint(names)
-        headers += _SAFE if is_silent else [line for line in _SAFE if line[0] not in names]
+        has_none = _SAFE_NAMES.isdisjoint(names)  # as most responses
+        headers += _SAFE if has_none else [line for line in _SAFE if line[0] not in names]
         if self.drain.is_draining:
             headers.append(_CLOSE)
         return headers
@@ -133,23 +133,25 @@ class Observer:
             for event, fields in record.events
         ]
         line["event"] = "http.request"
-        line["level"] = "ERROR" if status >= 500 else "INFO"  # noqa: PLR2004  # RFC 9110 section 15.6
+        # RFC 9110 section 15.6; a process that drains is meant to be not ready.
+        is_fault = status >= 500 and not (self.drain.is_draining and route == _READY)  # noqa: PLR2004
+        line["level"] = "ERROR" if is_fault else "INFO"
         self.log.write(*lines, line)
 
 
 def _path_in_segments(raw_path: bytes) -> str:
-    """Decode a path but for `%2F`, a part of a segment, and `%25`: the parameter is decoded once more."""
+    """Decode a path except `%2F` and `%25`, because the path's parameter is decoded a second time."""
     return unquote(_IN_SEGMENT.sub(b"%25", raw_path).decode("latin-1"))
 
 
 def request_id_of(scope: Scope) -> str:
-    """Return the id that the client has given its request, if it is one, or a new one."""
+    """Return the client's `X-Request-ID` if it is well formed, else a new id."""
     sent = dict(scope["headers"]).get(b"x-request-id")
     return sent.decode() if sent and _REQUEST_ID.fullmatch(sent) else uuid7().hex
 
 
 class Boundary:
-    """Refuses what is too large before reading it, and answers every error, a crash by a clean 500."""
+    """Checks each request's head, and turns every exception into an error response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -183,12 +185,15 @@ class Boundary:
 
 
 def _is_too_much(scope: Scope, start: Message) -> bool:
-    """Tell whether clients that read slowly leave no memory for an answer of this size."""
-    for name, value in start["headers"]:  # the first is most often the one
+    """Return whether slow clients leave no memory for a response of this size."""
+    for name, value in start["headers"]:  # most often the first
         if name == b"content-length":
             size = int(value)
-            is_large = size > LARGE_ANSWER_BYTES and UNSENT in scope.get("state", ())
-            return is_large and bool(scope["state"][UNSENT]() + size > MAX_UNSENT_BYTES)
+            if size <= LARGE_ANSWER_BYTES:
+                return False
+            connections = scope.get("state", {}).get(CONNECTIONS, ())
+            unsent: int = sum(connection.unsent for connection in connections)
+            return unsent + size > MAX_UNSENT_BYTES
     return False
 
 
@@ -202,7 +207,7 @@ def _refuse_head(scope: Scope) -> None:
     if hosts > 1 or (not hosts and scope["http_version"] != "1.0"):  # RFC 9112 section 3.2
         raise errors.MalformedRequestError(reason="host")
     if b"transfer-encoding" in names:
-        # Its length shows only when it is read: a route does, even one that takes no body.
+        # The length is unknown before the end, so each route reads the body, even one that takes none.
         scope[OF_UNKNOWN_LENGTH] = True
         if [coding.lower() for coding in _values(scope, b"transfer-encoding")] != [b"chunked"]:
             raise errors.TransferCodingError

@@ -1,6 +1,7 @@
-"""The arguments of a plain handler, from what FastAPI read of its signature at import.
+"""Computes the arguments of a plain handler (see `routing.py`) from FastAPI's `Dependant`.
 
-FastAPI's own solver does the same for every signature, at 60 % more instructions for a whole request.
+FastAPI builds a `Dependant` at import. Its own solver works for every signature, but costs a request
+60 % more instructions.
 """
 
 from collections.abc import Iterator
@@ -35,22 +36,22 @@ from backend.web.middleware import OF_UNKNOWN_LENGTH
 
 @runtime_checkable
 class Guard(Protocol):
-    """Decides who asks: from the token alone at first, from the database too before any refusal."""
+    """A dependency that identifies the caller by the token, and confirms the session before an error."""
 
     async def __call__(self, request: Request) -> object:
-        """Return the caller; raises an `AppError` (401) where the token alone shows that there is none."""
+        """Return the caller; raises an `AppError` (401) if the token is missing or not valid."""
 
     async def confirm(self, request: Request) -> None:
-        """Raise an `AppError` (401) if the caller's session is gone."""
+        """Raise an `AppError` (401) if the caller's session has ended."""
 
 
 def guard_of(dependant: Dependant) -> Guard | None:
-    """Return the first dependency of a route, at any depth, that is a `Guard`."""
+    """Return the first `Guard` among the dependencies of a route, at any depth."""
     return next((one.call for one in _dependencies(dependant) if isinstance(one.call, Guard)), None)
 
 
 class Plan:
-    """Reads a request in FastAPI's order, but the guard first: dependencies, path, query, headers, body."""
+    """Reads a request in FastAPI's order, after the guard: dependencies, path, query, headers, body."""
 
     def __init__(self, dependant: Dependant) -> None:
         self._request_name = dependant.request_param_name
@@ -90,7 +91,7 @@ class Plan:
             values |= value
             problems += wrong
         if not self._body and OF_UNKNOWN_LENGTH in request.scope:
-            await request.body()  # or nobody would see that it is too large
+            await request.body()  # raises if the body is too large
         if problems:
             raise RequestValidationError(problems)
         return values
@@ -102,7 +103,7 @@ class Plan:
 
 
 def _unasked(query: list[ModelField]) -> dict[str, Any] | None:
-    """Return what an empty query says, if requests may share it: values that never change."""
+    """Return the values of an empty query, or None if they are not the same for every request."""
     infos = [field.field_info for field in query]
     for info in list(infos):
         if lenient_issubclass(info.annotation, BaseModel):
@@ -130,10 +131,10 @@ async def _read_body(request: BoundedRequest, field: ModelField) -> tuple[dict[s
 
 
 async def _validate(request: BoundedRequest, body: bytes, adapter: Any) -> Any:
-    """Validate as JSON, where a strict field takes a date as text.
+    """Validate as JSON, because there a strict field accepts a date as a string.
 
-    Pydantic calls JSON invalid that has a lone surrogate, or is very deep, in a field that nobody reads:
-    then what Python read of it is validated.
+    Pydantic's parser refuses a lone surrogate or deep nesting even in an ignored field. The values of
+    Python's parser are validated then.
     """
     try:
         return adapter.validate_json(body)
@@ -148,7 +149,7 @@ _PARAMETERS = {f"{kind}_params" for kind in ("path", "query", "header", "cookie"
 
 
 def oddities(route: APIRoute) -> list[str]:
-    """Name what a `Plan` can't do of what the route says; what a later FastAPI reads is odd as well."""
+    """Name the features of a route that a `Plan` lacks; a feature of a later FastAPI is one too."""
     handler, returned = route.dependant, get_typed_return_annotation(route.endpoint)
     odd = _odd(handler, _PLAIN | _PARAMETERS | {"scope"})
     odd += [name for one in handler.dependencies for name in _odd(one, _PLAIN - {"dependencies"})]

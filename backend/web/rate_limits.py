@@ -1,8 +1,8 @@
-"""Limits failed sign-ins per account and per address, and registrations per address.
+"""Limits failed sign-ins per account and per address, registrations and requests for mail per address.
 
 Successful sign-ins are never counted. A storage that is down or hangs never fails or stalls a sign-in.
 
-slowapi counts in memory. Its storages block, so those that processes share are asked through `limits.aio`.
+slowapi counts in memory. `limits.aio` counts in Redis, because slowapi would block the event loop.
 """
 
 import asyncio
@@ -28,20 +28,20 @@ from backend.telemetry.events import Event
 from backend.web.errors import RateLimitedError, ServiceUnavailableError
 
 STORAGE_SECONDS = 1.0
-"""The longest that a shared storage may take to answer before this process counts by itself."""
+"""The process counts in memory if the shared storage takes longer to answer."""
 STORAGE_CONNECTIONS = 8
-"""Connections to it for each process; further questions wait for one of them."""
+"""Connections of one process to the shared storage; further commands wait for one of them."""
 MAX_WAITING = 128
-"""Sign-ins that may wait for others of their account or address to end; one more gets 503 at once."""
+"""Sign-ins that may wait for others of the same key to end; one more gets 503 at once."""
 STORAGE_PAUSE_SECONDS = 5.0
-"""The pause before a storage that did not answer is asked again."""
+"""The time without attempts after the shared storage did not answer."""
 IN_MEMORY = "memory://"
 
 _Answer = TypeVar("_Answer")
 
 
 def address_of(ip: str | None) -> str:
-    """Return the IPv4 address, or the /64 of an IPv6 address, the least that a site has (RFC 6177)."""
+    """Return the IPv4 address, or the /64 network of an IPv6 address, the smallest of a site (RFC 6177)."""
     try:
         address = ipaddress.ip_address(ip or "")
     except ValueError:
@@ -52,7 +52,7 @@ def address_of(ip: str | None) -> str:
 
 
 class RateLimits:
-    """The three limits, or none of them with `RATE_LIMIT_ENABLED=false`."""
+    """The four limits, or none with `RATE_LIMIT_ENABLED=false`."""
 
     def __init__(self, settings: Settings) -> None:
         storage = _Storage(settings.rate_limit_storage_uri.get_secret_value())
@@ -78,7 +78,7 @@ class RateLimits:
     async def guess(self, address: str, account: str | None) -> AsyncIterator[Callable[[], Awaitable[None]]]:
         """Allow one attempt at a password and yield a function that counts it as failed.
 
-        `account` is None at an address that is known to the account: its own limit does not count there.
+        `account` is None at an address that is known to the account, where its limit does not apply.
         Raises `RateLimitedError`, or `ServiceUnavailableError` when too many attempts wait.
         """
         keys = [(self._address, address)]
@@ -149,10 +149,10 @@ class _Limit:
             one_left = self._one_left
             happened = await self._check(key)
             if one_left.is_set():
-                continue  # an attempt ended meanwhile, and the count may be older than its failure
+                continue  # an attempt has ended, and the count may lack its failure
             if happened + self._under_way[key] < self._item.amount:
                 return
-            # If all attempts under way fail, the limit is reached: wait for one to end.
+            # The limit is reached if all concurrent attempts fail, so one must end first.
             if self._waiting >= MAX_WAITING:
                 raise ServiceUnavailableError(reason="limits_queue_full", retry_after=5)
             self._waiting += 1
@@ -171,7 +171,7 @@ class _Limit:
 
 
 class _Storage:
-    """Counts in a storage that processes share, or in memory while that one fails or where there is none."""
+    """Counts in the storage that processes share, or in memory if there is none or it fails."""
 
     def __init__(self, uri: str) -> None:
         self._memory = Limiter(get_remote_address, storage_uri=IN_MEMORY).limiter
@@ -179,25 +179,25 @@ class _Storage:
         self._left_alone_until = 0.0
 
     async def happened(self, item: RateLimitItem, *key: str) -> tuple[int, float]:
-        """Return how many events were counted, and the seconds until they are forgotten."""
+        """Return the number of events in the window, and the seconds until it ends."""
         window = await self._ask_shared(lambda limiter: limiter.get_window_stats(item, *key))
         window = window or self._memory.get_window_stats(item, *key)
         return item.amount - window.remaining, window.reset_time - time.time()
 
     async def add(self, item: RateLimitItem, *key: str) -> bool:
-        """Count one event; returns whether it was within the limit."""
+        """Count one event; returns whether it is within the limit."""
         is_within = await self._ask_shared(lambda limiter: limiter.hit(item, *key))
         return self._memory.hit(item, *key) if is_within is None else is_within
 
     async def _ask_shared(self, question: Callable[[RateLimiter], Awaitable[_Answer]]) -> _Answer | None:
-        """Return the answer of the shared storage, or None where there is none or it fails."""
+        """Return the answer of the shared storage, or None if there is none or it fails."""
         if self._shared is None or time.monotonic() < self._left_alone_until:
             return None
         try:
             async with asyncio.timeout(STORAGE_SECONDS):
                 return await question(self._shared)
-        except Exception as error:  # noqa: BLE001  # an option of the URL may fail at any step, in any way
-            if time.monotonic() >= self._left_alone_until:  # one line for all that waited
+        except Exception as error:  # noqa: BLE001  # a wrong option of the URL may raise anything
+            if time.monotonic() >= self._left_alone_until:  # one line for all concurrent failures
                 logger.warning(
                     "RATE_LIMIT_STORAGE_URI does not answer: each process counts for itself meanwhile",
                     error=type(error).__name__,
@@ -207,13 +207,13 @@ class _Storage:
 
 
 def _shared_limiter(uri: str) -> RateLimiter:
-    # Here, since Redis' client costs a process 6 MB, and few use it.
+    # Imported here, because Redis' client takes 6 MB of memory.
     from redis.asyncio import BlockingConnectionPool  # noqa: PLC0415
     from redis.asyncio.retry import Retry  # noqa: PLC0415
     from redis.backoff import NoBackoff  # noqa: PLC0415
 
-    # A failed command is not sent again: the pause after it, and memory, are quicker. The client's own
-    # timeouts are the same as ours, because a command that is cancelled waits for them.
+    # A failed command is not sent again, because counting in memory is faster. The client has the same
+    # timeouts, because a cancelled command waits for them.
     timeouts = {"socket_timeout": STORAGE_SECONDS, "socket_connect_timeout": STORAGE_SECONDS}
     pool = BlockingConnectionPool.from_url(
         uri, max_connections=STORAGE_CONNECTIONS, retry=Retry(NoBackoff(), retries=0), **timeouts

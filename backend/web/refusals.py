@@ -1,4 +1,4 @@
-"""The response of an error, in the one shape that every error of the service has."""
+"""Turns an error into the response with the JSON body that all errors have."""
 
 from collections.abc import Iterator
 
@@ -16,13 +16,13 @@ from backend.web.framework_errors import of_framework
 
 
 async def handle_error(request: Request, error: Exception) -> Response:
-    """Answer an `AppError`, an `HTTPException` or a `RequestValidationError`; Starlette calls this."""
+    """Return the response of an exception, as Starlette's exception handlers do."""
     return refuse(request.scope, of_framework(error))
 
 
 def refuse(scope: Scope, error: AppError) -> Response:
-    """Return the response of `error`; records `auth.denied` where it refuses a caller."""
-    # One of a large body comes before the route is known, and one of a method from beside it.
+    """Return the response of `error`; records `auth.denied` if it refuses a caller."""
+    # The scope has no route yet if the head is refused, or if the method does not match.
     route = scope.get("route") or next((route for match, route in _matches(scope)), None)
     response = render(error, getattr(route, "contract", errors.SELF_CONTAINED))
     if isinstance(error, errors.MethodNotAllowedError):
@@ -48,7 +48,7 @@ def _methods(route: BaseRoute) -> set[str]:
 
 
 def render(error: AppError, contract: Contract) -> Response:
-    """Return the response of `error` on the surface of `contract`."""
+    """Return the response of `error` on a route of `contract`."""
     answer = Answer(error.body(contract, events.request_id()), error.status_under(contract))
     answer.headers.update(error.headers)
     return answer

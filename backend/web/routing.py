@@ -1,8 +1,8 @@
-"""FastAPI's route, with our order of refusals and less work for a plain handler.
+"""FastAPI's route, with the service's order of errors and less work for a plain handler.
 
-A handler is plain when it is asynchronous, returns a `Response`, and takes what a `Plan` can read. FastAPI's
-own code runs every other one, so that nothing of its signature or its decorator is ignored. FastAPI's code
-for all of them would cost each request 60 % more instructions.
+A plain handler is asynchronous, returns a `Response`, and has only parameters that a `Plan` can read.
+FastAPI's own code runs every other handler, so nothing in a signature or a decorator is ignored.
+For plain handlers it would cost each request 60 % more instructions.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -32,10 +32,10 @@ _REFUSALS = (AppError, DatabaseError, HTTPException, RequestValidationError)
 
 
 class Route(APIRoute):
-    """A route whose refusals are those of `contract`; `oddities` says why FastAPI runs it, if it does.
+    """A route whose errors have the statuses of `contract`; `oddities` are the reasons why FastAPI runs it.
 
-    The guard, a dependency that has `confirm`, goes before anything of the request is read. Before any
-    refusal it confirms the session, so that a dead one is always a 401.
+    The guard runs before anything of the request is read. It confirms the session before any error
+    response, so that a session that has ended is always 401.
     """
 
     contract: ClassVar[Contract] = errors.SELF_CONTAINED
@@ -50,12 +50,12 @@ class Route(APIRoute):
         self.oddities = oddities(self)
         self.guard = guard_of(self.dependant)
         if not self.oddities:
-            # What FastAPI's own code finds in the scope, where no other route needs it.
+            # FastAPI's own code needs this middleware, which the application may lack.
             self._unplanned = AsyncExitStackMiddleware(self.app)
             self._plan, self.app = Plan(self.dependant), self._run
 
     def of(self, application: FastAPI) -> Self:
-        """Return this route as one of `application`, whose `dependency_overrides` count for it."""
+        """Return this route as one of `application`, whose `dependency_overrides` apply to it."""
         options = self._options | {"dependency_overrides_provider": application}
         return type(self)(self.path, self.endpoint, **options)
 
@@ -73,13 +73,13 @@ class Route(APIRoute):
         try:
             response = await self.endpoint(**arguments)
         except (InvalidRequestError, HTTPException) as error:
-            # What only a handler can judge, without a statement: a cursor, or a password.
+            # The handler has checked a cursor or a password, and sent no statement.
             await _confirm(self.guard, request, error)
             raise
         await response(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]  # a wider type
-        """Return FastAPI's own handler with our refusals: for an odd route, or one of an included router."""
+        """Return FastAPI's own handler with the guard, for a route with oddities or of an included router."""
         handler = super().get_route_handler()
         route: Any = _effective_route_context_var.get() or self
         guard, body = guard_of(route.dependant), route.body_field
@@ -106,8 +106,8 @@ class Route(APIRoute):
 
 
 async def _confirm(guard: Guard | None, request: Request, error: Exception) -> None:
-    """Raise a 401 instead of `error` if the session is gone."""
-    # A database that could not be asked would only be waited for once more.
+    """Raise a 401 instead of `error` if the session has ended."""
+    # A database that did not answer is not asked again, because that would only take time.
     is_away = isinstance(error, ServiceUnavailableError | DatabaseError)
     is_refused = getattr(error, "status", None) == HTTPStatus.UNAUTHORIZED
     if guard is not None and not is_away and not is_refused:
@@ -115,12 +115,12 @@ async def _confirm(guard: Guard | None, request: Request, error: Exception) -> N
 
 
 def route_class(contract: Contract) -> type[Route]:
-    """Return the `Route` whose refusals are those of `contract`."""
+    """Return the `Route` whose errors have the statuses of `contract`."""
     return type("Route", (Route,), {"contract": contract})
 
 
 def literal_first(routes: Sequence[BaseRoute]) -> list[BaseRoute]:
-    """Return `routes` so that none is swallowed by a pattern: `/tasks/new` goes before `/tasks/{id}`."""
+    """Return `routes` with literal paths before the patterns that match them: `/tasks/new`, `/tasks/{id}`."""
     ordered: list[BaseRoute] = []
     for route in routes:
         place = next((i for i, other in enumerate(ordered) if _swallows(other, route)), len(ordered))
@@ -131,5 +131,5 @@ def literal_first(routes: Sequence[BaseRoute]) -> list[BaseRoute]:
 def _swallows(route: BaseRoute, other: BaseRoute) -> bool:
     if not (isinstance(route, StarletteRoute) and isinstance(other, StarletteRoute)):
         return False
-    # Where each matches the other's pattern they are alike, and the first wins as ever.
+    # If each matches the other's path, they are the same pattern, and keep their order.
     return bool(route.path_regex.match(other.path)) and not other.path_regex.match(route.path)

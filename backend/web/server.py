@@ -1,12 +1,13 @@
-"""How the service is started: Uvicorn, its limits of time, and as many open files as its clients need."""
+"""Starts Uvicorn: its settings, the addresses that it listens on, and the limit on open files."""
 
 import errno
+import os
 import resource
 import socket
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
@@ -17,22 +18,22 @@ from backend.telemetry import metrics
 from backend.web.protocol import Protocol
 
 KEEP_ALIVE_SECONDS: Final = 75
-"""Longer than proxies keep theirs: who closes first is never in the middle of a request."""
+"""More than the 60 seconds of most proxies, because the side that closes first must not cut off a request."""
 WORKER_SECONDS: Final = 10
-"""How long a worker may take to start or to show that it lives, before it is replaced."""
+"""Uvicorn replaces a worker that needs longer to start or to answer the supervisor's ping."""
 DESCRIPTORS_BESIDE_CLIENTS: Final = 1100
-"""More than a database pool may have, and what else a process opens."""
+"""File descriptors for the largest database pool, and for all else that a process opens."""
 
 
 def run(settings: Settings, *, reload: bool = False) -> None:
-    """Serve until SIGTERM or SIGINT; the caller has made sure of the schema."""
+    """Serve until SIGTERM or SIGINT; the caller has migrated the database."""
     _allow_descriptors(settings.max_connections + DESCRIPTORS_BESIDE_CLIENTS)
     with metrics.shared_by_workers() if settings.workers > 1 else nullcontext():
         _run_uvicorn(_config(settings, reload=reload), _bind(settings))
 
 
 def _run_uvicorn(config: uvicorn.Config, sockets: list[socket.socket]) -> None:
-    """Do as `uvicorn.run` does, which binds one address with workers and several without."""
+    """Do what `uvicorn.run` does, but with `sockets`, because it binds a single address for workers."""
     server = uvicorn.Server(config)
     if config.should_reload:
         ChangeReload(config, target=server.run, sockets=sockets).run()
@@ -61,7 +62,7 @@ def _config(settings: Settings, *, reload: bool) -> uvicorn.Config:
         limit_concurrency=settings.max_connections,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_worker_healthcheck=WORKER_SECONDS,
-        # What the drain before it (see `drain.py`) has left.
+        # The drain (see `drain.py`) has taken its part of the time before.
         timeout_graceful_shutdown=max(
             1, round(settings.shutdown_grace_seconds - settings.shutdown_drain_seconds)
         ),
@@ -71,13 +72,17 @@ def _config(settings: Settings, *, reload: bool) -> uvicorn.Config:
 
 
 def check_address(settings: Settings) -> None:
-    """Raise `SettingsError` if nobody can listen there; said before anything else is started."""
+    """Raise `SettingsError` if the service cannot listen there; called before anything is started."""
     for bound in _bind(settings):
         bound.close()
 
 
 def _bind(settings: Settings) -> list[socket.socket]:
-    """Bind every address of `HOST`, one socket each; `::` means IPv4 as well. Raises `SettingsError`."""
+    """Return a listening socket for each address of `HOST`, where `::` includes IPv4.
+
+    IPv4 has its own socket, because one for both families names clients `::ffff:192.0.2.1`.
+    Raises `SettingsError`.
+    """
     host = None if settings.host == "::" else settings.host
     try:
         found = socket.getaddrinfo(host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -86,34 +91,20 @@ def _bind(settings: Settings) -> list[socket.socket]:
     bound, failed = list[socket.socket](), OSError(errno.EADDRNOTAVAIL, "no address")
     for family, address in dict.fromkeys((family, address) for family, *_, address in found):
         try:
-            bound.append(_listener(family, address))
+            bound.append(socket.create_server(address, family=family))
         except OSError as error:
             failed = error
-            # A name may have an address of a family that this machine lacks.
+            # A host name may have an address of a family that this machine lacks.
             if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
                 bound.clear()
                 break
     if not bound:
-        raise SettingsError(f"HOST, PORT: {settings.host}:{settings.port}: {failed.strerror}")
+        raise SettingsError(f"HOST, PORT: {settings.host}:{settings.port}: {os.strerror(failed.errno or 0)}")
     return bound
 
 
-def _listener(family: socket.AddressFamily, address: Any) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if family == socket.AF_INET6:
-        # IPv4 has a socket of its own, so that clients' addresses are never written `::ffff:192.0.2.1`.
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    try:
-        listener.bind(address)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
 def _allow_descriptors(wanted: int) -> None:
-    """Raise the soft limit on open files as far as needed and allowed: often it is 1,024."""
+    """Raise the soft limit on open files to `wanted`, or to the hard limit if that is lower."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:

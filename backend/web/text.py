@@ -1,6 +1,7 @@
-"""The types of the text that users may store: kept as it is sent, without control characters."""
+"""Types for text that users store. It is kept as sent; control characters are refused."""
 
 import re
+from functools import partial
 from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -10,19 +11,19 @@ MAX_LINE_CHARACTERS = 200
 MAX_PARAGRAPH_CHARACTERS = 1000
 
 _WHITE_SPACE = r"\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-"""What `str.strip` takes away."""
+"""The characters that `str.strip` removes."""
 _CONTROL_CHARACTERS = r"\u0000-\u001f\u007f-\u009f"
 _CONTROL_BUT_LINE_CHARACTERS = r"\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f"
 _CONTROL = re.compile(f"[{_CONTROL_CHARACTERS}]")
 _CONTROL_BUT_LINES = re.compile(f"[{_CONTROL_BUT_LINE_CHARACTERS}]")
-# For the OpenAPI document alone: what is wrong is told in words, by the validators.
+# Patterns for the OpenAPI document alone, because the validators have clearer messages.
 _END = f"[^{_WHITE_SPACE}{_CONTROL_CHARACTERS}]"
 _LINE = f"^[{_WHITE_SPACE}]*{_END}([^{_CONTROL_CHARACTERS}]*{_END})?[{_WHITE_SPACE}]*$"
 _PARAGRAPH = f"^[^{_CONTROL_BUT_LINE_CHARACTERS}]*$"
 
 
 def trim(value: object) -> object:
-    """Return a text without white space at its ends, tabs and line ends included; anything else as it is."""
+    """Return a string without white space at both ends; return any other value as it is."""
     return value.strip() if isinstance(value, str) else value
 
 
@@ -33,28 +34,20 @@ def _refuse_control(pattern: re.Pattern[str], value: str) -> str:
     return value
 
 
-def _refuse_all_control(value: str) -> str:
-    return _refuse_control(_CONTROL, value)
-
-
-def _refuse_control_but_lines(value: str) -> str:
-    return _refuse_control(_CONTROL_BUT_LINES, value)
-
-
 UnicodeText = Annotated[str, Field(min_length=0)]
-"""Any text but lone surrogates, which pydantic finds only where it has a length to check."""
+"""A string without lone surrogates. Pydantic looks for them only where it checks a length."""
 
 Line = Annotated[
     str,
     Field(min_length=1, max_length=MAX_LINE_CHARACTERS, json_schema_extra={"pattern": _LINE}),
     BeforeValidator(trim),
-    AfterValidator(_refuse_all_control),
+    AfterValidator(partial(_refuse_control, _CONTROL)),
 ]
-"""A title or a name: 1 to 200 code points after trimming."""
+"""A title or a name: 1 to 200 code points after trimming, without control characters."""
 
 Paragraph = Annotated[
     str,
     Field(max_length=MAX_PARAGRAPH_CHARACTERS, json_schema_extra={"pattern": _PARAGRAPH}),
-    AfterValidator(_refuse_control_but_lines),
+    AfterValidator(partial(_refuse_control, _CONTROL_BUT_LINES)),
 ]
-"""A description: at most 1000 code points; tab, LF and CR are fine."""
+"""A description: at most 1000 code points, without control characters but tab, LF and CR."""

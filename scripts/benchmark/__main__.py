@@ -1,4 +1,4 @@
-"""`scripts/bench [compare | storm | growth | workers | mail]`: the cost of the service on this machine."""
+"""The command line of `scripts/bench`: runs one of the benchmarks of the service on this machine."""
 
 import argparse
 import os
@@ -27,17 +27,17 @@ RUNS: dict[str, Callable[[Bench, argparse.Namespace], None]] = {
 
 
 def main() -> None:
-    """Run one of the measurements, on a PostgreSQL of its own that is gone afterwards."""
+    """Run one benchmark on a temporary PostgreSQL server."""
     signal.signal(signal.SIGTERM, _stop)
     options = _parser().parse_args()
     directory = ROOT / ".bench"
     directory.mkdir(exist_ok=True)
     (directory / ".gitignore").write_text("*\n")
     if os.getloadavg()[0] > 1:
-        print("This machine is busy: CPU per request is worth something, times are not.", file=sys.stderr)
-    # Not the temporary directory, which may be memory: writes are to cost what they cost.
+        print("This machine is busy: CPU per request is reliable, times are not.", file=sys.stderr)
+    # Not in the system's temporary directory, because that may be in memory, where writes cost less.
     with tempfile.TemporaryDirectory(dir=directory) as workshop:
-        Path(workshop).chmod(0o711)  # root's PostgreSQL runs as another user, who must pass
+        Path(workshop).chmod(0o711)  # because root's PostgreSQL runs as another user, who must pass
         try:
             with (
                 embedded_server(Path(workshop)) as server,
@@ -57,8 +57,8 @@ def _stop(*_: object) -> NoReturn:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("run", nargs="?", choices=RUNS, default="compare")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of which the median is taken")
-    parser.add_argument("--seconds", type=float, default=1, help="the length of each")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements, whose medians are the figures")
+    parser.add_argument("--seconds", type=float, default=1, help="the length of a measurement")
     parser.add_argument("--before", metavar="REV", help="compare with the service at this Git revision")
     parser.add_argument("--large", action="store_true", help="growth: ten million tasks as well")
     return parser

@@ -1,4 +1,4 @@
-"""What every measurement needs: the server, one process that puts the load on, and a place for results."""
+"""`Bench` measures a subject: it puts a load on it, computes the figures, and saves results as JSON."""
 
 import json
 import multiprocessing
@@ -26,7 +26,7 @@ CONNECTIONS = 16
 
 @dataclass(frozen=True)
 class Figures:
-    """What one kind of request costs; CPU in microseconds, latencies in milliseconds."""
+    """The cost of one kind of request; CPU in microseconds, latencies in milliseconds."""
 
     requests_per_second: float
     p50_ms: float
@@ -36,7 +36,7 @@ class Figures:
 
 
 class Bench:
-    """Puts loads on one at a time, from a process whose CPU doesn't count."""
+    """Runs loads in a process of their own, whose CPU time is not measured."""
 
     def __init__(self, postgres: Postgres, directory: Path, workshop: Path) -> None:
         self.postgres, self.directory, self.workshop = postgres, directory, workshop
@@ -49,7 +49,7 @@ class Bench:
         self._loads.shutdown()
 
     def put(self, *loads: Load) -> list[Outcome]:
-        """Put these loads on at the same time, and return what came of each."""
+        """Run these loads at the same time, and return their outcomes."""
         return self._loads.submit(load.run, *loads).result()
 
     def compare(
@@ -61,7 +61,7 @@ class Bench:
         seconds: float,
         warm_up_seconds: float = 0.3,
     ) -> dict[str, dict[str, Figures]]:
-        """Return the medians by operation and subject, of rounds in random order, one load at a time."""
+        """Return medians by operation and subject, of rounds in random order with one load at a time."""
         pairs = list(product(operations, subjects))
         measured: dict[tuple[str, str], list[Figures]] = {}
         for operation, subject in pairs:
@@ -80,7 +80,7 @@ class Bench:
         return medians
 
     def measure(self, subject: Subject, operation: str, seconds: float) -> Figures:
-        """Put one load on one subject, and leave its database as it was."""
+        """Run one load on one subject, and restore its database."""
         traffic: Traffic = subject.traffic
         app, postgres = subject.cpu_seconds(), self.postgres.cpu_seconds()
         try:
@@ -100,7 +100,7 @@ class Bench:
         )
 
     def save(self, name: str, results: dict[str, Any]) -> None:
-        """Write the results, and what they were measured on, as JSON."""
+        """Write the results and a description of the machine as JSON."""
         machine = {
             "at": datetime.now(UTC),
             "cores": os.cpu_count(),
@@ -123,6 +123,6 @@ def _plain(value: Any) -> Any:
 
 
 def progress(text: str) -> None:
-    """Show what is going on, in one line that the next takes the place of."""
+    """Show the progress in one line, which the next call overwrites."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)

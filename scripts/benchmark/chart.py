@@ -1,4 +1,4 @@
-"""Figures as a chart: an SVG of bars, light or dark as the page that shows it."""
+"""Draws figures as an SVG bar chart, which follows the light or dark colour scheme of its page."""
 
 from collections.abc import Iterator, Mapping
 from xml.sax.saxutils import escape

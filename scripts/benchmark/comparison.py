@@ -1,4 +1,7 @@
-"""The service beside the limit, the usual way and Fastify: same schema, same data, same PostgreSQL."""
+"""The benchmark `compare`: the service, a minimal application, a typical FastAPI one and Fastify.
+
+All of them have the same schema and the same data on one PostgreSQL server.
+"""
 
 import argparse
 import sys

@@ -1,4 +1,7 @@
-"""Ten thousand tasks against a million: what PostgreSQL pays for a request must not grow with the table."""
+"""The benchmark `growth`: PostgreSQL's CPU per request with ten thousand tasks and with a million.
+
+The cost of a request must not grow with the table.
+"""
 
 import argparse
 import http.client
@@ -16,15 +19,15 @@ from scripts.benchmark.traffic import TASKS_EACH, fill, request, traffic
 
 SIZES, LARGE = (10**4, 10**6), 10**7
 HEAVY_TASKS = 20_020
-"""Of one more user, whose thousandth page of 20 is the last full one."""
+"""The tasks of one more user, whose page 1,000 of 20 tasks is the last full one."""
 ACTIVE_USERS = 500
-"""How many send requests, of however many there are."""
+"""The number of users who send requests, at every size."""
 FIRST_USER = {"side by side": 2, "scattered": 1}
-"""By how their tasks lie, as `fill` inserts them: an even user's on one page, an odd one's on twenty."""
+"""By layout of tasks: `fill` puts those of an even user on one page, those of an odd one on twenty."""
 READS, CREATE, PAGES = ("get", "list 20"), "create", ("page 1", "page 1,000")
 OPERATIONS = (*(f"{read}, {layout}" for read, layout in product(READS, FIRST_USER)), CREATE, *PAGES)
 WARM_UP_SECONDS = 3
-"""Until each process of PostgreSQL has met the pages that it will read, each at a cost to the kernel."""
+"""Enough for PostgreSQL's processes to map the pages that they read, which costs CPU once per page."""
 
 _NEXT = re.compile(r"<(.+)>")
 
@@ -84,7 +87,7 @@ def _pages(subject: Subject) -> dict[str, Sequence[bytes]]:
 
 
 def _thousandth_page(subject: Subject) -> str:
-    """Walk past 999 pages of 20, in 20 strides of 999: a cursor says where it is, not in which steps."""
+    """Return the path of page 1,000. It reads 20 pages of 999, because a cursor holds no page size."""
     path, stride = "/tasks?limit=999", "limit=999"
     connection = http.client.HTTPConnection("127.0.0.1", subject.port)
     for _ in range(TASKS_EACH):

@@ -1,4 +1,4 @@
-"""The load: keep-alive connections, each of which sends its next request when it has its answer."""
+"""Generates load: keep-alive connections, each of which sends its next request after an answer."""
 
 import asyncio
 import random
@@ -19,14 +19,14 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class LoadError(Exception):
-    """The service did not answer as it should."""
+    """The service did not answer as expected."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What to send where; it ends by itself at `seconds` or at `most` requests, whichever comes first.
+    """The requests of a load and their port. It ends after `seconds` or `most` requests, whichever is first.
 
-    `NUMBER` in a request becomes another number each time it is sent.
+    `NUMBER` in a request is replaced by a new number each time it is sent.
     """
 
     port: int
@@ -40,7 +40,7 @@ class Load:
 
 @dataclass
 class Outcome:
-    """What came of a load: the status and the latency, in seconds, of each answer."""
+    """The outcome of a load: the status and the latency, in seconds, of each answer."""
 
     seconds: float = 0
     answers: list[tuple[int, float]] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Outcome:
         return sorted(latency for status, latency in self.answers if not statuses or status in statuses)
 
     def percentile(self, share: float) -> float:
-        """Return the latency within which this share of the answers came."""
+        """Return the latency that this share of the answers did not exceed."""
         latencies = self.latencies()
         return latencies[int(share * (len(latencies) - 1))]
 
@@ -109,7 +109,7 @@ class _Connection(asyncio.Protocol):
 
 
 def run(*loads: Load) -> list[Outcome]:
-    """Put these loads on at the same time, and return what came of each."""
+    """Run these loads at the same time, and return their outcomes."""
     return uvloop.run(_run_all(loads))
 
 

@@ -1,4 +1,7 @@
-"""Mail: whether a stranger can tell a known email by the time of an answer, and what sending costs."""
+"""The benchmark `mail`: times of answers for known and unknown emails, and the cost of sending mail.
+
+Equal times keep a stranger from finding out which emails have accounts.
+"""
 
 import argparse
 import multiprocessing
@@ -20,11 +23,11 @@ from scripts.benchmark.subject import Subject, ours
 from scripts.benchmark.traffic import fill, request
 
 SAMPLES = 2000
-"""Of each kind of request; each known email is asked for once, so that each has a mail sent."""
+"""The number of requests of each kind. Each known email is used once, so that each causes a mail."""
 USERS = SAMPLES + 100
 MAILS = 1000
 STARTS = 3
-"""Of the service with and without mail, of whose memory the median is taken."""
+"""The number of starts with mail and without; the memory is the median of each."""
 DRAIN_SECONDS = 120
 MIB = 2**20
 KNOWN, UNKNOWN = "forgot, known email", "forgot, unknown email"
@@ -37,7 +40,7 @@ Samples = dict[str, list[float]]
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of what one request took longer than the other of its round, in microseconds."""
+    """The mean difference in time between two requests of the same round, in microseconds."""
 
     mean_us: float
     standard_error_us: float
@@ -82,7 +85,7 @@ def _report(bench: Bench, samples: Samples, rate: float, memory: dict[str, float
 
 @contextmanager
 def _relaying() -> Iterator[str]:
-    """Run an SMTP server as a process of its own, whose CPU doesn't count; yield its MAIL_URL."""
+    """Run an SMTP server in a process whose CPU time is not measured; yield its MAIL_URL."""
     spawn = multiprocessing.get_context("spawn")
     ours_, theirs = spawn.Pipe()
     process = spawn.Process(target=relay, args=(theirs,), daemon=True)
@@ -95,7 +98,7 @@ def _relaying() -> Iterator[str]:
 
 
 def _sample(subject: Subject) -> Samples:
-    """Send each kind of request in each round, in another order, and return what each took in seconds."""
+    """Send each kind of request in each round, in random order, and return the times in seconds."""
     token = subject.traffic.heavy_token
     profile, create = (
         request("GET", "/auth/me", token),
@@ -133,7 +136,7 @@ def _difference(one: list[float], other: list[float]) -> Difference:
 
 
 def _mails_per_second(database: Database, subject: Subject) -> float:
-    """Return how fast a full outbox is sent, one process sending."""
+    """Return the rate at which one process sends a full outbox."""
     progress(f"sending {MAILS:,} mails")
     database.sql(
         "INSERT INTO outbox (kind, email, email_key) SELECT 'verify', email, email_key FROM users LIMIT $1",
@@ -141,7 +144,7 @@ def _mails_per_second(database: Database, subject: Subject) -> float:
     )
     started = time.perf_counter()
     with create_connection(("127.0.0.1", subject.port)) as connection:
-        connection.sendall(_forgot("nobody"))  # has the outbox looked at
+        connection.sendall(_forgot("nobody"))  # makes the service read the outbox
         connection.recv(65536)
         _wait_until_sent(database)
     return MAILS / (time.perf_counter() - started)

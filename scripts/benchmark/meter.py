@@ -1,4 +1,4 @@
-"""What processes use, as the kernel counts it."""
+"""Reads the CPU time and the memory of processes from the kernel."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ import psutil
 
 
 def family_cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process and of its descendants, of its children that have ended too."""
+    """Return the CPU time of a process and of its descendants, and of its children that have ended."""
     ended = psutil.Process(pid).cpu_times()
     living = sum(_cpu_seconds(process) for process in _family(pid))
     return living + ended.children_user + ended.children_system
@@ -27,7 +27,7 @@ def _family(pid: int) -> list[psutil.Process]:
 def _cpu_seconds(process: psutil.Process) -> float:
     if sys.platform == "linux":
         with suppress(OSError):
-            # clock_getcpuclockid(3), of which Python has none for processes: nanoseconds, psutil has 10 ms.
+            # The clock of clock_getcpuclockid(3), which Python lacks, has nanoseconds; psutil has 10 ms.
             return time.clock_gettime(~process.pid << 3 | 2)
     with suppress(psutil.Error):
         times = process.cpu_times()

@@ -1,4 +1,4 @@
-"""The one PostgreSQL server of a run, as durable as in production, and the databases on it."""
+"""The PostgreSQL server of a benchmark, as durable as in production, and the databases on it."""
 
 import asyncio
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from scripts.benchmark.meter import family_cpu_seconds
 
 @dataclass(frozen=True)
 class Database:
-    """A database, and SQL on it."""
+    """A database, on which `sql` runs statements."""
 
     name: str
     url: str
@@ -33,23 +33,23 @@ class Database:
 
 
 class Postgres:
-    """The server: makes databases, and tells what CPU it has used."""
+    """The server: creates databases, and returns its CPU time."""
 
     def __init__(self, server: EmbeddedServer) -> None:
         self._server = server
 
     def new(self, name: str) -> Database:
-        """Make a database with the schema of the service, by its own migrations."""
+        """Create a database with the schema of the service, by its migrations."""
         database = self.empty(name)
         asyncio.run(schema.migrate(database.url))
         return database
 
     def empty(self, name: str) -> Database:
-        """Make a database without a schema."""
+        """Create a database without a schema."""
         return self._create(f"CREATE DATABASE {name}", name)
 
     def copy(self, template: Database, name: str) -> Database:
-        """Make a copy of a database that nobody is connected to."""
+        """Copy a database, which must have no connections."""
         return self._create(f"CREATE DATABASE {name} TEMPLATE {template.name}", name)
 
     def _create(self, statement: str, name: str) -> Database:
@@ -57,5 +57,5 @@ class Postgres:
         return Database(name, self._server.url.replace("/postgres?", f"/{name}?"))
 
     def cpu_seconds(self) -> float:
-        """Return what all of its processes have used."""
+        """Return the CPU time of all its processes."""
         return family_cpu_seconds(self._server.pid)

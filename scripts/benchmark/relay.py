@@ -1,11 +1,11 @@
-"""An SMTP server that accepts every mail and keeps none (RFC 5321)."""
+"""An SMTP server (RFC 5321) that accepts and discards every mail."""
 
 import asyncio
 from multiprocessing.connection import Connection
 
 
 def relay(told: Connection) -> None:
-    """Serve on a free port of loopback, which `told` is told, until the process is terminated."""
+    """Serve on a free port of loopback until the process is terminated; sends the port to `told`."""
     asyncio.run(_serve(told))
 
 

@@ -1,10 +1,10 @@
-"""Figures as a table for a terminal."""
+"""Formats figures as a table for a terminal."""
 
 from collections.abc import Iterable, Sequence
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Return a table: the first column to the left, numbers to the right."""
+    """Return a table with the first column aligned left and the others right."""
     cells = [list(heads), *([_text(value) for value in row] for row in rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(heads))]
     lines = [_line(row, widths) for row in cells]
@@ -20,7 +20,7 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _text(value: object) -> str:
-    """Return a number with three digits that mean something."""
+    """Return a number with three significant digits, and any other value as text."""
     if not isinstance(value, float):
         return str(value)
     size = abs(value)

@@ -1,4 +1,7 @@
-"""Sign-ins that keep every core hashing: what they take from others, and what a full queue answers."""
+"""The benchmark `storm`: sign-ins keep every core hashing while other clients list tasks.
+
+It also measures the answers of a full hash queue.
+"""
 
 import argparse
 import asyncio
@@ -18,14 +21,14 @@ BCRYPT_ROUNDS = 12
 ADDRESS = "127.0.0.1"
 CORES = os.cpu_count() or 1
 BUSY = 4 * CORES
-"""Sign-ins at once that keep the hash threads busy, none of which is refused."""
+"""Concurrent sign-ins that keep the hash threads busy without a refusal."""
 TOO_MANY = 100 * CORES
-"""More than the queue takes, which is 64 per thread."""
+"""Concurrent sign-ins beyond the limit of the queue, which is 64 per thread."""
 
 
 @dataclass(frozen=True)
 class Weather:
-    """What clients meet; None where nothing of the kind was answered."""
+    """The figures of the clients; None without an answer of the kind."""
 
     tasks_per_second: float
     tasks_p50_ms: float
@@ -40,7 +43,7 @@ class Weather:
 
 
 def run(bench: Bench, options: argparse.Namespace) -> None:
-    """Measure tasks and probes while nobody signs in, many do, and too many; prints a table, writes JSON."""
+    """Measure tasks and probes with no, many and too many sign-ins; prints a table, writes JSON."""
     seconds = 10 * options.seconds
     progress("hashing with nothing else going on")
     hasher = PasswordHasher(rounds=BCRYPT_ROUNDS)
@@ -103,5 +106,5 @@ def _measure(bench: Bench, subject: Subject, signing_in: int, seconds: float, al
 
 
 def _pause(signing_in: int) -> float:
-    """Return how long a client waits before its next attempt: not at all, or somewhat when it is refused."""
+    """Return the seconds between two attempts of a client, which are 0 unless some are refused."""
     return 1 if signing_in > BUSY else 0

@@ -1,4 +1,4 @@
-"""What is measured: a service as processes of its own on a database of its own, reached over a socket."""
+"""A subject is an application under measurement: its processes, its database and its port."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ class Subject:
     log: Path
 
     def cpu_seconds(self) -> float:
-        """Return what its processes have used."""
+        """Return the CPU time of its processes."""
         return family_cpu_seconds(self.process.pid)
 
     def memory(self) -> int:
@@ -56,7 +56,7 @@ class Subject:
 
 @contextmanager
 def ours(database: Database, directory: Path, *, title: str = OURS, **settings: str) -> Iterator[Subject]:
-    """Run the service as it is served, everything on, its log written to a file."""
+    """Run the service as in production, with everything on and its log in a file."""
     command = [sys.executable, "-m", "backend", "serve"]
     with _running(title, command, database, directory, LOG_FORMAT="json", **settings) as subject:
         yield subject
@@ -86,7 +86,7 @@ def before(
 
 @contextmanager
 def on_uvicorn(title: str, module: str, database: Database, directory: Path) -> Iterator[Subject]:
-    """Run one of the applications in `subjects/`, on what the service runs on."""
+    """Run one of the applications in `subjects/` on Uvicorn, as the service is run."""
     command = [sys.executable, "-m", "scripts.benchmark.subjects.serve", module]
     with _running(title, command, database, directory) as subject:
         yield subject
@@ -94,16 +94,16 @@ def on_uvicorn(title: str, module: str, database: Database, directory: Path) -> 
 
 @contextmanager
 def fastify(database: Database, directory: Path, cache: Path) -> Iterator[Subject]:
-    """Run the one on Node.js; raises `SubjectError` where there is none."""
+    """Run the Fastify application; raises `SubjectError` without Node.js and npm."""
     command = ["node", str(_installed(cache) / "server.js")]
     with _running(FASTIFY, command, database, directory, NODE_ENV="production") as subject:
         yield subject
 
 
 def _installed(cache: Path) -> Path:
-    """Return where the packages of the lock file are, installed if need be."""
+    """Return the directory of the application and its packages; installs them if they are missing."""
     if not shutil.which("node") or not shutil.which("npm"):
-        raise SubjectError("Node.js and npm are not here")
+        raise SubjectError("Node.js or npm is not installed")
     sources = [SUBJECTS / "fastify" / name for name in ("package.json", "package-lock.json", "server.js")]
     version = sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     ready = cache / f"fastify-{version}"
@@ -164,7 +164,7 @@ def _free_port() -> int:
 
 
 def _wait(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    """Wait until it listens, which each of them does once it can serve."""
+    """Wait until the port accepts connections, which each subject opens once it can serve."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):

@@ -1,4 +1,4 @@
-"""What is in the databases, and the requests that users send: the same for whoever serves them."""
+"""Fills the databases of all subjects with the same data, and builds the requests of the load."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ FIRST_THOUSAND = range(1, 1001)
 
 JWT_SECRET = token_urlsafe(48)
 ISSUER = "tasks-api"
-PASSWORD = "correct horse battery staple"  # noqa: S105  # of nobody
+PASSWORD = "correct horse battery staple"  # noqa: S105  # of no real user
 
 _USERS = """
     INSERT INTO users (id, issuer, email, email_key, password_hash)
@@ -31,8 +31,8 @@ _SESSIONS = """
     INSERT INTO sessions (id, user_id, expires_at)
     SELECT gen_random_uuid(), id, now() + interval '1 day' FROM users
 """
-# Users of even numbers write all of their tasks at once. Of the others everybody writes a first, then
-# everybody a second, and so on: nobody's lie side by side.
+# The tasks of a user with an even number are inserted together, so that they lie side by side. The users
+# with odd numbers get one task each in turn, so that the tasks of none lie side by side.
 _TASKS = """
     INSERT INTO tasks (user_id, title, title_key, description, created_at, updated_at)
     SELECT md5(n::text)::uuid::text, title, lower(title), 'What is to be done, in a few words', at, at
@@ -73,7 +73,7 @@ class Traffic:
     last_id: int
 
     def clean_up(self, operation: str) -> None:
-        """Take back what an operation has added, dead rows included."""
+        """Remove the rows that an operation has added, and its dead rows."""
         if operation in WRITES:
             self.database.sql("DELETE FROM tasks WHERE id > $1", self.last_id)
             self.database.sql("VACUUM (INDEX_CLEANUP ON) tasks")

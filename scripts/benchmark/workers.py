@@ -1,4 +1,4 @@
-"""One process of the service against two, on the same machine."""
+"""The benchmark `workers`: one process of the service against two, on the same machine."""
 
 import argparse
 

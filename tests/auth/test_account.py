@@ -1,4 +1,4 @@
-"""`POST /auth/password` and `DELETE /auth/me`: the password first, and what must end ends, in a race too."""
+"""`POST /auth/password` and `DELETE /auth/me`: both need the password, and end sessions in a race too."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""Cookie sessions: the refresh token out of the reach of scripts, and the check of `Origin`."""
+"""Cookie sessions: scripts cannot read the refresh token's cookie, and `Origin` is checked."""
 
 import time
 from collections.abc import Callable

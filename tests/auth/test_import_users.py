@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from backend.auth.accounts.user_files import UserFileError
 from backend.database import Database, schema
 from backend.settings import load_settings
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, PASSWORD, ROOT, Service, environment
+from tests.service import JWT_SECRET, PASSWORD, Finished, Service, command, running
 
 HASH = bcrypt.hashpw(PASSWORD.encode(), bcrypt.gensalt(4)).decode()
 OTHER_HASH = bcrypt.hashpw(b"another password", bcrypt.gensalt(5)).decode()
@@ -28,6 +26,14 @@ def database(new_database: Callable[[], Postgres]) -> Postgres:
     database = new_database()
     asyncio.run(schema.migrate(database.url))
     return database
+
+
+@pytest.fixture(scope="module")
+def service(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service on the database that users are brought into."""
+    log = tmp_path_factory.mktemp("import") / "log"
+    with running(log, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET) as running_service:
+        yield running_service
 
 
 @pytest.fixture
@@ -42,23 +48,16 @@ def users(database: Postgres) -> Callable[[], list[tuple[str, str | None, str]]]
 Users = Callable[[], list[tuple[str, str | None, str]]]
 
 
-def run_import(database: Postgres, file: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "backend", "import-users", str(file), *options],
-        cwd=ROOT,
-        env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def run_import(database: Postgres, file: Path, *options: str) -> Finished:
+    settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET}
+    return command("import-users", str(file), *options, **settings)
 
 
 @pytest.fixture
-def run(database: Postgres, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+def run(database: Postgres, tmp_path: Path) -> Callable[..., Finished]:
     """Import a file of this content and name."""
 
-    def run(content: str | bytes, name: str = "users.csv", *options: str) -> subprocess.CompletedProcess[str]:
+    def run(content: str | bytes, name: str = "users.csv", *options: str) -> Finished:
         file = tmp_path / name
         file.write_bytes(content.encode() if isinstance(content, str) else content)
         return run_import(database, file, *options)
@@ -66,7 +65,7 @@ def run(database: Postgres, tmp_path: Path) -> Callable[..., subprocess.Complete
     return run
 
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Run = Callable[..., Finished]
 
 
 def line(email: str = "ada@example.com", name: str = "Ada", password_hash: str = HASH) -> str:
@@ -221,10 +220,10 @@ def test_names_of_columns_need_a_header(run: Run, users: Users) -> None:
 
 @pytest.mark.parametrize("prefix", ["$2a$", "$2b$", "$2y$"])
 def test_an_imported_user_signs_in_and_is_upgraded(
-    run: Run, users: Users, database: Postgres, new_service: Callable[..., Service], prefix: str
+    run: Run, users: Users, service: Service, prefix: str
 ) -> None:
     assert run(line(password_hash=HASH.replace("$2b$", prefix))).returncode == 0
-    client = new_service(DATABASE_URL=database.url).client()
+    client = service.client()
     wrong = {"email": "ada@example.com", "password": "a wrong password"}
     assert client.post("/auth/login", json=wrong).status_code == 401
     assert users()[0][2].startswith(prefix)

@@ -1,4 +1,4 @@
-"""`POST /auth/login`: the right password signs in, and nothing tells what was wrong."""
+"""`POST /auth/login`: the right password signs in; a failure does not tell which part was wrong."""
 
 from typing import Any
 

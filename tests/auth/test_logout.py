@@ -1,4 +1,4 @@
-"""`POST /auth/logout`, and every other way in which a session ends: at once, for every process."""
+"""`POST /auth/logout` and the other ends of a session: each holds at once, on every process."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Passwords: which are allowed, how they are kept, and that checking them never holds anybody else up."""
+"""The rules for passwords, their stored hashes, and hashing in a bounded queue beside the event loop."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""`GET` and `PATCH /auth/me`: one's own name, under the rules of a title."""
+"""`GET` and `PATCH /auth/me`: the caller's profile, and a name with the rules of a title."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""`/auth/sessions`: where one is signed in, and how to end it from anywhere else."""
+"""`/auth/sessions`: lists and ends the sessions of the caller, who has at most a hundred."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Addresses take turns for the threads that hash: one with much to do delays no other."""
+"""`Turns`, the queue before the hash threads: an address with many jobs delays no other address."""
 
 import asyncio
 import threading

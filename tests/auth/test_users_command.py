@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -15,9 +16,18 @@ import pytest
 
 from tests.better_auth.jwks import TokenServer, new_key, token_server
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, PASSWORD, ROOT, Account, Service, environment, running
+from tests.service import (
+    JWT_SECRET,
+    PASSWORD,
+    ROOT,
+    Account,
+    Finished,
+    Service,
+    command,
+    environment,
+    running,
+)
 
-Finished = subprocess.CompletedProcess[str]
 Run = Callable[..., Finished]
 
 LINK = re.compile(r"http://\S+/reset-password#token=(\S+)")
@@ -49,22 +59,8 @@ def service(
 
 @pytest.fixture
 def users(database: Postgres) -> Run:
-    """Run one of the commands, its output into pipes."""
-
-    def run(*arguments: str, stdin: str = "", **settings: str) -> Finished:
-        return subprocess.run(
-            [sys.executable, "-m", "backend", "users", *arguments],
-            cwd=ROOT,
-            env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET, **settings),
-            input=stdin,
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            check=False,
-            timeout=60,
-        )
-
-    return run
+    """Run one of the commands, its output not to a terminal."""
+    return partial(command, "users", DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET)
 
 
 def answer(finished: Finished) -> Any:
@@ -220,6 +216,34 @@ def test_delete_asks_first(service: Service, users: Run, said: str) -> None:
     assert account.email in done.stderr
     assert users("delete", account.email, stdin="y\n").returncode == 0
     assert standing(account) == 401
+
+
+def test_delete_takes_whom_it_showed_though_the_email_changes_before_the_answer(
+    service: Service, database: Postgres
+) -> None:
+    shown, other = service.register(), service.register()
+    with subprocess.Popen(
+        [sys.executable, "-m", "backend", "users", "delete", shown.email],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stderr is not None
+        assert process.stdin is not None
+        asked = b""
+        while not asked.endswith(b"[y/N] "):
+            byte = process.stderr.read(1)
+            assert byte, asked
+            asked += byte
+        move = "UPDATE users SET email = $1, email_key = $1 WHERE id = $2"
+        database.sql(move, f"{uuid4().hex}@example.com", shown.id)
+        database.sql(move, shown.email, other.id)
+        process.communicate(b"y\n", timeout=60)
+    assert process.returncode == 0
+    assert shown.id.encode() in asked
+    assert (standing(shown), standing(other)) == (401, 200)
 
 
 def test_an_external_user_is_disabled_by_id(service: Service, users: Run, issuer: TokenServer) -> None:
@@ -379,6 +403,42 @@ def test_an_unknown_user_is_one_line_and_exit_code_1(users: Run, command: str) -
     assert done.stderr == "tasks-api: no user has this email or id\n"
 
 
+@pytest.mark.parametrize("command", WHO)
+def test_an_email_that_is_the_id_of_another_user_is_refused(
+    service: Service, users: Run, database: Postgres, command: str
+) -> None:
+    account = service.register()
+    database.sql("INSERT INTO users (id, issuer) VALUES ($1, 'external')", account.email)
+    options = ("--yes",) if command == "delete" else ()
+    done = users(command, account.email, *options)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.fullmatch(r"tasks-api: [^\n]+ id:[^\n]+\n", done.stderr), done.stderr
+    assert standing(account) == 200
+    for user_id in (account.email, account.id):
+        assert answer(users("show", f"id:{user_id}", "--json"))["id"] == user_id
+    assert users("delete", f"id:{account.email}", stdin="y\n").returncode == 0
+    assert answer(users("show", account.email, "--json"))["id"] == account.id
+
+
+def test_a_role_without_rights_is_one_line_and_exit_code_1(
+    service: Service, users: Run, database: Postgres
+) -> None:
+    account = service.register()
+    database.sql("CREATE ROLE reads_no_users LOGIN PASSWORD 'x'")
+    try:
+        database.sql("GRANT SELECT ON alembic_version TO reads_no_users")
+        head, _, tail = database.url.partition("://")
+        url = f"{head}://reads_no_users:x@{tail.partition('@')[2] or tail}"
+        for command in ("list", "show", "disable", "delete"):
+            who = () if command == "list" else (account.id,)
+            done = users(command, *who, DATABASE_URL=url)
+            assert (done.returncode, done.stdout) == (1, ""), done.stderr
+            assert done.stderr == "tasks-api: DATABASE_URL: permission denied for table users\n"
+    finally:
+        database.sql("DROP OWNED BY reads_no_users")
+        database.sql("DROP ROLE reads_no_users")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -403,8 +463,18 @@ def test_a_wrong_call_is_exit_code_2(users: Run, arguments: tuple[str, ...]) -> 
     "arguments",
     [("show", "\udcff"), ("list", "--email", "\udcff"), ("create", "eve@example.com", "--password-stdin")],
 )
-def test_text_that_is_not_utf_8_is_named(users: Run, arguments: tuple[str, ...]) -> None:
-    done = users(*arguments, stdin=f"{PASSWORD}\udcff\n")
+def test_text_that_is_not_utf_8_is_named(database: Postgres, arguments: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "backend", "users", *arguments],
+        cwd=ROOT,
+        env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
+        input=f"{PASSWORD}\udcff\n",
+        capture_output=True,
+        encoding="utf-8",
+        errors="surrogateescape",
+        check=False,
+        timeout=60,
+    )
     assert (done.returncode, done.stdout, PASSWORD in done.stderr) == (2, "", False)
     assert "must be UTF-8 text" in done.stderr
 

@@ -1,1 +1,1 @@
-"""A Better Auth server of the tests' own, as a Next.js front end would run it."""
+"""A Better Auth server for tests, as a Next.js front end would run it, and a fake token server."""

@@ -1,4 +1,4 @@
-// Better Auth as the tests need it: in memory, kept across a restart, its session cache signed by the same keys.
+// The configuration of Better Auth for tests: in memory, saved across a restart, one set of keys for all it signs.
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { deserialize, serialize } from "node:v8";
 import { betterAuth } from "better-auth";

@@ -1,4 +1,4 @@
-"""A token server that does what a real one cannot be made to do: it counts, hangs, and publishes anything."""
+"""A fake token server: it serves any JWKS, counts fetches and can hang, as a real Better Auth cannot."""
 
 import json
 import threading

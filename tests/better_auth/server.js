@@ -1,4 +1,4 @@
-// Serves the Better Auth of `auth.js` beside this file on loopback, and what a Next.js app's own code would do.
+// Serves the Better Auth of `auth.js` on loopback, and routes that stand for the own code of a Next.js app.
 import { createServer } from "node:http";
 import { toNodeHandler } from "better-auth/node";
 import * as own from "./auth.js";

@@ -63,7 +63,7 @@ class BetterAuth:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline and self.process.poll() is None:
             try:
-                httpx2.get(f"{self.url}/api/auth/jwks", trust_env=False).raise_for_status()
+                httpx2.get(f"{self.url}/api/auth/jwks", trust_env=False, verify=False).raise_for_status()
             except httpx2.HTTPError:
                 time.sleep(0.1)
             else:
@@ -89,12 +89,12 @@ class BetterAuth:
 
     def rotate_keys(self) -> None:
         """Sign the next token by a new key; the old one stays published."""
-        httpx2.post(f"{self.url}/rotate", trust_env=False, timeout=30).raise_for_status()
+        httpx2.post(f"{self.url}/rotate", trust_env=False, verify=False, timeout=30).raise_for_status()
 
     def sign_up(self, **fields: Any) -> ExternalUser:
         """Sign up somebody new."""
         person = {"name": "Eve", "email": f"eve{next(_numbers)}@example.org", "password": PASSWORD, **fields}
-        browser = httpx2.Client(base_url=self.url, trust_env=False, timeout=30)
+        browser = httpx2.Client(base_url=self.url, trust_env=False, verify=False, timeout=30)
         self.clients.append(browser)
         response = browser.post("/api/auth/sign-up/email", json=person)
         assert response.status_code == 200, response.text

@@ -1,1 +1,1 @@
-"""The pages, in a real browser."""
+"""Tests of the pages and of the JavaScript client in Chromium."""

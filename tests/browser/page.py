@@ -1,4 +1,4 @@
-"""A page on another origin than the service, where `CORS_ORIGINS` allows it by default."""
+"""Serves a page of a test on another origin than the service, which `CORS_ORIGINS` allows by default."""
 
 import socket
 import threading

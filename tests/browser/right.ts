@@ -1,4 +1,4 @@
-// Uses every export of the client as it is meant; `tsc --strict` compiles it.
+// A correct program that uses every export of the client; `tsc --strict` compiles it without an error.
 import {
   ApiError, api, create, onSignedOut, pages, register, signIn, signOut,
   type Abortable, type ApiOptions, type Credentials, type FieldError, type NewTask, type Registration,

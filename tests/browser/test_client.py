@@ -1,4 +1,4 @@
-"""The client module on a network that fails, in several tabs, and through a proxy that speaks TLS."""
+"""The JavaScript client with faults of the network, in several tabs, and behind proxies."""
 
 import signal
 from collections.abc import Callable, Iterator

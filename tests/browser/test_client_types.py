@@ -1,4 +1,4 @@
-"""The client as it is served: its types are those of the OpenAPI document, and `tsc --strict` takes them."""
+"""The client's types match the OpenAPI document, and `tsc --strict` compiles programs that use them."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The client module in a real browser, in a page of another origin than the service."""
+"""The JavaScript client in a page of another origin: sign-in, tasks, pages of a list, and errors."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""The service as the client libraries of others use it."""
+"""Tests of the service with client generators and client libraries of other projects."""

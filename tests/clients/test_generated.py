@@ -1,4 +1,4 @@
-"""Tools read the OpenAPI document: clients made from it are well typed and work, a linter finds nothing."""
+"""Clients generated from the OpenAPI document are well typed and work; a linter finds no fault in it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""OAuth libraries sign in at the token endpoint, and refresh by themselves."""
+"""OAuth libraries sign in and refresh at the token endpoint."""
 
 from typing import Any
 

@@ -287,7 +287,7 @@ def test_it_stops_without_waiting_for_who_is_connected(directory: Path) -> None:
 
 
 def busy_backend(server: EmbeddedServer) -> int:
-    """A backend that never looks whether its postmaster lives."""
+    """Start a backend process that loops, and so never notices that its postmaster is gone."""
     psql = binaries() / "psql"
     loop = "SET statement_timeout = '20s'; DO $$ BEGIN LOOP END LOOP; END $$"
     client = subprocess.Popen(
@@ -495,7 +495,7 @@ def test_root_opens_no_private_directory_but_names_it_and_the_way_out(empty: Pat
 def test_root_s_server_is_refused_an_installation_that_is_closed_to_it(
     empty: Path, service: Callable[..., Service]
 ) -> None:
-    """As in a clone under /root, or one that was installed under a umask of 077."""
+    """Examples are a clone under /root and an installation under a umask of 077."""
     closed = empty.with_name("closed")
     wheel = binaries().parents[1]
     shutil.copytree(wheel, closed / wheel.name, symlinks=True)
@@ -564,7 +564,7 @@ def test_a_planted_pid_file_is_not_waited_for(directory: Path, kind: str) -> Non
 def test_a_process_of_another_user_that_looks_like_the_server_gets_no_signal(
     directory: Path, empty: Path
 ) -> None:
-    """Its pid in postmaster.pid, and the server's name in its command line."""
+    """Its process id stands in postmaster.pid, and the server's name in its command line."""
     with embedded_server(directory) as server:
         pass
     lookalike = empty / "postgres-of-root" / "postgres"

@@ -1,4 +1,4 @@
-"""Which of several hosts is connected to, and how long the others may take."""
+"""Several hosts in one URL: the host that gets the connection, and the delay that the others may cause."""
 
 import asyncio
 import re
@@ -25,7 +25,7 @@ from tests.service import JWT_SECRET, free_port
 NOTES = table("notes", column("number"))
 WRITE, READ = Statement(insert(NOTES).values(number=1)), Statement(select(NOTES.c.number))
 AT_ONCE = 3
-"""Seconds that a host which answers takes at most on a busy machine, and less than a silent one's share."""
+"""The most seconds that an answering host takes on a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -103,21 +103,25 @@ def test_a_standby_is_only_preferred(cluster: Cluster) -> None:
 
 
 @pytest.mark.parametrize("accepts", [True, pytest.param(False, marks=needs_silent_queues)])
-def test_a_silent_host_takes_its_share_of_the_time_and_no_more(cluster: Cluster, accepts: bool) -> None:
+def test_a_silent_host_delays_the_next_by_a_quarter_of_its_share_of_the_time(
+    cluster: Cluster, accepts: bool
+) -> None:
     with silence(accepts=accepts) as silent:
         nodes = (silent, cluster.standby.port, cluster.primary.port)
         url = cluster.url(*nodes, target_session_attrs="read-write")
-        assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url, seconds=12))), after=4)
+        assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url, seconds=24))), after=2)
 
 
-def test_connect_timeout_is_of_each_host(cluster: Cluster, silent: int) -> None:
-    """As in libpq; the share would be fifteen seconds."""
-    url = cluster.url(silent, cluster.primary.port, connect_timeout="3")
-    assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url, seconds=30))), after=3)
+def test_connect_timeout_is_of_each_host(silent: int, cluster: Cluster) -> None:
+    """The meaning that libpq gives it. Without it each host would have 30 seconds."""
+    start = time.monotonic()
+    with pytest.raises(NoHostError, match=r"no answer.*no answer"):
+        asyncio.run(port_of(hosts_of(cluster.url(silent, silent, connect_timeout="2"), seconds=60)))
+    assert 2 <= time.monotonic() - start < 4 + AT_ONCE
 
 
 def test_a_host_that_refuses_us_is_passed_over(cluster: Cluster, server: EmbeddedServer) -> None:
-    """It answers, but has no such database: a new machine, or one that is being rebuilt."""
+    """The other host answers but lacks the database, as a new machine does."""
     other = quote(str(server.data_dir.parent), safe="")
     url = cluster.url(cluster.primary.port).replace("@", f"@{other}:5432,")
     assert came_to(cluster.primary, asyncio.run(port_of(hosts_of(url))))
@@ -150,7 +154,7 @@ def test_a_single_host_has_all_of_the_time_and_its_own_error(cluster: Cluster, s
 
 
 def test_the_host_that_was_good_last_time_is_tried_first(cluster: Cluster, silent: int) -> None:
-    hosts = hosts_of(cluster.url(silent, cluster.primary.port))
+    hosts = hosts_of(cluster.url(silent, cluster.primary.port), seconds=32)
 
     async def connect_twice() -> None:
         assert came_to(cluster.primary, await port_of(hosts), after=4)
@@ -159,21 +163,7 @@ def test_the_host_that_was_good_last_time_is_tried_first(cluster: Cluster, silen
     asyncio.run(connect_twice())
 
 
-def test_a_silent_host_goes_last_even_if_nobody_waited_for_the_next(cluster: Cluster, silent: int) -> None:
-    """A request that had waited for a connection has not the time of two hosts left."""
-    hosts = hosts_of(cluster.url(silent, cluster.primary.port))
-
-    async def connect_twice() -> None:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await hosts.connect()
-        assert came_to(cluster.primary, await port_of(hosts))
-
-    asyncio.run(connect_twice())
-
-
-def test_a_standby_is_asked_again_before_a_silent_primary(silent: int) -> None:
-    """So that its promotion is noticed at once, and not after the share of the other."""
+def test_a_promotion_is_noticed_while_the_old_primary_is_silent(silent: int) -> None:
     with replicated() as nodes:
         hosts = hosts_of(nodes.url(silent, nodes.standby.port, target_session_attrs="read-write"))
 
@@ -186,12 +176,12 @@ def test_a_standby_is_asked_again_before_a_silent_primary(silent: int) -> None:
         asyncio.run(connect_and_promote())
 
 
-def test_a_host_in_doubt_is_tried_after_the_others(cluster: Cluster) -> None:
+def test_a_host_that_fell_silent_is_tried_after_the_others(cluster: Cluster) -> None:
     hosts = hosts_of(cluster.url())
 
     async def doubt() -> None:
         connection = await hosts.connect()
-        for _ in range(2):  # as many statements as fail on it
+        for _ in range(2):  # as many statements as failed on it
             hosts.doubt(connection)
         await connection.close()
         assert came_to(cluster.standby, await port_of(hosts))
@@ -210,8 +200,8 @@ def database(url: str, seconds: float) -> Database:
     )
 
 
-def test_a_write_leaves_a_host_that_can_only_be_read(cluster: Cluster) -> None:
-    """A URL may say nothing of attributes, and name the standby first."""
+def test_a_write_reaches_the_primary_where_the_url_names_the_standby_first(cluster: Cluster) -> None:
+    """Without target_session_attrs in the URL."""
 
     async def write() -> None:
         async with database(cluster.url(cluster.standby.port, cluster.primary.port), 5) as opened:

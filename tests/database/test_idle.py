@@ -1,4 +1,4 @@
-"""A database that charges for being awake, Neon's say, may sleep: a service with nothing to do lets it."""
+"""An idle service sends nothing to the database, so that a serverless one, such as Neon's, suspends."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.tasks.test_concurrency import at_once
 
 IDLE_SECONDS = 1
 SPARE_SECONDS = 15
-"""For a machine that has other work as well."""
+"""Extra seconds for a machine that runs other tests as well."""
 PROBED_SECONDS = 1.5
 
 Connections = list[dict[str, Any]]
@@ -27,7 +27,7 @@ def quiet(new_database: Callable[[], Postgres]) -> Postgres:
 
 @pytest.fixture
 def sleepy(new_service: Callable[..., Service], quiet: Postgres) -> Service:
-    """A service that closes what is idle at once, nearly."""
+    """A service that closes idle connections after a second."""
     return new_service(DATABASE_URL=quiet.url, DATABASE_IDLE_SECONDS=str(IDLE_SECONDS), WORKERS="2")
 
 
@@ -42,14 +42,14 @@ def connections(server: Postgres, database: Postgres) -> Connections:
 
 
 def ever_opened(server: Postgres, database: Postgres) -> int:
-    """Return how many connections clients have made to a database since it is there."""
+    """Return the number of connections that clients have made to a database so far."""
     name = database.url.partition("?")[0].rpartition("/")[2]
     (row,) = server.sql("SELECT sessions FROM pg_stat_database WHERE datname = $1", name)
     return int(row["sessions"])
 
 
 def probe(service: Service, seconds: float) -> None:
-    """Ask for its health as orchestrators, scrapers and browsers do, all the time."""
+    """Send the requests of orchestrators, scrapers and browsers for so many seconds."""
     client, deadline = service.client(), time.monotonic() + seconds
     while time.monotonic() < deadline:
         for path in ("/health", "/metrics", "/docs", "/openapi.json", "/nowhere"):
@@ -68,7 +68,7 @@ def until_none_is_left(server: Postgres, database: Postgres, seconds: float) -> 
 def test_an_idle_service_holds_no_connection_and_makes_none_until_there_is_work(
     server: EmbeddedServer, quiet: Postgres, sleepy: Service
 ) -> None:
-    """Of several processes; each makes a connection for each request that finds none idle."""
+    """Of a service with several processes."""
     outside = Postgres(server.url)
     users = [sleepy.register() for _ in range(8)]
     answers = at_once(*(partial(user.client.get, "/tasks") for user in users * 2))
@@ -86,7 +86,7 @@ def test_an_idle_service_holds_no_connection_and_makes_none_until_there_is_work(
 def test_a_connection_that_waits_for_work_is_sent_nothing(
     server: EmbeddedServer, service: Service, database: Postgres, ada: Account
 ) -> None:
-    """No ping, no reset: the database has seen nothing since the last request."""
+    """The pool sends no ping and no reset."""
     ada.create()
     before = connections(Postgres(server.url), database)
     probe(service, PROBED_SECONDS)
@@ -98,7 +98,7 @@ def test_a_connection_that_waits_for_work_is_sent_nothing(
 def test_a_database_that_went_to_sleep_by_itself_takes_the_first_write(
     server: EmbeddedServer, database: Postgres, ada: Account
 ) -> None:
-    """It closes what the service kept open, and a write could not be sent twice."""
+    """The suspended database closed the connections, and a write is never sent twice."""
     outside = Postgres(server.url)
     for _ in range(5):
         ada.create()

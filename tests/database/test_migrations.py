@@ -1,4 +1,4 @@
-"""The schema: made once however many start at once, whole or not at all, with the contract's limits in it."""
+"""The schema: many processes make it once, whole or not at all, with the limits of the API in it."""
 
 import asyncio
 import shutil

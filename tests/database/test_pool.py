@@ -1,4 +1,4 @@
-"""The pool by itself, on connections to a real server: its places, its queue, and what it never hands out."""
+"""The pool alone, on connections to a real server: its places, its queue, and closed connections."""
 
 import asyncio
 import random
@@ -81,7 +81,7 @@ def play(test: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def ask(pool: Pool) -> "asyncio.Task[Connection]":
-    """Ask for a connection, and return while that waits in the queue."""
+    """Ask for a connection, and return while the task waits in the queue."""
     task = asyncio.create_task(pool.take())
     await asyncio.sleep(0)
     assert pool.waiting
@@ -89,7 +89,7 @@ async def ask(pool: Pool) -> "asyncio.Task[Connection]":
 
 
 def test_there_are_never_more_connections_than_places_whatever_becomes_of_them(scene: Scene) -> None:
-    """Fifty ask for three places at once, again and again; some fail, some give up waiting, some are cut."""
+    """Fifty tasks ask for three places at once, thirty times; some fail, time out or lose the connection."""
     chance = random.Random(7)  # noqa: S311  # no secret, but the same each time
     size, most = 3, 0
 
@@ -150,7 +150,7 @@ def hand_on_a_place(pool: Pool, connection: Connection) -> None:
 def test_who_is_cancelled_while_waiting_takes_no_place_with_them(
     scene: Scene, hand_on: Callable[[Pool, Connection], None], cancelled: str
 ) -> None:
-    """Before and after it is their turn, in the same step of the event loop too."""
+    """The cancellation comes before or after the place, or in the same step of the event loop."""
 
     async def run() -> None:
         async with scene.pool() as pool:

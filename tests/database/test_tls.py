@@ -1,4 +1,4 @@
-"""A PostgreSQL that speaks TLS and asks for a password, as Neon's does, and the service before it."""
+"""The service on a PostgreSQL that requires TLS and a password, as Neon's does."""
 
 import subprocess
 import sys
@@ -57,7 +57,7 @@ class Secured:
 
     @contextmanager
     def showing(self, certificates: Path) -> Iterator[None]:
-        """Be an impostor for the length of the block: with other certificates, and all connections closed."""
+        """Show other certificates for the length of the block, and close all connections."""
         names = ("server.pem", "server.key")
         own = {name: (self.directory / name).read_bytes() for name in names}
         self._show({name: (certificates / name).read_bytes() for name in names})
@@ -83,7 +83,7 @@ class Secured:
 
 
 def _program(name: str) -> str:
-    """Find one of PostgreSQL's own programs, which Debian keeps out of the way."""
+    """Find a program of PostgreSQL, which Debian keeps outside of PATH."""
     of_debian = sorted(map(str, Path("/usr/lib/postgresql").glob(f"*/bin/{name}")))
     return find(name, *of_debian, hint="apt install postgresql, or brew install postgresql")
 
@@ -121,7 +121,7 @@ def migrate(**settings: str) -> "subprocess.CompletedProcess[str]":
 
 
 def works(service: Service, secured: Secured) -> None:
-    """Fail unless it does its work, without a complaint, and on connections that are encrypted."""
+    """Assert that the service works without a warning, on encrypted connections."""
     ada = service.register()
     task = ada.create()
     assert ada.client.get("/tasks").json() == [task]

@@ -1,1 +1,1 @@
-"""What an operator needs to sleep: processes, networks, servers and their ends; beside the other tests."""
+"""Tests of operation: starts, ends, proxies, replicas and faults of whole systems."""

@@ -1,4 +1,4 @@
-"""HAProxy before several processes of the service: one address for all of them that are ready."""
+"""Runs HAProxy before several processes of the service, as one address for all that are ready."""
 
 import os
 import subprocess

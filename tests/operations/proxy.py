@@ -1,4 +1,4 @@
-"""A network before PostgreSQL or the service, which fails in the ways that networks do."""
+"""A TCP proxy before PostgreSQL or the service, which cuts or silences connections when told to."""
 
 import ctypes
 import socket

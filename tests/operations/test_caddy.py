@@ -1,4 +1,4 @@
-"""Caddy before the service, with the README's file: TLS, the client's address, and a restart in turn."""
+"""Caddy before the service, with the README's file: TLS, the client's address, and a rolling restart."""
 
 import os
 import subprocess

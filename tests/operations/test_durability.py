@@ -1,9 +1,9 @@
-"""What was acknowledged stays, however the service ends, and a hundred users at once are served as one is."""
+"""Acknowledged writes survive each end of the service; a hundred users at once get no error."""
 
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
 from threading import Barrier
@@ -13,12 +13,16 @@ import httpx2
 import psutil
 import pytest
 
+from backend.database.url import connect_arguments
 from tests.conftest import Postgres
+from tests.operations.proxy import Loss, Proxy
 from tests.programs import passable_directory
 from tests.service import Account, Service, running
+from tests.tasks.test_idempotency import KEY, MILK
+from tests.waiting import until
 
 WRITERS, USERS = 6, 100
-TASKS_EACH_TIME = 10
+TASKS_EACH_TIME = 4
 
 
 class Writer:
@@ -114,6 +118,27 @@ def test_each_acknowledged_write_is_there_once_however_the_service_ends(
                 future.result()
             service.stop()
     assert min(len(writer.acknowledged) for writer in writers) >= 3 * TASKS_EACH_TIME
+
+
+def test_a_crash_between_commit_and_answer_and_the_key_sent_again_make_one_task(
+    new_database: Callable[[], Postgres], new_service: Callable[..., Service]
+) -> None:
+    database = new_database()
+    direct = connect_arguments(database.url)
+    with closing(Proxy(Path(direct["host"][0], ".s.PGSQL.5432"))) as network:
+        settings = {"DATABASE_URL": network.url.replace("/postgres?", f"/{direct['database']}?")}
+        service = new_service(**settings)
+        ada = service.register()
+        network.lose(MILK["title"].encode(), Loss.NO_ANSWER)
+        with ThreadPoolExecutor(1) as threads:
+            asked = threads.submit(ada.client.post, "/tasks", json=MILK, headers=KEY)
+            until(lambda: bool(database.sql("SELECT FROM tasks")))
+            service.process.kill()
+            with pytest.raises(httpx2.TransportError):
+                asked.result()
+        survivor = new_service(**settings).client(ada.tokens["access_token"])
+        again = survivor.post("/tasks", json=MILK, headers=KEY)
+        assert (again.status_code, survivor.get("/tasks").json()) == (200, [again.json()])
 
 
 def test_a_hundred_users_at_once_are_served_without_an_error_or_a_leak(

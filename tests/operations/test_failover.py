@@ -1,9 +1,9 @@
-"""The service follows a failover of its database: it goes on by itself, and nothing acknowledged is lost."""
+"""The service follows a failover of its database without a restart, and loses no acknowledged write."""
 
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from threading import Thread
 
@@ -11,18 +11,18 @@ import pytest
 
 from tests.operations.replication import Cluster, replicated
 from tests.operations.writers import Writer, check_books, wait_for_writes, writing
-from tests.service import JWT_SECRET, running
+from tests.service import JWT_SECRET, Service, running
 from tests.waiting import until
 
-WRITERS, TASKS_EACH_TIME = 12, 20  # more of them than the service has connections
+POOL_SIZE, WRITERS, TASKS_EACH_TIME = 4, 6, 5
 DECISION_SECONDS = 2.0
-"""How long whoever watches a silent primary takes to decide; the quickest of them take longer."""
+"""The time that a failover tool takes to give up on a silent primary; real ones take longer."""
 RECOVERY_SECONDS = 10.0
-"""Half of it for a machine that is busy with other tests."""
+"""Half of it is for a machine that runs other tests as well."""
 
 
 class Line:
-    """A way to a server that can fall silent: what is sent arrives, but no answer comes any more."""
+    """A proxy to a server that can fall silent: requests arrive, but no response comes back."""
 
     def __init__(self, target: int) -> None:
         self._target, self._is_silent = target, False
@@ -70,23 +70,28 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def line(cluster: Cluster) -> Iterator[Line]:
-    """The service's way to the primary; the standby has one of its own."""
+    """The proxy before the primary. The standby has none."""
     opened = Line(cluster.primary.port)
     yield opened
     opened.close()
 
 
+def serving(log: Path, url: str) -> AbstractContextManager[Service]:
+    """Return a service with fewer connections than there are writers."""
+    return running(log, DATABASE_URL=url, JWT_SECRET=JWT_SECRET, DATABASE_POOL_SIZE=str(POOL_SIZE))
+
+
 def check_that_the_standby_is_waited_for(writers: list[Writer], cluster: Cluster) -> None:
-    """Assert that nothing is acknowledged while the standby takes nothing, whatever the service asked for."""
+    """Assert that no write is acknowledged while the standby is stopped."""
     with cluster.standby.hung():
         # What it took before may yet be told; the service gives up on the first of the others later.
         until(lambda: not any(writer.wrote_since(time.monotonic() - 1) for writer in writers))
 
 
 def follow(cluster: Cluster, lose: Callable[[], None], log: Path, line: Line) -> None:
-    """Lose the primary in the middle of writes, promote the standby, and check what became of them."""
+    """Lose the primary during writes, promote the standby, and check the writes."""
     url = cluster.url(line.port, cluster.standby.port, target_session_attrs="read-write")
-    with running(log, DATABASE_URL=url, JWT_SECRET=JWT_SECRET) as service:
+    with serving(log, url) as service:
         with writing([service.register() for _ in range(WRITERS)]) as writers:
             wait_for_writes(writers, TASKS_EACH_TIME)
             check_that_the_standby_is_waited_for(writers, cluster)
@@ -104,7 +109,7 @@ def follow(cluster: Cluster, lose: Callable[[], None], log: Path, line: Line) ->
 def test_a_killed_primary_is_left_for_the_promoted_standby(
     cluster: Cluster, line: Line, tmp_path: Path
 ) -> None:
-    """Its last answers are lost and the next primary is there at once: a write sent again would show."""
+    """Its last responses are lost and the next primary is there at once, so a write sent twice would show."""
 
     def kill() -> None:
         line.fall_silent()
@@ -118,7 +123,7 @@ def test_a_killed_primary_is_left_for_the_promoted_standby(
 def test_a_silent_primary_is_left_for_the_promoted_standby(
     cluster: Cluster, line: Line, tmp_path: Path
 ) -> None:
-    """It lives on, and hears what is said to it."""
+    """The old primary runs on and receives requests."""
 
     def fall_silent() -> None:
         line.fall_silent()
@@ -130,9 +135,9 @@ def test_a_silent_primary_is_left_for_the_promoted_standby(
 def test_a_primary_that_turns_read_only_is_left_with_all_its_connections(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    """As managed services hand over: it goes on to answer, on connections that are open already too."""
+    """Managed services hand over like that: the old primary still answers, on open connections too."""
     url = cluster.url(target_session_attrs="read-write")
-    with running(tmp_path / "log", DATABASE_URL=url, JWT_SECRET=JWT_SECRET) as service:
+    with serving(tmp_path / "log", url) as service:
         with writing([service.register() for _ in range(WRITERS)]) as writers:
             wait_for_writes(writers, TASKS_EACH_TIME)
         old = cluster.primary.database("postgres")

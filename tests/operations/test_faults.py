@@ -1,6 +1,6 @@
-"""The database goes away: what was acknowledged stays, what was not is done at most once, nothing gets stuck.
+"""The database fails: acknowledged writes stay, others happen at most once, and no request gets stuck.
 
-Each fault strikes one service that is never restarted; each test leaves it as well as it was.
+All tests share one service without a restart, which has recovered at the end of each test.
 """
 
 import asyncio
@@ -31,12 +31,13 @@ from tests.operations.proxy import Loss, Proxy
 from tests.operations.writers import at_work
 from tests.programs import needs_user_timeout, passable_directory
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running, start
+from tests.tasks.test_user_scoped import every_request
 from tests.tokens import resigned
 from tests.waiting import until
 
 TIMEOUT_SECONDS, POOL_SIZE = 2, 5
 SLACK_SECONDS = 4
-"""How much later than promised an answer may come, on a machine that is busy with other things."""
+"""Extra seconds for each response, on a machine that runs other tests as well."""
 RECOVERY_SECONDS = 5 + SLACK_SECONDS
 CLERKS = 6
 OTHERS = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
@@ -45,7 +46,7 @@ _numbers = count(1)
 
 
 class Cluster:
-    """A PostgreSQL of these tests' own, which loses nothing when it is killed."""
+    """A PostgreSQL for these tests alone, with durable writes."""
 
     def __init__(self, directory: Path, stack: ExitStack, options: Mapping[str, str]) -> None:
         self._directory, self._stack, self._options = directory, stack, options
@@ -74,7 +75,7 @@ class Cluster:
 
     @contextmanager
     def sessions(self) -> Iterator["Sessions"]:
-        """Let somebody else in, who goes at the end of the block."""
+        """Open sessions past the service, which end with the block."""
         with asyncio.Runner() as runner:
             others = Sessions(runner, connect_arguments(self._server.url))
             yield others
@@ -83,7 +84,7 @@ class Cluster:
 
 @dataclass
 class Sessions:
-    """Somebody else's connections to the same server."""
+    """Connections of another client to the same server."""
 
     runner: asyncio.Runner
     arguments: dict[str, Any]
@@ -114,7 +115,7 @@ class Sessions:
 
 @dataclass
 class Clerk:
-    """Somebody who writes and reads, whatever happens, and keeps books of it."""
+    """A client that writes and reads all the time, and records the responses."""
 
     account: Account
     tasks: str
@@ -126,7 +127,7 @@ class Clerk:
     refused_reads: int = 0
 
     def work(self, is_over: Event) -> None:
-        """Go on until it is over; whatever is neither done nor refused by the contract raises."""
+        """Work until it is over; raises for a response that is neither a success nor an expected refusal."""
         while not is_over.is_set():
             self.write(f"Task {next(_numbers)}")
             for _ in range(2):
@@ -158,7 +159,7 @@ class Clerk:
 
 
 def assert_unavailable(answer: httpx2.Response, status: int = 503) -> None:
-    """Assert that it is the contract's answer for a database that cannot be reached."""
+    """Assert that it is the error response for an unreachable database."""
     assert (answer.status_code, answer.json()["code"]) == (status, "database_unavailable"), answer.text
     assert 1 <= int(answer.headers["Retry-After"]) <= 60
 
@@ -172,12 +173,12 @@ class Scene:
     service: Service
 
     def somebody(self) -> Account:
-        """Return somebody new, whose client has a connection that works."""
+        """Return a new account, whose client has a working connection."""
         return self.service.register()
 
     @contextmanager
     def clerks(self) -> Iterator[list[Clerk]]:
-        """Let clerks work through the block, half of them on each surface, and check their books."""
+        """Let clerks work through the block, half of them on each surface, and check their records."""
         accounts = [self.somebody() for _ in range(CLERKS)]
         clerks = [
             Clerk(account, f"/api/{account.id}/tasks", 500) if number % 2 else Clerk(account, "/tasks", 503)
@@ -188,7 +189,7 @@ class Scene:
         self.check_books(clerks)
 
     def check_books(self, clerks: list[Clerk]) -> None:
-        """Assert that what was acknowledged is there once, and what was not at most once."""
+        """Assert that each acknowledged write is there once, and each other one at most once."""
         for clerk in clerks:
             rows = self.cluster.sql("SELECT id, title FROM tasks WHERE user_id = $1", clerk.account.id)
             found = Counter(row["title"] for row in rows)
@@ -210,7 +211,7 @@ class Scene:
 
 @contextmanager
 def staged(directory: Path, log: Path, options: Mapping[str, str], **settings: str) -> Iterator[Scene]:
-    """Set the scene for the length of the block; what is written there survives a SIGKILL."""
+    """Run the service, its database and the proxy for the length of the block."""
     with ExitStack() as stack:
         cluster = Cluster(directory, stack, options)
         proxy = Proxy(cluster.socket)
@@ -222,7 +223,7 @@ def staged(directory: Path, log: Path, options: Mapping[str, str], **settings: s
 
 @pytest.fixture(scope="module")
 def shared_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    """One for all, with few connections, so that there is always somebody who waits for one."""
+    """One scene for all tests, with so few connections that requests wait for them."""
     log, options = tmp_path_factory.mktemp("faults") / "log", {"max_connections": "20"}
     with (
         passable_directory() as directory,
@@ -233,7 +234,7 @@ def shared_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 @pytest.fixture
 def scene(shared_scene: Scene) -> Iterator[Scene]:
-    """The shared one; after each test it must be well again, and nothing unexpected in its log."""
+    """The shared scene. After each test it must work again, with no unexpected line in the log."""
     yield shared_scene
     shared_scene.proxy.forget()
     shared_scene.cluster.start()
@@ -273,11 +274,22 @@ def assert_alive_but_not_ready(scene: Scene, account: Account) -> None:
 # The server
 
 
+def test_a_database_that_cannot_be_reached_is_503_and_500_where_the_user_is_in_the_path(scene: Scene) -> None:
+    """`Retry-After` on both; a token that has expired is 401 all the same."""
+    account = scene.somebody()
+    expired = scene.service.client(resigned(account.tokens["access_token"], exp=int(time.time()) - 1))
+    scene.cluster.end(signal.SIGINT)
+    for surface, status in (("/tasks", 503), (f"/api/{account.id}/tasks", 500)):
+        for method, url, options in every_request(surface, 1):
+            assert expired.request(method, url, **options).status_code == 401
+            assert_unavailable(account.client.request(method, url, **options), status)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
 def test_each_acknowledged_write_is_there_once_however_the_database_ends(
     scene: Scene, how: signal.Signals
 ) -> None:
-    """Stopped, stopped at once, killed; the service goes on by itself."""
+    """A fast stop, an immediate stop and a kill. The service recovers by itself."""
     with scene.clerks() as clerks:
         each_writes(clerks, times=3)
         scene.cluster.end(how)
@@ -289,7 +301,7 @@ def test_each_acknowledged_write_is_there_once_however_the_database_ends(
 
 
 def test_it_survives_a_crash_of_the_server_that_mends_itself(scene: Scene) -> None:
-    """One backend killed, and PostgreSQL ends all others and recovers, refusing everybody meanwhile."""
+    """After one backend is killed PostgreSQL ends all others, recovers, and refuses connections meanwhile."""
     with scene.clerks() as clerks:
         each_writes(clerks)
         victims = [row["pid"] for row in scene.cluster.sql(OTHERS)]
@@ -340,7 +352,7 @@ def test_a_server_out_of_connections_is_one_that_cannot_be_reached_until_it_has_
 def test_a_statement_that_takes_too_long_is_given_up_and_does_not_pile_up_on_the_server(
     scene: Scene,
 ) -> None:
-    """A lock makes it slow; what was refused is not done later, when the lock is gone, a second time."""
+    """A lock makes it slow. A refused write is not done a second time after the lock is gone."""
     with scene.clerks() as clerks:
         each_writes(clerks)
         with scene.cluster.sessions() as other:
@@ -360,7 +372,7 @@ def test_a_statement_that_takes_too_long_is_given_up_and_does_not_pile_up_on_the
 def test_a_network_that_falls_silent_stops_nothing_for_longer_than_the_timeout(
     scene: Scene, returns: Callable[[Proxy], None]
 ) -> None:
-    """Once it brings everything that it held back, once the old connections stay dead for ever."""
+    """In one case the network delivers late, in the other the old connections stay dead."""
     with scene.clerks() as clerks:
         each_writes(clerks)
         scene.proxy.fall_silent()
@@ -374,7 +386,7 @@ def test_a_network_that_falls_silent_stops_nothing_for_longer_than_the_timeout(
 def test_a_read_on_a_connection_whose_packets_are_dropped_succeeds_on_another(
     scene: Scene, tmp_path: Path
 ) -> None:
-    """As behind a router that forgot it; the timeout is the default one."""
+    """A router may forget a connection. The timeout is the default one."""
     with running(tmp_path / "log", DATABASE_URL=scene.proxy.url, JWT_SECRET=JWT_SECRET) as service:
         account = service.register()
         task = account.create()
@@ -416,7 +428,7 @@ def test_a_read_whose_answer_is_lost_is_sent_again(scene: Scene, loss: Loss) -> 
 
 @pytest.mark.parametrize("marker", [b"BEGIN", b"FOR NO KEY UPDATE", b"COMMIT"])
 def test_a_transaction_on_a_network_that_falls_silent_ends_in_time_too(scene: Scene, marker: bytes) -> None:
-    """On the server as well, which does not hear of it: no lock keeps the user from signing in."""
+    """The server ends it too, so that no lock keeps the user from signing in."""
     account = scene.somebody()
     scene.terminate_all()
     scene.wait_for_no_connections()
@@ -437,7 +449,7 @@ def test_a_transaction_on_a_network_that_falls_silent_ends_in_time_too(scene: Sc
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system that is easily filled."""
+    """A small file system."""
     if os.geteuid() != 0 or sys.platform != "linux":
         pytest.skip("only root can mount a small disk, and only Linux has tmpfs")
     with passable_directory(prefix="disk-") as directory:
@@ -483,7 +495,7 @@ def test_a_full_disk_is_a_database_that_cannot_be_reached_until_there_is_room(
 def test_a_database_that_goes_away_while_the_service_starts_is_waited_for(
     scene: Scene, tmp_path: Path
 ) -> None:
-    """After the greeting, when the first question is asked; with a line that says so."""
+    """The server falls silent after the connection is made, when the first statement arrives."""
     scene.proxy.lose(b"alembic_version", Loss.CUT_BEFORE)
     with running(tmp_path / "log", DATABASE_URL=scene.proxy.url, JWT_SECRET=JWT_SECRET) as service:
         assert scene.proxy.lost.is_set()

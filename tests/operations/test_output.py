@@ -1,4 +1,4 @@
-"""Standard output that takes nothing: a full disk, or a reader that has left."""
+"""Standard output that cannot be written, because the disk is full or the pipe is closed."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import Postgres
 from tests.programs import FULL_DEVICE, needs_full_device, needs_prlimit
-from tests.service import JWT_SECRET, ROOT, Service, environment
+from tests.service import JWT_SECRET, PROGRAM, ROOT, Service, environment
 
 COMMANDS = [("openapi",), ("secret",), ("users", "list"), ("users", "list", "--json"), ("--help",)]
 ONTO_FULL = "import os; os.dup2(os.open('/dev/full', os.O_WRONLY), 1)"
@@ -21,7 +21,7 @@ FULL = ("-c", f"{ONTO_FULL}; from backend.__main__ import main; main(['serve'])"
 
 
 def ended(database: Postgres, output: int, *arguments: str) -> tuple[int, list[str]]:
-    """Run a command whose standard output is that file; return its code and its standard error."""
+    """Run a command whose standard output is that file; return its exit code and the lines of its errors."""
     done = subprocess.run(
         [sys.executable, "-m", "backend", *arguments],
         cwd=ROOT,
@@ -73,7 +73,7 @@ def test_a_closed_output_is_one_line_and_closed_errors_are_lost(
 
 @needs_prlimit
 def test_a_disk_with_room_again_gets_whole_lines(new_service: Callable[..., Service]) -> None:
-    service = new_service(PYTHONUNBUFFERED="1")  # as in the container
+    service = new_service(program=PROGRAM, PYTHONUNBUFFERED="1")  # as in the container
     limit = partial(resource.prlimit, service.process.pid, resource.RLIMIT_FSIZE)
     before = limit()
     limit((service.log.stat().st_size + 100, before[1]))

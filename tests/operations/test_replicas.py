@@ -17,7 +17,7 @@ from tests.service import JWT_SECRET, PASSWORD, Service, running
 from tests.test_rate_limits import Redis
 from tests.waiting import until
 
-REPLICAS, WRITERS, TASKS_EACH_TIME = 3, 12, 20
+REPLICAS, WRITERS, TASKS_EACH_TIME = 3, 6, 5
 HOME, ELSEWHERE = "127.0.0.5", "127.0.0.6"
 
 

@@ -1,4 +1,4 @@
-"""The curl scripts, run as a person runs them, against the live service (card: `scripts/`)."""
+"""The shell scripts in `scripts/`, run as a person runs them, against the live service."""
 
 import json
 import os
@@ -32,7 +32,7 @@ TEXTS = [
 
 
 class Person:
-    """Somebody at a terminal of their own, with an empty home."""
+    """Runs the scripts with a home directory of its own, which is empty at first."""
 
     def __init__(self, home: Path, url: str) -> None:
         self.home = home
@@ -40,14 +40,14 @@ class Person:
 
     @property
     def token_file(self) -> Path:
-        """The one file that the scripts keep."""
+        """The only file in the home directory."""
         (path,) = (path for path in self.home.rglob("*") if path.is_file())
         return path
 
     def run(
         self, script: str, *arguments: str, typed: str = "", **variables: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run a script; `typed` is its standard input."""
+        """Run a script with `typed` as its standard input."""
         return subprocess.run(
             [ROOT / "scripts" / script, *arguments],
             env={**self.environment, **variables},
@@ -60,7 +60,7 @@ class Person:
         )
 
     def answer(self, *arguments: str) -> Any:
-        """Run `tasks.sh`, which is to succeed, and return what it prints."""
+        """Run `tasks.sh`, check that it succeeds, and return the JSON that it prints."""
         done = self.run("tasks.sh", *arguments)
         assert (done.returncode, done.stderr) == (0, "")
         return json.loads(done.stdout)
@@ -74,13 +74,13 @@ class Person:
 
 @pytest.fixture
 def person(tmp_path: Path, service: Service) -> Person:
-    """Somebody who is not signed in."""
+    """A person who is not signed in."""
     return Person(tmp_path, service.url)
 
 
 @pytest.fixture
 def carol(person: Person, ada: Account) -> Person:
-    """The same, signed in to Ada's account."""
+    """A person who is signed in to Ada's account."""
     done = person.run("login.sh", ada.email, TASKS_PASSWORD=PASSWORD)
     assert (done.returncode, done.stderr) == (0, "")
     return person
@@ -194,6 +194,15 @@ def test_a_wrong_command_explains_itself_and_sends_nothing(person: Person, comma
     assert "shellcheck" not in done.stderr
 
 
+@pytest.mark.parametrize("script", ["register.sh", "login.sh", "logout.sh", "tasks.sh"])
+def test_help_prints_the_use_and_the_settings_and_sends_nothing(person: Person, script: str) -> None:
+    done = person.run(script, "--help", TASKS_URL="http://127.0.0.1:9")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"\n  scripts/{script}" in done.stdout
+    assert "\n  TASKS_PASSWORD " in done.stdout
+    assert "shellcheck" not in done.stdout
+
+
 def test_without_a_token_the_way_to_one_is_told(person: Person) -> None:
     done = person.run("tasks.sh", "list")
     assert (done.returncode, done.stdout) == (1, "")
@@ -262,7 +271,7 @@ def test_no_secret_is_an_argument_of_a_program(person: Person, secret: str, comm
             request = b""
             while secret.encode() not in request:
                 request += connection.recv(65536)
-            # The script waits for an answer now, which it does not get.
+            # The script waits for a response now, which never comes.
             running = psutil.Process(script.pid)
             commands = [command_of(process) for process in [running, *running.children(recursive=True)]]
         assert script.wait(30) != 0
@@ -271,14 +280,13 @@ def test_no_secret_is_an_argument_of_a_program(person: Person, secret: str, comm
 
 
 def command_of(process: psutil.Process) -> list[str]:
-    """Return its arguments, or none once it has ended."""
+    """Return the arguments of a process, or none if it has ended."""
     with suppress(psutil.NoSuchProcess):
         return process.cmdline()
     return []
 
 
 def test_a_password_is_asked_for_without_showing_it(person: Person, ada: Account) -> None:
-    """Nobody reads it over a shoulder."""
     terminal, line = pty.openpty()
     with os.fdopen(terminal, "r+b", buffering=0) as keyboard, os.fdopen(line, "r+b", buffering=0) as screen:
         script = subprocess.Popen(
@@ -304,5 +312,5 @@ def test_a_password_is_asked_for_without_showing_it(person: Person, ada: Account
 
 
 def is_echoing(screen: FileIO) -> bool:
-    """Tell whether a terminal shows what is typed."""
+    """Return whether a terminal echoes its input."""
     return bool(termios.tcgetattr(screen)[3] & termios.ECHO)

@@ -1,4 +1,4 @@
-"""The command line as a newcomer and an operator meet it: real processes, signals, ports and users."""
+"""The command line, in real processes with real signals, ports and users."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,9 @@ from tests.conftest import Postgres
 from tests.programs import needs_root, passable_directory
 from tests.service import (
     JWT_SECRET,
+    PROGRAM,
     ROOT,
+    UNTRACED,
     Service,
     environment,
     free_port,
@@ -47,25 +49,26 @@ def data_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def used_data_dir() -> Iterator[Path]:
-    """One for several tests, since the first start on it takes longer."""
+    """A data directory for several tests, because the first start on one takes longer."""
     with passable_directory(prefix="serve-") as directory:
         yield directory
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Run a service with these settings, and no others."""
+    """Run services with the given settings and no others."""
     with ExitStack() as stack:
 
-        def run(*arguments: str, **settings: str) -> Service:
-            return stack.enter_context(running(tmp_path / f"log{next(_numbers)}", *arguments, **settings))
+        def run(program: Sequence[str] = PROGRAM, **settings: str) -> Service:
+            log = tmp_path / f"log{next(_numbers)}"
+            return stack.enter_context(running(log, program=program, **settings))
 
         yield run
 
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """Start a service that need not come up; it and its children are gone at the end of the test."""
+    """Start services that may fail to come up; the end of the test kills them and their children."""
     begun: list[Service] = []
 
     def begin(*arguments: str, **settings: str) -> Service:
@@ -81,7 +84,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Service]]:
 
 
 def postgres_of(data_dir: Path) -> set[int]:
-    """Return every process of PostgreSQL that works there."""
+    """Return the PostgreSQL processes of the data directory."""
     home = str((data_dir / "postgres" / "data").resolve())
     return {process.pid for process in psutil.process_iter(["cwd"]) if process.info["cwd"] == home}
 
@@ -91,7 +94,7 @@ def postmaster_of(data_dir: Path) -> int:
 
 
 def family_of(service: Service) -> list[psutil.Process]:
-    """Return the processes that it has started."""
+    """Return the descendants of the service's process."""
     return psutil.Process(service.process.pid).children(recursive=True)
 
 
@@ -108,7 +111,7 @@ def run(*arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
 
 
 def refusal(service: Service, seconds: float = 20) -> str:
-    """Wait until it gives up, and return the one line that is not a line of the log."""
+    """Wait until the service exits with 1, and return its only line that is no log line."""
     assert service.process.wait(seconds) == 1
     (line,) = [line for line in service.log.read_text().splitlines() if not line.startswith("{")]
     assert line.startswith("tasks-api: ")
@@ -188,7 +191,7 @@ def test_stopped_while_it_makes_its_files_it_leaves_nothing_running_and_starts_t
 
 
 def python_for(account: pwd.struct_passwd) -> str:
-    """Find an interpreter that somebody else can run with our packages; ours may be in root's home."""
+    """Return an interpreter that the account can run with our packages, because ours may be in /root."""
     own = f"python{sys.version_info.major}.{sys.version_info.minor}"
     for python in (sys.executable, f"/usr/bin/{own}", f"/usr/local/bin/{own}"):
         with suppress(OSError):
@@ -211,7 +214,7 @@ def as_user(account: pwd.struct_passwd) -> dict[str, Any]:
     }
 
 
-@needs_root  # run by anybody else, every test here is this one
+@needs_root  # without root, every test here is this one
 def test_an_ordinary_user_can_start_it_too(tmp_path: Path, data_dir: Path) -> None:
     nobody = pwd.getpwnam("nobody")
     options = as_user(nobody)
@@ -236,11 +239,11 @@ def test_an_ordinary_user_can_start_it_too(tmp_path: Path, data_dir: Path) -> No
 def test_within_five_seconds_it_is_connected(
     serve: Callable[..., Service], new_database: Callable[[], Postgres]
 ) -> None:
-    """With an empty database to make the schema in; one start of three, as others may be busy."""
+    """The database is empty at first. One start of eight counts, because the machine may be busy."""
 
     def seconds() -> float:
         begun = time.monotonic()
-        service = serve(DATABASE_URL=new_database().url, JWT_SECRET=JWT_SECRET)
+        service = serve(DATABASE_URL=new_database().url, JWT_SECRET=JWT_SECRET, **UNTRACED)
         assert service.client().get("/health/ready").status_code == 200
         taken = time.monotonic() - begun
         assert service.stop() == 0
@@ -250,7 +253,7 @@ def test_within_five_seconds_it_is_connected(
 
 
 def serving(processes: list[psutil.Process]) -> int:
-    """Tell how many of them have a client."""
+    """Return the number of these processes that have a client."""
     return sum(any(c.status == "ESTABLISHED" for c in p.net_connections("tcp")) for p in processes)
 
 
@@ -285,7 +288,7 @@ def test_workers_do_not_outlive_a_service_that_was_killed(
 def test_sigterm_ends_it_though_a_client_keeps_it_waiting(
     new_database: Callable[[], Postgres], launch: Callable[..., Service]
 ) -> None:
-    """Docker kills after 10 seconds, and then the embedded server would be left behind."""
+    """Docker kills after 10 seconds, which would leave the embedded server running."""
     service = launch(DATABASE_URL=new_database().url, JWT_SECRET=JWT_SECRET, SHUTDOWN_GRACE_SECONDS="2")
     wait_until_healthy(service)
     port = int(service.url.rpartition(":")[2])
@@ -320,7 +323,7 @@ def test_it_listens_at_the_same_addresses_with_any_number_of_workers_and_says_on
     service.url = f"http://{addresses[0]}:{port}"
     wait_until_healthy(service)
     for address in addresses:
-        response = httpx2.get(f"http://{address}:{port}/tasks", trust_env=False)
+        response = httpx2.get(f"http://{address}:{port}/tasks", trust_env=False, verify=False)
         (line,) = service.lines(request_id=response.headers["x-request-id"], event="http.request")
         assert line["ip"] == address.strip("[]")
     assert service.lines(event=f"ready: http://{opened}:{port}/docs")
@@ -374,7 +377,7 @@ def test_it_waits_for_a_server_that_is_not_there_yet(
 def test_it_waits_for_a_database_that_is_not_made_yet(
     server: EmbeddedServer, launch: Callable[..., Service]
 ) -> None:
-    """Refused by PostgreSQL itself, as while it is starting up."""
+    """PostgreSQL itself refuses the connection, as it does while it starts up."""
     name = f"late_{os.getpid()}"
     url = server.url.replace("/postgres?", f"/{name}?")
     service = launch(DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
@@ -385,7 +388,7 @@ def test_it_waits_for_a_database_that_is_not_made_yet(
 
 
 def waits(service: Service) -> None:
-    """Wait until it has said twice that it does."""
+    """Wait until the service has logged twice that it waits."""
     line = "the database cannot be reached"
     until(lambda: sum(line in told["event"] for told in service.lines(level="WARNING")) >= 2)
 

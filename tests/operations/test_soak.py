@@ -1,6 +1,6 @@
-"""Mixed traffic under random faults: nothing is lost, nothing grows, and each answer is one that is promised.
+"""Mixed traffic under random faults: nothing is lost, nothing grows, and each answer is a promised one.
 
-By default for a moment, with each kind of fault once; `scripts/soak` for an hour.
+The suite runs it for a short time with each kind of fault once. `scripts/soak` runs it for an hour.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""A start that fails is one line with the cause and the way out, and changes nothing in the database."""
+"""A start that fails prints one line with the cause and the remedy, and leaves the database unchanged."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0 ORDER BY 1, 2
 
 
 def failed(url: str) -> str:
-    """Start on that database, and return the one line that it ends with."""
+    """Start on that database, and return the line on standard error."""
     done = subprocess.run(
         [sys.executable, "-m", "backend", "serve"],
         cwd=ROOT,
@@ -124,6 +124,11 @@ def test_a_migration_that_waits_for_a_lock_says_who_holds_it(new_database: Calla
     before = database.sql(TABLES)
     asyncio.run(hold_and_migrate())
     assert database.sql(TABLES) == before
+
+
+def test_a_host_name_that_no_domain_can_have_is_named_in_one_line() -> None:
+    with pytest.raises(SchemaError, match=r"^DATABASE_URL: the database cannot be reached: .*label empty"):
+        asyncio.run(migrate("postgresql://user:hunter2@a..b/tasks"))
 
 
 def test_a_search_path_that_leads_nowhere_is_named(new_empty_database: Callable[[], Postgres]) -> None:

@@ -1,5 +1,6 @@
-"""Each request is a span where a collector is named, which learns nothing that people write or hide."""
+"""With a collector configured, each request is a span, which holds no secret and no text of a user."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ OTHER_PARENT = "00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[bytes]]]:
-    """Take traces by OTLP over HTTP, and keep them as they came."""
+    """Accept traces by OTLP over HTTP, and keep the bodies of the requests."""
     received: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -76,6 +77,7 @@ def test_each_request_is_a_span_by_its_route_that_tells_no_secret(
     lines = service.lines(trace_id=OTHER_PARENT.split("-")[1])
     assert [line["event"] for line in lines] == ["cors.refused", "http.request"]
     assert len({line["span_id"] for line in lines}) == 1
+    assert [line for line in service.lines() if "trace_id" in line and not line.get("request_id")] == []
     attributes = {pair.key: pair.value for pair in traced[0].attributes}
     assert attributes["http.response.status_code"].int_value == 200
     secrets = (
@@ -86,6 +88,34 @@ def test_each_request_is_a_span_by_its_route_that_tells_no_secret(
         "A title of hers",
     )
     assert [secret for secret in secrets if secret.encode() in b"".join(received)] == []
+
+
+WITHIN_A_SPAN = """
+from loguru import logger
+from opentelemetry.sdk.trace import TracerProvider
+from backend.telemetry import logs
+
+logs.configure("json")
+with TracerProvider().get_tracer("tests").start_as_current_span("GET /tasks"):
+    logger.info("of a request", request_id="one")
+    logger.info("of no request")
+logger.info("of a request without a span", request_id="two")
+"""
+
+
+def test_a_line_that_belongs_to_no_request_has_no_trace_even_within_a_span() -> None:
+    """A task that outlives the request that started it keeps the request's span."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHIN_A_SPAN],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    traced = [line["event"] for line in lines if {"trace_id", "span_id"} & set(line)]
+    assert (len(lines), traced) == (3, ["of a request"])
 
 
 def test_without_a_collector_nothing_of_it_is_loaded() -> None:

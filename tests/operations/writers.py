@@ -1,4 +1,4 @@
-"""Several clients that write all the while, and remember what was acknowledged and when."""
+"""Clients that write tasks without a pause, and record each acknowledged write with its time."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""Many requests on one task at the same moment: nothing is lost, undone or turned back."""
+"""Concurrent requests on one task: no write is lost or undone, and no timestamp turns back."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,6 @@
-"""ETags of tasks and lists, and requests that depend on them."""
+"""`ETag`, `If-Match` and `If-None-Match` on tasks and lists."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import asyncpg
@@ -97,6 +96,7 @@ def test_of_many_changes_of_what_all_saw_one_happens(ada: Account) -> None:
     assert ada.client.get(url).json() == won
 
 
+NEXT_ID = "SELECT nextval(pg_get_serial_sequence('tasks', 'id'))"
 LOCK_TASKS = "LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE"
 INSERT_TASK = """
 INSERT INTO tasks (id, user_id, title, title_key) OVERRIDING SYSTEM VALUE VALUES ($1, $2, 'New', 'new')
@@ -113,25 +113,23 @@ async def queue(database: Postgres, length: int) -> None:
 
 
 def test_without_a_condition_a_task_that_is_created_meanwhile_is_404_and_never_412(
-    new_service: Callable[..., Service], new_database: Callable[[], Postgres]
+    ada: Account, database: Postgres
 ) -> None:
     """PostgreSQL's queue of locks puts the creation between the two statements of the request."""
-    database = new_database()
-    account = new_service(DATABASE_URL=database.url, DATABASE_POOL_SIZE="1").register()
-    task = account.create()
-    assert account.client.get(f"/tasks/{task['id']}").is_success  # prepares the first of the two
-    number = task["id"] + 1
+    # Prepares the first of the two on the connection that the service takes for the next request.
+    assert ada.client.get(ada.client.post("/tasks", json={"title": "Old"}).headers["Location"]).is_success
+    ((number,),) = (row.values() for row in database.sql(NEXT_ID))
 
     async def create(connection: asyncpg.Connection) -> None:
         async with connection.transaction():
             await connection.execute(LOCK_TASKS)
-            await connection.execute(INSERT_TASK, number, account.id)
+            await connection.execute(INSERT_TASK, number, ada.id)
 
     async def read_while_it_is_created() -> httpx2.Response:
         first, second = [await asyncpg.connect(**connect_arguments(database.url)) for _ in range(2)]
         async with first.transaction():
             await first.execute(LOCK_TASKS)
-            reading = asyncio.create_task(asyncio.to_thread(account.client.get, f"/tasks/{number}"))
+            reading = asyncio.create_task(asyncio.to_thread(ada.client.get, f"/tasks/{number}"))
             await asyncio.wait_for(queue(database, 1), START_SECONDS)
             creating = asyncio.create_task(create(second))
             await asyncio.wait_for(queue(database, 2), START_SECONDS)
@@ -141,7 +139,7 @@ def test_without_a_condition_a_task_that_is_created_meanwhile_is_404_and_never_4
         return await reading
 
     assert asyncio.run(read_while_it_is_created()).json()["code"] == "task_not_found"
-    assert account.client.get(f"/tasks/{number}").is_success
+    assert ada.client.get(f"/tasks/{number}").is_success
 
 
 @SURFACES

@@ -1,20 +1,11 @@
-"""A request that creates a task may be sent again with its key: it creates one task."""
+"""`Idempotency-Key`: a request to create a task creates one task, however often it is sent."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from pathlib import Path
-
-import httpx2
 import pytest
 
-from backend.database.url import connect_arguments
 from tests.conftest import Postgres
-from tests.operations.proxy import Loss, Proxy
 from tests.service import Account, Service
 from tests.tasks.test_concurrency import at_once
 from tests.tasks.test_conditions import RACERS, SURFACES, place
-from tests.waiting import until
 
 KEY = {"Idempotency-Key": "8e03978e-40d5-43dd-bc93-6894a57f9324"}
 MILK = {"title": "Buy milk"}
@@ -56,27 +47,6 @@ def test_of_many_at_once_one_creates(ada: Account) -> None:
     answers = at_once(*[lambda: ada.client.post("/tasks", json=MILK, headers=KEY)] * RACERS)
     assert sorted(answer.status_code for answer in answers) == [200] * (RACERS - 1) + [201]
     assert len({answer.text for answer in answers}) == len(ada.client.get("/tasks").json()) == 1
-
-
-def test_a_crash_between_commit_and_answer_and_the_key_sent_again_make_one_task(
-    new_database: Callable[[], Postgres], new_service: Callable[..., Service]
-) -> None:
-    database = new_database()
-    direct = connect_arguments(database.url)
-    with closing(Proxy(Path(direct["host"][0], ".s.PGSQL.5432"))) as network:
-        settings = {"DATABASE_URL": network.url.replace("/postgres?", f"/{direct['database']}?")}
-        service = new_service(**settings)
-        ada = service.register()
-        network.lose(MILK["title"].encode(), Loss.NO_ANSWER)
-        with ThreadPoolExecutor(1) as threads:
-            asked = threads.submit(ada.client.post, "/tasks", json=MILK, headers=KEY)
-            until(lambda: bool(database.sql("SELECT FROM tasks")))
-            service.process.kill()
-            with pytest.raises(httpx2.TransportError):
-                asked.result()
-        survivor = new_service(**settings).client(ada.tokens["access_token"])
-        again = survivor.post("/tasks", json=MILK, headers=KEY)
-        assert (again.status_code, survivor.get("/tasks").json()) == (200, [again.json()])
 
 
 def test_keys_are_unique_for_each_user_by_an_index_of_tasks_with_a_key_alone(database: Postgres) -> None:

@@ -1,4 +1,4 @@
-"""The list of tasks: filters, sorts, and pages, which a walk meets whole while other tasks come and go."""
+"""Lists of tasks: filters, sorts, and pages that hold each lasting task once while others come and go."""
 
 import re
 from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""Tests of `backend`: what is served over HTTP, whatever it is."""
+"""Tests of `backend.web`."""

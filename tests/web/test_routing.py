@@ -1,4 +1,4 @@
-"""`Route` does what FastAPI's own class does, whatever a handler takes and gives; it adds the guard alone."""
+"""`Route` treats every kind of handler as FastAPI's own class does, and adds the guard alone."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

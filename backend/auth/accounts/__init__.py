@@ -1,1 +1,1 @@
-"""Accounts: registration, sign-in, passwords, the profile and imports."""
+"""Accounts: registration, sign-in, passwords, the profile, imports and an operator's commands."""

@@ -1,4 +1,7 @@
-"""`python -m backend users`: accounts for an operator, by email or id; passwords are never arguments."""
+"""The commands of `python -m backend users`, by which an operator lists and changes accounts.
+
+No command takes a password as an argument, because `ps` shows arguments to every user.
+"""
 
 import sys
 from collections.abc import Callable, Coroutine
@@ -8,22 +11,22 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 
 from backend.auth.accounts import operator
-from backend.auth.accounts.operator import NewUser, User
+from backend.auth.accounts.operator import User
 from backend.auth.accounts.tables import print_json, print_user, print_users
 from backend.auth.errors import PasswordRefusedError
 from backend.auth.schemas import Email
-from backend.database import Database
+from backend.database import Database, InsufficientPrivilegeError
 from backend.settings import Settings
 from backend.web.text import Line
 
 Result = TypeVar("Result")
 Work = Callable[[Database, Settings], Coroutine[Any, Any, Result]]
 Run = Callable[[Work[Any]], Any]
-"""Gives the work a database and the settings, and returns what it returns."""
+"""Calls the work with a database and the settings, and returns its result."""
 
 
 def _utf8(value: str) -> str:
-    """Refuse a text that the database could not store, with exit code 2."""
+    """Refuse a text that PostgreSQL cannot store, with exit code 2."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -31,13 +34,14 @@ def _utf8(value: str) -> str:
     return value
 
 
-Who = Annotated[str, typer.Argument(metavar="EMAIL_OR_ID", callback=_utf8)]
+Who = Annotated[str, typer.Argument(metavar="EMAIL_OR_ID", callback=_utf8, help="an email, an id, or id:ID")]
 AsJSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def users_commands(run: Run) -> typer.Typer:
     """Return the commands, which reach the database through `run`."""
     users = typer.Typer(help="List and change accounts.", rich_markup_mode=None, no_args_is_help=True)
+    run = _without_traceback(run)
     _add_reading(users, run)
     _add_creating(users, run)
     _add_change(users, run, "disable", operator.disable_user, "Refuse a user everywhere, at once.")
@@ -45,6 +49,18 @@ def users_commands(run: Run) -> typer.Typer:
     _add_change(users, run, "sign-out", operator.sign_out_user, "End all sessions of a user.")
     _add_deleting(users, run)
     return users
+
+
+def _without_traceback(run: Run) -> Run:
+    """Exit with one line if the role of DATABASE_URL lacks a right."""
+
+    def run_or_exit(work: Work[Any]) -> Any:
+        try:
+            return run(work)
+        except InsufficientPrivilegeError as error:
+            sys.exit(f"tasks-api: DATABASE_URL: {error}")
+
+    return run_or_exit
 
 
 def _add_reading(users: typer.Typer, run: Run) -> None:
@@ -59,8 +75,8 @@ def _add_reading(users: typer.Typer, run: Run) -> None:
         limit: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="at most N users")] = 50,
         as_json: AsJSON = False,
     ) -> None:
-        filters = {"unverified": unverified, "disabled": disabled, "part": email, "limit": limit}
-        found = run(lambda database, _: operator.list_users(database, **filters))
+        filters = {"unverified": unverified, "disabled": disabled, "limit": limit}
+        found = run(lambda database, _: operator.list_users(database, part=email, **filters))
         (print_json if as_json else print_users)(found)
 
     @users.command(help="Show a user.")
@@ -93,25 +109,22 @@ def _add_creating(users: typer.Typer, run: Run) -> None:
     ) -> None:
         if invited and password_stdin:
             raise typer.BadParameter("--invite and --password-stdin exclude each other")
-        address = _valid(Email, email, "EMAIL")
-        called = None if name is None else _valid(Line, name, "--name")
-        password = None if invited else _read_password(from_stdin=password_stdin)
-        created = run(_creating(NewUser(address, called, password)))
-        (print_json if as_json else print_user)(created)
+        new: dict[str, Any] = {
+            "email": _valid(Email, email, "EMAIL"),
+            "name": None if name is None else _valid(Line, name, "--name"),
+            "password": None if invited else _read_password(from_stdin=password_stdin),
+        }
 
+        async def create_user(database: Database, settings: Settings) -> User:
+            user = await operator.create_user(database, settings, **new)
+            link = await operator.invite(database, settings, user) if invited else None
+            return user if link is None else user | {"reset_link": link}
 
-def _creating(new: NewUser) -> Work[User]:
-    async def work(database: Database, settings: Settings) -> User:
         try:
-            user = await operator.create_user(database, settings, new)
+            created = run(create_user)
         except PasswordRefusedError as error:
             sys.exit(f"tasks-api: {error.errors[0]['message']}")
-        if new.password is not None:
-            return user
-        link = await operator.invite(database, settings, user)
-        return user if link is None else user | {"reset_link": link}
-
-    return work
+        (print_json if as_json else print_user)(created)
 
 
 def _add_change(
@@ -137,15 +150,14 @@ def _add_deleting(users: typer.Typer, run: Run) -> None:
     ) -> None:
         if not yes:
             found = run(lambda database, _: operator.find_user(database, who))
-            question = f"Delete {found['email'] or ''} ({found['id']}) with all sessions and tasks?"
-            _confirm(question)
-            who = found["id"]  # the email may be another user's by now
+            _confirm(f"Delete {found['email'] or ''} ({found['id']}) with all sessions and tasks?")
+            who = operator.by_id(found)  # because the email may have moved to another user by now
         deleted = run(lambda database, _: operator.delete_user(database, who))
         (print_json if as_json else print_user)(deleted)
 
 
 def _confirm(question: str) -> None:
-    # The one of typer writes to standard output as well.
+    # typer.confirm writes a blank to standard output, which is for the result alone.
     typer.echo(f"{question} [y/N] ", nl=False, err=True)
     if _read_line().strip().lower() not in {"y", "yes"}:
         sys.exit("tasks-api: nothing was deleted")
@@ -167,5 +179,5 @@ def _read_password(*, from_stdin: bool) -> str:
 
 
 def _read_line() -> str:
-    """Return a line of standard input; what is no UTF-8 becomes surrogates, which `_utf8` refuses."""
+    """Return a line of standard input; bytes that are not UTF-8 become surrogates, which `_utf8` refuses."""
     return sys.stdin.buffer.readline().decode(errors="surrogateescape").rstrip("\r\n")

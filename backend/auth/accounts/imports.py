@@ -1,16 +1,14 @@
-"""Imports users with their bcrypt hashes from a file, all of them or none."""
+"""Imports users with their bcrypt hashes from a file, in one transaction."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 from backend.auth.accounts.service import add_user
 from backend.auth.accounts.user_files import read_users
 from backend.database import Database
 
 _BATCH = 1000
-_OWN_NAMES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass
@@ -23,17 +21,14 @@ class Imported:
 
 
 async def import_users(
-    database: Database,
-    file: Path,
-    show: Callable[[int, int], None],
-    names: Mapping[str, str] = _OWN_NAMES,
+    database: Database, file: Path, show: Callable[[int, int], None], names: Mapping[str, str] | None = None
 ) -> Imported:
-    """Import the users of `file` in one transaction; `show` is told how many of how many are done.
+    """Import the users of `file` in one transaction; calls `show(done, total)` once per batch.
 
-    An account that exists already stays as it is. `names` is for `read_users`. Raises `UserFileError`,
+    An existing account stays as it is. `names` is for `read_users`. Raises `UserFileError`,
     `UnreachableError`.
     """
-    users = read_users(file, names)
+    users = read_users(file, names or {})
     imported = Imported()
     async with database.transaction() as transaction:
         for done, (number, user) in enumerate(users, 1):

@@ -1,14 +1,12 @@
-"""What an operator does to accounts, past the routes; a running service sees it at the next request.
+"""Lists, creates and changes accounts for an operator. A running service obeys a change at its next request.
 
-Each change writes its event to the log.
+The argument `who` is an email or an id; the prefix `id:` marks an id. Each change logs its event.
 """
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from loguru import logger
 from pydantic import TypeAdapter, ValidationError
 
 from backend.auth.accounts import operator_statements as statements
@@ -25,7 +23,7 @@ from backend.auth.schemas import Email, email_key
 from backend.auth.tokens import opaque
 from backend.database import Database, Row, Statement, Transaction
 from backend.settings import Settings
-from backend.telemetry.events import Event, logged_id
+from backend.telemetry.events import Event, write
 from backend.web.errors import AppError
 
 User = dict[str, Any]
@@ -34,83 +32,79 @@ User = dict[str, Any]
 class UserNotFoundError(AppError):
     """No user has this email or id."""
 
-    status = 404
-    code = "user_not_found"
     detail = "no user has this email or id"
+
+
+class AmbiguousUserError(AppError):
+    """An external user's id is the email of another user."""
+
+    detail = "one user has this email and another this id: name either as id:ID"
 
 
 class NoResetError(AppError):
     """The account is disabled, or its password is kept elsewhere."""
 
-    status = 403
-    code = "no_reset"
     detail = "a reset link needs an account of this service that is not disabled"
 
 
-@dataclass(frozen=True, slots=True)
-class NewUser:
-    """An account to create; without a password its owner chooses one by a reset link."""
-
-    email: str
-    name: str | None
-    password: str | None
-
-
-async def list_users(database: Database, **filters: Any) -> list[User]:
-    """Return the newest users within the filters `unverified`, `disabled`, `part` and `limit`."""
-    part = email_key(filters.pop("part"))
-    return [_shown(row) for row in await database.all(statements.LIST_USERS, part=part, **filters)]
+async def list_users(database: Database, *, part: str, **filters: Any) -> list[User]:
+    """Return the newest users with `part` in the email, within `unverified`, `disabled` and `limit`."""
+    rows = await database.all(statements.LIST_USERS, part=email_key(part), **filters)
+    return [_shown(row) for row in rows]
 
 
 async def find_user(database: Database, who: str) -> User:
-    """Return the user with this id or email; raises `UserNotFoundError`."""
+    """Return the user; raises `UserNotFoundError`, `AmbiguousUserError`."""
     return _shown(await _find(database, who))
 
 
-async def create_user(database: Database, settings: Settings, new: NewUser) -> User:
-    """Create an account; raises `EmailTakenError` or `PasswordRefusedError`."""
-    if new.password is not None:
-        check_rules(new.password, email=new.email, min_length=settings.password_min_length)
+async def create_user(
+    database: Database, settings: Settings, *, email: str, name: str | None, password: str | None
+) -> User:
+    """Create an account; raises `EmailTakenError` or `PasswordRefusedError`.
+
+    Without a password the owner chooses one by a reset link.
+    """
+    if password is not None:
+        check_rules(password, email=email, min_length=settings.password_min_length)
     hasher = PasswordHasher(rounds=settings.bcrypt_rounds)
     try:
-        # A secret that nobody has seen stands for the password that the owner will choose.
-        password_hash = await hasher.hash(new.password or opaque.new_token(), "")
+        password_hash = await hasher.hash(password or opaque.new_token(), "")
     finally:
         hasher.close()
     async with database.transaction() as transaction:
-        user_id = await add_user(transaction, new.email, new.name, password_hash)
+        user_id = await add_user(transaction, email, name, password_hash)
     if user_id is None:
         raise EmailTakenError
-    _log(Event.REGISTERED, user_id)
-    return await find_user(database, user_id)
+    write(Event.REGISTERED, user_id)
+    return await _find_by_id(database, user_id)
 
 
 async def invite(database: Database, settings: Settings, user: User) -> str | None:
-    """Mail a link to choose a password; return it instead where no mail can be sent."""
+    """Mail a link to choose a password; return the link instead if no mail can be sent."""
     sender = sender_for(settings)
-    if sender is None:
-        return await reset_link(database, settings, user["id"])
-    link = await _reset_link(database, settings, user["id"], Kind.RESET)
-    try:
-        where = await sender.send(Kind.INVITATION, user["email"], link)
-    except Exception as error:  # noqa: BLE001  # whatever the server says, a link can be handed over
-        _log(
-            Event.MAIL_FAILED, user["id"], "WARNING", kind=Kind.INVITATION.value, reason=type(error).__name__
-        )
-        return await reset_link(database, settings, user["id"])
-    _log(Event.MAIL_SENT, user["id"], kind=Kind.INVITATION.value, **where)
-    return None
+    if sender is not None:
+        link = await _new_reset_link(database, settings, user["id"], Kind.RESET)
+        kind = Kind.INVITATION.value
+        try:
+            logged = await sender.send(Kind.INVITATION, user["email"], link)
+        except Exception as error:  # noqa: BLE001  # a failed delivery of any kind leaves the printed link
+            write(Event.MAIL_FAILED, user["id"], level="WARNING", kind=kind, reason=type(error).__name__)
+        else:
+            write(Event.MAIL_SENT, user["id"], kind=kind, **logged)
+            return None
+    return await reset_link(database, settings, user["id"])
 
 
 async def reset_link(database: Database, settings: Settings, who: str) -> str:
     """Return a link that sets a new password, once and within 30 minutes, and verifies no address.
 
-    Raises `UserNotFoundError` or `NoResetError`.
+    Raises `NoResetError`, and as `find_user` does.
     """
-    return await _reset_link(database, settings, who, Kind.RESET_BY_HAND)
+    return await _new_reset_link(database, settings, who, Kind.RESET_BY_HAND)
 
 
-async def _reset_link(database: Database, settings: Settings, who: str, purpose: Kind) -> str:
+async def _new_reset_link(database: Database, settings: Settings, who: str, purpose: Kind) -> str:
     user = await _find(database, who)
     if user["issuer"] != LOCAL or user["disabled_at"] is not None:
         raise NoResetError
@@ -123,52 +117,67 @@ async def _reset_link(database: Database, settings: Settings, who: str, purpose:
 
 
 async def disable_user(database: Database, who: str) -> User:
-    """Refuse the user everywhere from now on, and end all sessions; raises `UserNotFoundError`."""
+    """Refuse the user everywhere from now on, and end all sessions; raises as `find_user` does."""
     changed = await _change(database, who, statements.DISABLE_USER)
-    _log(Event.ACCOUNT_DISABLED, changed["id"], sessions_ended=changed["count"])
-    return await find_user(database, changed["id"])
+    write(Event.ACCOUNT_DISABLED, changed["id"], sessions_ended=changed["count"])
+    return await _find_by_id(database, changed["id"])
 
 
 async def enable_user(database: Database, who: str) -> User:
-    """Let the user sign in again; raises `UserNotFoundError`."""
+    """Let the user sign in again; raises as `find_user` does."""
     changed = await _change(database, who, statements.ENABLE_USER)
-    _log(Event.ACCOUNT_ENABLED, changed["id"])
-    return await find_user(database, changed["id"])
+    write(Event.ACCOUNT_ENABLED, changed["id"])
+    return await _find_by_id(database, changed["id"])
 
 
 async def sign_out_user(database: Database, who: str) -> User:
-    """End all sessions of the user; raises `UserNotFoundError`."""
+    """End all sessions of the user; raises as `find_user` does."""
     changed = await _change(database, who, statements.SIGN_OUT_USER)
-    _log(Event.SESSION_REVOKED, changed["id"], count=changed["count"])
-    return await find_user(database, changed["id"])
+    write(Event.SESSION_REVOKED, changed["id"], count=changed["count"])
+    return await _find_by_id(database, changed["id"])
 
 
 async def delete_user(database: Database, who: str) -> User:
-    """Delete the user, their sessions and their tasks; raises `UserNotFoundError`."""
+    """Delete the user, their sessions and their tasks; raises as `find_user` does."""
     user = await find_user(database, who)
     async with _locked(database, user["id"]) as transaction:
         deleted = _there(await transaction.one(statements.DELETE_USER, user_id=user["id"]))
         if deleted["email_key"] is not None:
             await transaction.one(LEAVE_EMAIL, email_key=deleted["email_key"], user_id=user["id"])
-    _log(Event.ACCOUNT_DELETED, user["id"])
+    write(Event.ACCOUNT_DELETED, user["id"])
     return user
 
 
+def by_id(user: User) -> str:
+    """Return the `who` that means this user alone, even after a change of emails."""
+    return f"id:{user['id']}"
+
+
+async def _find_by_id(database: Database, user_id: str) -> User:
+    return await find_user(database, f"id:{user_id}")
+
+
 async def _find(database: Database, who: str) -> Row:
-    """Return the user with this id, else the one with this email; raises `UserNotFoundError`."""
+    user_id = who.removeprefix("id:")
+    found = await database.one(statements.FIND_USER, user_id=user_id)
+    if user_id == who:
+        owner = await database.one(FIND_EMAIL, email_key=email_key(_normalised(who)))
+        if found is not None and owner is not None and owner["user_id"] != user_id:
+            raise AmbiguousUserError
+        if owner is not None:
+            found = await database.one(statements.FIND_USER, user_id=owner["user_id"])
+    return _there(found)
+
+
+def _normalised(email: str) -> str:
     try:
-        email = TypeAdapter(Email).validate_python(who)
+        return str(TypeAdapter(Email).validate_python(email))
     except ValidationError:
-        email = who
-    row = await database.one(statements.FIND_USER, user_id=who)
-    if row is None:
-        owner = await database.one(FIND_EMAIL, email_key=email_key(email))
-        row = owner and await database.one(statements.FIND_USER, user_id=owner["user_id"])
-    return _there(row)
+        return email
 
 
 async def _change(database: Database, who: str, change: Statement) -> Row:
-    """Make one change to the user while no other changes them."""
+    """Run `change` on the user after a lock of the user's row, as the order of locks requires."""
     user_id = (await _find(database, who))["id"]
     async with _locked(database, user_id) as transaction:
         return _there(await transaction.one(change, user_id=user_id))
@@ -189,9 +198,3 @@ def _there(row: Row | None) -> Row:
 
 def _shown(row: Row) -> User:
     return {name: row[name] for name in statements.FIELDS}
-
-
-def _log(event: Event, user_id: str, level: str = "INFO", **fields: Any) -> None:
-    """Write the line of an event that belongs to no request."""
-    unknown = dict.fromkeys(("request_id", "ip", "method", "route", "status", "duration_ms"))
-    logger.bind(**unknown, user_id=logged_id(user_id), **fields).log(level, event.value)

@@ -1,4 +1,4 @@
-"""Rules, hashing and checking of passwords: off the event loop, on bounded threads with a bounded queue."""
+"""The rules for new passwords, and `PasswordHasher`, which hashes on threads with a bounded queue."""
 
 import os
 import sys
@@ -17,14 +17,14 @@ from backend.auth.errors import PasswordRefusedError
 
 MAX_CHARACTERS = 128
 MAX_SENT_CHARACTERS = 512
-"""Of a password as it is sent, because NFC of combining marks takes time by the square of their number."""
+"""The limit of a password as sent, because NFC takes quadratic time for combining marks."""
 MIN_QUEUE = 128
 QUEUE_PER_THREAD = 64
-"""At cost 12 a hash takes about a quarter of a second: the last in a full queue waits some 16 seconds."""
+"""At cost 12 a hash takes about 0.25 s, so the last in a full queue waits about 16 s."""
 
 
 def _common_passwords() -> frozenset[str]:
-    """Return the 30,000 most frequent ones of zxcvbn's list, in lower case, and nothing else of it."""
+    """Return the 30,000 most frequent passwords, in lower case, from the data of the library zxcvbn."""
     spec = find_spec("zxcvbn")
     assert spec is not None
     assert spec.origin is not None
@@ -36,7 +36,7 @@ COMMON = _common_passwords()
 
 
 def normalise(password: str) -> str:
-    """Return `password` in NFC, as RFC 8265 section 4 has it compared."""
+    """Return `password` in NFC, in which RFC 8265 section 4 compares passwords."""
     return unicodedata.normalize("NFC", password)
 
 
@@ -47,29 +47,28 @@ def check_rules(password: str, *, email: str, min_length: int, field: str = "pas
     """
     password = normalise(password) if len(password) <= MAX_SENT_CHARACTERS else password
     if len(password) < min_length:
-        raise PasswordRefusedError(
-            f"Passwords have at least {min_length} characters", "string_too_short", field
-        )
-    if len(password) > MAX_CHARACTERS:
-        raise PasswordRefusedError(
-            f"Passwords have at most {MAX_CHARACTERS} characters", "string_too_long", field
-        )
-    if password.casefold() in COMMON:
-        raise PasswordRefusedError("This password is one of the first guessed", "password_common", field)
-    if password.casefold() == email.casefold():
-        raise PasswordRefusedError("The password is the email", "password_is_email", field)
+        broken = f"Passwords have at least {min_length} characters", "string_too_short"
+    elif len(password) > MAX_CHARACTERS:
+        broken = f"Passwords have at most {MAX_CHARACTERS} characters", "string_too_long"
+    elif password.casefold() in COMMON:
+        broken = "This password is one of the first guessed", "password_common"
+    elif password.casefold() == email.casefold():
+        broken = "The password is the email", "password_is_email"
+    else:
+        return
+    raise PasswordRefusedError(*broken, field)
 
 
 def _give_way() -> None:
-    """Let the event loop go first, however much there is to hash; on Linux a thread has its own niceness."""
+    """Lower the priority of a hash thread below the event loop's; Linux has a niceness for each thread."""
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 class PasswordHasher:
-    """Hashes by `bcrypt_sha256` of libpass; hashes of plain bcrypt verify too, and are outdated.
+    """Hashes by libpass's `bcrypt_sha256`; hashes of plain bcrypt verify too, and are outdated.
 
-    Each method that hashes takes the client's address, because addresses take turns, and raises
+    `hash` and `verify` take the client's address, because addresses take turns (see `Turns`). They raise
     `ServiceUnavailableError` when the queue is full.
     """
 
@@ -81,15 +80,15 @@ class PasswordHasher:
         self._executor = ThreadPoolExecutor(threads, "hash", initializer=_give_way)
         self._turns = Turns(self._executor, threads=threads, limit=max(MIN_QUEUE, threads * QUEUE_PER_THREAD))
         self._rounds = rounds
-        self._context.hash("nobody")  # loads the backend, which else the first sign-in would wait for
+        self._context.hash("nobody")  # loads the backend, so that the first sign-in need not wait for it
 
     @property
     def waiting(self) -> int:
-        """The number of passwords that are being hashed or wait for it."""
+        """The number of passwords that are being hashed or wait."""
         return self._turns.count
 
     def close(self) -> None:
-        """Let go of the threads; what still waits is dropped."""
+        """Stop the threads; work that still waits is dropped."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     async def hash(self, password: str, address: str) -> str:
@@ -97,13 +96,13 @@ class PasswordHasher:
         return await self._turns.run(address, lambda: str(self._context.hash(normalise(password))))
 
     async def verify(self, password: str, stored: str | None, address: str) -> bool:
-        """Tell whether `password` is that of `stored`, which is None for an unknown email."""
+        """Return whether `password` matches the hash `stored`, which is None for an unknown email."""
         return not await self.cost_of_failure(password, stored, address)
 
     async def cost_of_failure(self, password: str, stored: str | None, address: str) -> int:
-        """Return 0 where `password` is that of `stored`, else the cost whose time the failure took.
+        """Return 0 if `password` matches `stored`, else the cost whose time the failure took.
 
-        That is the time of one hash, at `BCRYPT_ROUNDS` or at the cost of `stored` where that is more.
+        That is the time of one hash, at `BCRYPT_ROUNDS` or at the cost of `stored` if that is more.
         """
         return await self._turns.run(address, lambda: self._compare(password, stored))
 
@@ -117,7 +116,7 @@ class PasswordHasher:
             await self._turns.run(address, lambda: _fail_at(*range(cost, highest_cost)))
 
     def is_outdated(self, stored: str) -> bool:
-        """Tell whether `stored` is of another scheme or cost than today's."""
+        """Return whether `stored` has another scheme or cost than new hashes."""
         return bool(self._context.needs_update(stored))
 
     def _compare(self, password: str, stored: str | None) -> int:
@@ -128,7 +127,7 @@ class PasswordHasher:
             if self._context.verify(normalise(password), stored):
                 return 0
         except ValueError:
-            # Plain bcrypt refuses over 72 bytes, NUL and a damaged hash before it computes anything.
+            # Plain bcrypt refuses over 72 bytes, NUL and a damaged hash without computing anything.
             _fail_at(self._rounds)
             return self._rounds
         cost = self._cost_of(stored)
@@ -141,6 +140,6 @@ class PasswordHasher:
 
 
 def _fail_at(*costs: int) -> None:
-    """Take the time of a hash of each cost, for a sign-in that fails."""
+    """Take the time of a hash of each cost, so that time does not tell why a sign-in fails."""
     for cost in costs:
         bcrypt.hashpw(b"", bcrypt.gensalt(cost))

@@ -1,4 +1,4 @@
-"""Users on standard output: a table for people, plain lines for a pipe, JSON for programs."""
+"""Prints users for the `users` commands: as a table on a terminal, as tab-separated lines, or as JSON."""
 
 import json
 import sys
@@ -29,7 +29,7 @@ def print_json(value: Any) -> None:
 
 
 def print_users(users: Iterable[Mapping[str, Any]]) -> None:
-    """Print a row for each user: for people in a table, else with tabs in between."""
+    """Print a row for each user: in a table on a terminal, with tabs in between otherwise."""
     if sys.stdout.isatty():
         _print_table(users)
         return
@@ -44,7 +44,7 @@ def print_user(user: Mapping[str, Any]) -> None:
 
 
 def _print_table(users: Iterable[Mapping[str, Any]]) -> None:
-    from rich.console import Console  # noqa: PLC0415  # takes a tenth of a second, and people alone see it
+    from rich.console import Console  # noqa: PLC0415  # takes 0.1 s, for a terminal alone
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
@@ -57,12 +57,12 @@ def _print_table(users: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _short(value: object) -> object:
-    """Return the day of a moment, because a terminal is narrow; `show` tells the second."""
+    """Return the date of a timestamp, because a terminal is narrow; `show` prints the time too."""
     return value.date() if isinstance(value, datetime) else value
 
 
 def _as_text(value: object) -> str:
-    """Return the value without characters that would drive a terminal or break a line."""
+    """Return the value as text; control characters are escaped, because a terminal would obey them."""
     match value:
         case None:
             return ""

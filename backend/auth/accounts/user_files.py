@@ -1,11 +1,12 @@
-"""Reads files of users that another system has exported: CSV or JSON Lines, checked whole before use."""
+"""Reads and validates the file of an import: users of another system, in CSV or JSON Lines."""
 
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ValidationError
 
@@ -18,7 +19,7 @@ COLUMNS = ("email", "name", "password_hash")
 _BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{53}")
 
 _Record = tuple[int, object]
-"""The number of a line, from 1, and what stands there, or what is wrong with it."""
+"""The number of a line, from 1, and its value, or a ValueError that says what is wrong with it."""
 
 
 class UserFileError(Exception):
@@ -42,7 +43,7 @@ class ImportedUser(BaseModel):
 def read_users(file: Path, names: Mapping[str, str]) -> list[tuple[int, ImportedUser]]:
     """Return the users of `file` with the numbers of their lines, from 1; raises `UserFileError`.
 
-    `names` says what the file calls those of `COLUMNS` that it has under another name.
+    `names` maps names of `COLUMNS` to the file's own names for them.
     """
     names = {column: names.get(column, column) for column in COLUMNS}
     users: list[tuple[int, ImportedUser]] = []
@@ -81,53 +82,42 @@ def _problem(error: ValueError, names: Mapping[str, str]) -> str:
 
 
 def _records(file: Path, names: Mapping[str, str]) -> Iterator[_Record]:
-    read: Callable[..., Iterator[_Record]] = _csv if file.suffix.lower() == ".csv" else _json_lines
     try:
-        with file.open("rb") as content:
-            yield from read(file, _text(file, content), names)
+        text = file.read_text("utf-8-sig")
     except OSError as error:
         raise UserFileError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        number = error.object.count(b"\n", 0, error.start) + 1
+        raise UserFileError(f"{file}, line {number}: is not UTF-8") from error
+    return _csv(file, text, names) if file.suffix.lower() == ".csv" else _json_lines(text)
 
 
-def _text(file: Path, content: BinaryIO) -> Iterator[str]:
-    for number, line in enumerate(content, 1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise UserFileError(f"{file}, line {number}: is not UTF-8") from error
-
-
-def _csv(file: Path, lines: Iterator[str], names: Mapping[str, str]) -> Iterator[_Record]:
+def _csv(file: Path, text: str, names: Mapping[str, str]) -> Iterator[_Record]:
     header = list(COLUMNS)
-    is_first = True
-    for number, row in _rows(file, lines):
-        if is_first and _is_header(row):
+    for index, (number, row) in enumerate(_rows(file, text)):
+        if index == 0 and _is_header(row):
             header = _columns(f"{file}, line {number}", row, names)
-        elif is_first and list(names.values()) != header:
+        elif index == 0 and list(names.values()) != header:
             raise UserFileError(f"{file}, line {number}: is no header, which names of columns need")
         elif len(row) > len(header):
             yield number, ValueError(f"has {len(row)} columns instead of {len(header)}")
         else:
             yield number, {name: cell for name, cell in zip(header, row, strict=False) if cell}
-        is_first = False
 
 
-def _rows(file: Path, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+def _rows(file: Path, text: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows that are not empty, without blanks around cells and empty cells at the end."""
-    reader = csv.reader(lines, strict=True)
-    while True:
-        number = reader.line_num + 1
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            raise UserFileError(f"{file}, line {number}: {error}") from error
-        if row is None:
-            return
-        cells = [cell.strip() for cell in row]
-        while cells and not cells[-1]:
-            cells.pop()
-        if cells:
-            yield number, cells
+    reader, number = csv.reader(StringIO(text, newline="\n"), strict=True), 1
+    try:
+        for row in reader:
+            cells = [cell.strip() for cell in row]
+            while cells and not cells[-1]:
+                cells.pop()
+            if cells:
+                yield number, cells
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise UserFileError(f"{file}, line {number}: {error}") from error
 
 
 def _is_header(row: Sequence[str]) -> bool:
@@ -135,13 +125,13 @@ def _is_header(row: Sequence[str]) -> bool:
 
 
 def _columns(place: str, row: Sequence[str], names: Mapping[str, str]) -> list[str]:
-    """Return the header's names, those of `names` in their own letters; raises `UserFileError`."""
+    """Return the names in the header, in the letter case of `names`; raises `UserFileError`."""
     own = {name.lower(): name for name in names.values()}
     header = [own.get(cell.lower(), cell) for cell in row]
     for column, name in names.items():
         if header.count(name) > 1:
             raise UserFileError(f"{place}: {name}: is there twice")
-        # A name may be missing, but not one that was asked for.
+        # The column `name` may be missing, unless the operator named it.
         if name not in header and (column != "name" or name != column):
             raise UserFileError(
                 f"{place}: {name}: is no column of this file; --column {column}=... names another, "
@@ -150,8 +140,8 @@ def _columns(place: str, row: Sequence[str], names: Mapping[str, str]) -> list[s
     return header
 
 
-def _json_lines(_: Path, lines: Iterator[str], __: Mapping[str, str]) -> Iterator[_Record]:
-    for number, line in enumerate(lines, 1):
+def _json_lines(text: str) -> Iterator[_Record]:
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:

@@ -1,1 +1,1 @@
-"""Mail about accounts: reset, verification and change of email; an outbox that survives a crash."""
+"""Mail about accounts: reset of a password, verification and change of an email, and the outbox."""

@@ -1,10 +1,10 @@
-"""Errors of the routes that send mail or take a token from one."""
+"""Errors of the routes in `mail/router.py`."""
 
 from backend.web.errors import AppError, ServiceUnavailableError
 
 
 class MailUnavailableError(ServiceUnavailableError):
-    """The service has no MAIL_URL, so it can send nothing; the answer is the same for every email."""
+    """The service has no MAIL_URL; the answer is the same for every email."""
 
     code = "mail_unavailable"
     detail = "This service sends no mail"

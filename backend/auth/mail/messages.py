@@ -1,6 +1,6 @@
-"""The mails: one source of words each, rendered as plain text and as HTML in one message.
+"""Composes mails: the words of each kind, rendered as plain text and as HTML in one message.
 
-A mail holds nothing that a stranger could have written: no name, and no email but its own recipient's.
+A mail holds no name, and only its recipient's email, because a stranger could have written the others.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from backend.auth.mail.statements import Kind
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What a mail says: a subject, paragraphs, and the label of its link where it has one."""
+    """The text of a mail; `label` is that of its link, if it has one."""
 
     subject: str
     paragraphs: tuple[str, ...]
@@ -113,7 +113,7 @@ def compose(kind: Kind, *, to: str, sender: str, link: str | None) -> EmailMessa
     message["To"] = to
     message["Date"] = format_datetime(localtime())
     message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2].strip("> ") or "localhost")
-    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: answering machines stay silent
+    message["Auto-Submitted"] = "auto-generated"  # suppresses automatic replies (RFC 3834 section 5)
     values = {"words": words, "link": link}
     message.set_content(_templates.get_template("mail.txt").render(values), cte="7bit")
     message.add_alternative(_templates.get_template("mail.html").render(values), subtype="html", cte="7bit")

@@ -1,12 +1,12 @@
-"""The outbox: sends each mail until the server accepts it, by any number of processes at once.
+"""Sends the mails of the outbox table; several processes may do so at once.
 
-A process looks once at its start for mails that a dead one left. Then it waits for a request of its own or
-for the next retry: an idle service sends no query.
+A process reads the table at its start, for mails that another process left when it died. Later it waits
+for a request of its own or for the next retry. An idle service therefore sends no query.
 """
 
 import asyncio
-from dataclasses import dataclass
-from typing import Any, Final
+from contextlib import suppress
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from loguru import logger
@@ -21,16 +21,19 @@ from backend.auth.schemas import email_key
 from backend.auth.tokens import opaque
 from backend.database import Database, DatabaseError, Row, Transaction
 from backend.settings import Settings
-from backend.telemetry.events import Event
+from backend.telemetry.events import Event, write
 
 PAUSES_SECONDS: Final = (5, 30, 120, 600)
-"""Between the attempts to send a mail; after the last one it has failed."""
+"""Pauses between the attempts to send a mail, which fails after one attempt more than there are pauses."""
 DATABASE_PAUSE_SECONDS: Final = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Ready:
-    """A mail for the address of the account, which may differ in letters from the one that was asked with."""
+PAGES: Final = {Kind.RESET: "/reset-password", Kind.VERIFY: "/verify-email", Kind.CHANGE: "/confirm-email"}
+"""The page of APP_URL that the link of a mail leads to."""
+
+
+class _Ready(NamedTuple):
+    """A mail to send; `email` is the account's own spelling of the address."""
 
     user_id: str | None
     email: str
@@ -38,7 +41,7 @@ class _Ready:
 
 
 class Outbox:
-    """Sends the mails of one process; `sender` is None where the service sends no mail."""
+    """Sends mails in one process. Without MAIL_URL it sends none, and `check_available` raises."""
 
     def __init__(self, settings: Settings) -> None:
         self._sender: Sender | None = sender_for(settings)
@@ -63,12 +66,12 @@ class Outbox:
         await self.put(transaction, kind, user["email"], user["id"])
 
     def check_available(self) -> None:
-        """Raise `MailUnavailableError` where the service sends no mail."""
+        """Raise `MailUnavailableError` if the service sends no mail."""
         if self._sender is None:
             raise MailUnavailableError(reason="mail_unavailable")
 
     def wake(self) -> None:
-        """Have the outbox looked at now."""
+        """Make `run` read the table now."""
         self._woken.set()
 
     async def run(self, database: Database) -> None:
@@ -77,21 +80,15 @@ class Outbox:
             return
         while True:
             self._woken.clear()
-            try:
+            seconds: float | None = DATABASE_PAUSE_SECONDS
+            with suppress(DatabaseError), logger.catch(message="unexpected", exclude=DatabaseError):
                 seconds = await self._drain(database, self._sender)
-            except DatabaseError:
-                seconds = DATABASE_PAUSE_SECONDS
-            except Exception as error:  # noqa: BLE001  # or no mail is sent until the next start
-                logger.opt(exception=error).error("unexpected")
-                seconds = DATABASE_PAUSE_SECONDS
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._woken.wait()
-            except TimeoutError:
-                continue
 
     async def _drain(self, database: Database, sender: Sender) -> float | None:
-        """Send all that is due; return the seconds until the next mail is due, None where none waits."""
+        """Send all mails that are due; return the seconds until the next is due, None if no mail waits."""
         while mails := await database.all(statements.CLAIM):
             async with asyncio.TaskGroup() as group:
                 for mail in mails:
@@ -100,26 +97,19 @@ class Outbox:
         return None if row is None or row["seconds"] is None else max(0.0, float(row["seconds"]))
 
     async def _process(self, database: Database, sender: Sender, mail: Row) -> None:
-        """Send one mail, or drop or postpone it; never raises for what the server says."""
-        try:
+        """Send one mail, or drop or postpone it. After an error it is due again when `LEASE` is over."""
+        log = logger.bind(kind=mail["kind"])
+        with suppress(DatabaseError), log.catch(message="unexpected", exclude=DatabaseError):
             ready = await self._prepare(database, mail)
             if ready is None:
                 await database.one(statements.DROP, id=mail["id"])
-                return
-            where = await self._send(database, sender, mail, ready)
-            if where is not None:
-                await database.one(statements.FINISH, id=mail["id"])
-                _log(Event.MAIL_SENT, ready.user_id, kind=mail["kind"], **where)
-        except DatabaseError:
-            return  # due again after `LEASE`
-        except Exception as error:  # noqa: BLE001  # a defect must not keep other mails from being sent
-            logger.opt(exception=error).error("unexpected", kind=mail["kind"])
+            else:
+                await self._send(database, sender, mail, ready)
 
     async def _prepare(self, database: Database, mail: Row) -> _Ready | None:
-        """Return what to send and to whom, or None where nobody waits for this mail."""
-        kind, key = Kind(mail["kind"]), mail["email_key"]
-        asked = {"email_key": key, "created_at": mail["created_at"]}
-        if await database.one(statements.IS_REPEATED, kind=kind.value, id=mail["id"], **asked):
+        """Return what to send and to whom, or None for a repeated mail or one without an account."""
+        kind = Kind(mail["kind"])
+        if await database.one(statements.IS_REPEATED, **mail):
             return None
         if kind is not Kind.EMAIL_TAKEN and kind not in NEW_TOKEN:
             return _Ready(mail["user_id"], mail["email"])
@@ -127,7 +117,7 @@ class Outbox:
         if user_id is None:
             return None
         if kind is Kind.EMAIL_TAKEN:
-            account = await database.one(statements.HAS_ACCOUNT, user_id=user_id, email_key=key)
+            account = await database.one(statements.HAS_ACCOUNT, user_id=user_id, email_key=mail["email_key"])
             return _Ready(user_id, account["email"]) if account else None
         return await self._with_link(database, kind, user_id, mail)
 
@@ -141,34 +131,26 @@ class Outbox:
 
     async def _with_link(self, database: Database, kind: Kind, user_id: str, mail: Row) -> _Ready | None:
         token = opaque.new_token()
-        values = {name: mail[name] for name in ("email", "email_key", "session_id", "created_at")}
-        made = await database.one(NEW_TOKEN[kind], user_id=user_id, digest=opaque.digest(token), **values)
+        values = {**mail, "user_id": user_id, "digest": opaque.digest(token)}
+        made = await database.one(NEW_TOKEN[kind], **values)
         link = f"{self._app_url}{PAGES[kind]}#token={token}"
         return _Ready(user_id, made["email"], link) if made else None
 
-    async def _send(
-        self, database: Database, sender: Sender, mail: Row, ready: _Ready
-    ) -> dict[str, Any] | None:
-        """Return what the log tells of the mail, or None when it is postponed or has failed."""
+    async def _send(self, database: Database, sender: Sender, mail: Row, ready: _Ready) -> None:
+        """Make one attempt. A mail that is not accepted is postponed, or fails after the last attempt."""
+        kind, id_, attempts = mail["kind"], mail["id"], mail["attempts"]
         try:
-            return await sender.send(Kind(mail["kind"]), ready.email, ready.link)
-        except Exception as error:  # noqa: BLE001  # whatever the server or its library does, the mail is kept
+            logged = await sender.send(Kind(kind), ready.email, ready.link)
+        except Exception as error:  # noqa: BLE001  # any error means that the mail was not accepted
             reason = type(error).__name__
-        if mail["attempts"] > len(PAUSES_SECONDS):
-            await database.one(statements.FINISH, id=mail["id"])
-            _log(Event.MAIL_FAILED, ready.user_id, kind=mail["kind"], reason=reason, level="WARNING")
+            if attempts <= len(PAUSES_SECONDS):
+                pause = PAUSES_SECONDS[attempts - 1]
+                words = "MAIL_URL: a mail could not be sent; the next attempt is in {} s"
+                logger.warning(words, pause, kind=kind, reason=reason)
+                await database.one(statements.POSTPONE, id=id_, seconds=pause)
+                return
+            event, level, logged = Event.MAIL_FAILED, "WARNING", {"reason": reason}
         else:
-            pause = PAUSES_SECONDS[mail["attempts"] - 1]
-            words = "MAIL_URL: a mail could not be sent; the next attempt is in {} s"
-            logger.warning(words, pause, kind=mail["kind"], reason=reason)
-            await database.one(statements.POSTPONE, id=mail["id"], seconds=pause)
-        return None
-
-
-PAGES: Final = {Kind.RESET: "/reset-password", Kind.VERIFY: "/verify-email", Kind.CHANGE: "/confirm-email"}
-
-
-def _log(event: Event, user_id: str | None, *, level: str = "INFO", **fields: Any) -> None:
-    """Write the line of an event that belongs to no request."""
-    unknown = dict.fromkeys(("request_id", "ip", "method", "route", "status", "duration_ms"))
-    logger.bind(**unknown, user_id=user_id, **fields).log(level, event.value)
+            event, level = Event.MAIL_SENT, "INFO"
+        await database.one(statements.FINISH, id=id_)
+        write(event, ready.user_id, level=level, kind=kind, **logged)

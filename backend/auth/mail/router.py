@@ -1,8 +1,6 @@
 """Routes for a forgotten password, and for verifying and changing an email."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Body
+from fastapi import APIRouter
 from starlette.responses import Response
 
 from backend.auth.dependencies import ClientDep, OwnAccountDep, SignInDep
@@ -23,10 +21,7 @@ takes_token = raises(MailTokenError)
 @router.post("/password/forgot", status_code=202, summary="Ask for a link to reset a password")
 @sends_mail
 async def request_reset(
-    database: DatabaseDep,
-    sign_in: SignInDep,
-    client: ClientDep,
-    data: Annotated[MailRequest, Body()],
+    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: MailRequest
 ) -> Response:
     """Mail a link to this address, if an account has it. The answer is the same for every email.
 
@@ -40,10 +35,7 @@ async def request_reset(
 @router.post("/password/reset", status_code=204, summary="Reset a password")
 @raises(MailTokenError, ServiceUnavailableError)
 async def reset_password(
-    database: DatabaseDep,
-    sign_in: SignInDep,
-    client: ClientDep,
-    data: Annotated[PasswordReset, Body()],
+    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: PasswordReset
 ) -> Response:
     """Set a new password by the token of a mailed link. All sessions of the user end; nobody is signed in.
 
@@ -56,10 +48,7 @@ async def reset_password(
 @router.post("/email/verification", status_code=202, summary="Ask for a link to verify an email")
 @sends_mail
 async def request_verification(
-    database: DatabaseDep,
-    sign_in: SignInDep,
-    client: ClientDep,
-    data: Annotated[MailRequest, Body()],
+    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: MailRequest
 ) -> Response:
     """Mail a link to this address, if it waits to be verified. The answer is the same for every email.
 
@@ -71,7 +60,7 @@ async def request_verification(
 
 @router.post("/email/verify", status_code=204, summary="Verify an email")
 @takes_token
-async def verify_email(database: DatabaseDep, data: Annotated[MailToken, Body()]) -> Response:
+async def verify_email(database: DatabaseDep, data: MailToken) -> Response:
     """Verify an address by the token of a mailed link.
 
     The same token gets the same answer again while the address stays verified.
@@ -83,11 +72,7 @@ async def verify_email(database: DatabaseDep, data: Annotated[MailToken, Body()]
 @router.post("/email", status_code=202, summary="Ask for a change of your email")
 @raises(MailUnavailableError, WrongPasswordError, RateLimitedError, ServiceUnavailableError)
 async def request_email_change(
-    database: DatabaseDep,
-    sign_in: SignInDep,
-    client: ClientDep,
-    caller: OwnAccountDep,
-    data: Annotated[EmailChange, Body()],
+    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, caller: OwnAccountDep, data: EmailChange
 ) -> Response:
     """Mail a link to the new address and a notice to the old one. The answer is the same for a taken email.
 
@@ -100,9 +85,7 @@ async def request_email_change(
 
 @router.post("/email/confirm", status_code=204, summary="Confirm a change of email")
 @takes_token
-async def confirm_email_change(
-    database: DatabaseDep, sign_in: SignInDep, data: Annotated[MailToken, Body()]
-) -> Response:
+async def confirm_email_change(database: DatabaseDep, sign_in: SignInDep, data: MailToken) -> Response:
     """Take the new address as the user's email, verified, by the token of a mailed link.
 
     The session that asked for the change goes on; all others of the user end. All refresh tokens are void.

@@ -1,23 +1,19 @@
-"""Requests of the routes that send mail or take a token from one."""
+"""Request bodies of the routes in `mail/router.py`."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from backend.auth.schemas import Email, NewPassword, Password
+from backend.auth.schemas import Email, Input, NewPassword, Password
 from backend.web.text import UnicodeText
 
 
-class _Input(BaseModel):
-    model_config = ConfigDict(strict=True)
-
-
-class MailRequest(_Input):
+class MailRequest(Input):
     """The address that a link is mailed to, if an account has it."""
 
     email: Email
 
 
-class MailToken(_Input):
-    """The token of a mailed link: what stands behind `#token=`."""
+class MailToken(Input):
+    """The token of a mailed link, which follows `#token=`."""
 
     token: UnicodeText = Field(examples=["MdsacLZ6wR0nY5nT9ADHyOHpZbaqmfcPWIFZjCrxAKI"])
 
@@ -28,7 +24,7 @@ class PasswordReset(MailToken):
     new_password: NewPassword
 
 
-class EmailChange(_Input):
+class EmailChange(Input):
     """The new email, and the password of the account."""
 
     new_email: Email

@@ -1,4 +1,4 @@
-"""Delivery of one mail: to an SMTP server, or into a folder where a developer finds it."""
+"""Delivers one mail: to an SMTP server, or into a folder for developers."""
 
 import asyncio
 import os
@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from email.message import EmailMessage
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from backend.auth.mail.statements import Kind
@@ -18,25 +18,8 @@ QUIT_SECONDS: Final = 1.0
 _PORTS: Final = {"smtp": 587, "smtps": 465}
 
 
-class Sender(Protocol):
-    """Sends one mail."""
-
-    async def send(self, kind: Kind, email: str, link: str | None) -> dict[str, Any]:
-        """Return what the log tells of it; raises whatever keeps it from being accepted."""
-
-
-def sender_for(settings: Settings) -> Sender | None:
-    """Return what MAIL_URL names, or None where there is none."""
-    if settings.mail_url is None:
-        return None
-    url = settings.mail_url.get_secret_value()
-    if url.startswith("file:"):
-        return FolderSender(Path(unquote(urlsplit(url).path)), settings)
-    return SMTPSender(url, settings)
-
-
 def _message(kind: Kind, email: str, link: str | None, sender: str) -> EmailMessage:
-    # Loaded with the first mail, since templates take a process megabytes.
+    # Imported with the first mail, because Jinja takes megabytes of memory.
     from backend.auth.mail.messages import compose  # noqa: PLC0415
 
     return compose(kind, to=email, sender=sender, link=link)
@@ -60,7 +43,7 @@ class SMTPSender:
 
     async def send(self, kind: Kind, email: str, link: str | None) -> dict[str, Any]:
         """Send one mail within `SEND_SECONDS`; raises `SMTPException`, `OSError`, `TimeoutError`."""
-        import aiosmtplib  # noqa: PLC0415  # takes a process megabytes, and few send mail
+        import aiosmtplib  # noqa: PLC0415  # takes megabytes of memory, and few processes send
 
         message = await asyncio.to_thread(_message, kind, email, link, self._sender)
         client = aiosmtplib.SMTP(**self._options)
@@ -68,17 +51,16 @@ class SMTPSender:
             async with asyncio.timeout(SEND_SECONDS):
                 await client.connect()
                 await client.send_message(message)
-            # The mail is accepted, so what happens to QUIT must not have it sent once more.
+            # A failure of QUIT is no reason to send the mail again, because the server has accepted it.
             with suppress(aiosmtplib.SMTPException, OSError):
-                async with asyncio.timeout(QUIT_SECONDS):
-                    await client.quit()
+                await client.quit(timeout=QUIT_SECONDS)
         finally:
             client.close()
         return {}
 
 
 class FolderSender:
-    """Writes each mail to a file of its own, mode 0600, and logs its name."""
+    """Writes each mail to a file of its own, mode 0600, whose name is logged."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self._folder, self._sender = folder, settings.mail_from
@@ -99,3 +81,17 @@ class FolderSender:
         with os.fdopen(descriptor, "wb") as file:
             file.write(message.as_bytes())
         return path
+
+
+Sender = SMTPSender | FolderSender
+"""Sends one mail; `send` returns fields for the log line, and raises if the mail was not accepted."""
+
+
+def sender_for(settings: Settings) -> Sender | None:
+    """Return the sender for MAIL_URL, or None without one."""
+    if settings.mail_url is None:
+        return None
+    url = settings.mail_url.get_secret_value()
+    if url.startswith("file:"):
+        return FolderSender(Path(unquote(urlsplit(url).path)), settings)
+    return SMTPSender(url, settings)

@@ -1,1 +1,1 @@
-"""Access tokens: our own, and those of a trusted issuer."""
+"""Access tokens of this service and of trusted issuers."""

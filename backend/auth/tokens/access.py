@@ -28,6 +28,13 @@ LEEWAY: Final = timedelta(seconds=30)
 MAX_EXPIRY: Final = 2**53
 """Seconds since the epoch; the bound also refuses NaN and infinity."""
 _ACCESS_TYPES = {TYPE, "jwt"}
+_REASONS: Final = {
+    jwt.InvalidSignatureError: "signature",
+    jwt.InvalidAlgorithmError: "algorithm",
+    jwt.ImmatureSignatureError: "not_yet_valid",
+    jwt.DecodeError: "malformed",  # last, because the first is a kind of it
+}
+"""What the log tells of an error of PyJWT."""
 # Base64url without padding, whose unused last bits are zero: PyJWT takes padding too (RFC 7515 section 2).
 _BASE64URL = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-][AQgw]|[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048])?"
 _SPELLING = re.compile(rf"{_BASE64URL}\.{_BASE64URL}\.{_BASE64URL}")
@@ -41,12 +48,10 @@ class AccessTokens:
         self.lifetime = settings.access_token_minutes * 60
         """Seconds."""
         self._issuer, self._audience = settings.jwt_issuer, settings.jwt_audience
-        secret_keys = [
-            secret.get_secret_value().encode()
-            for secret in (settings.jwt_secret, *settings.jwt_previous_secrets)
-        ]
-        self._keys = {_key_id(key): key for key in secret_keys}
-        self._current = _key_id(secret_keys[0])
+        secrets_ = (settings.jwt_secret, *settings.jwt_previous_secrets)
+        keys = [secret.get_secret_value().encode() for secret in secrets_]
+        self._keys = {_key_id(key): key for key in keys}
+        self._current = _key_id(keys[0])
 
     def issue(self, user_id: str, session_id: UUID) -> str:
         """Return a new access token for a session."""
@@ -70,29 +75,24 @@ class AccessTokens:
     def verify(self, token: str, header: dict[str, Any]) -> Caller:
         """Return the caller that `token` names, expired or not; raises `InvalidTokenError`."""
         claims = self._decode(token, header.get("kid"))
-        return Caller(
-            user_id=subject(claims),
-            issuer=LOCAL,
-            session_id=_session_id(claims.get("sid")),
-            expires_at=expiry(claims),
-        )
+        return Caller(subject(claims), LOCAL, _session_id(claims.get("sid")), expiry(claims))
 
     def _decode(self, token: str, key_id: object) -> dict[str, Any]:
-        if key_id is not None and key_id not in self._keys:
-            raise InvalidTokenError(reason="unknown_key")
-        keys = [self._keys[str(key_id)]] if key_id is not None else list(self._keys.values())
-        for key in keys[:-1]:
+        """Return the claims; a token without a `kid` is tried with each key."""
+        keys = [key for name, key in self._keys.items() if key_id in {name, None}]
+        refusal = InvalidTokenError(reason="unknown_key")
+        for key in keys:
             try:
                 return decode(token, key, ALGORITHM, issuer=self._issuer, audience=self._audience)
-            except InvalidTokenError:
-                continue
-        return decode(token, keys[-1], ALGORITHM, issuer=self._issuer, audience=self._audience)
+            except InvalidTokenError as error:
+                refusal = error
+        raise refusal
 
 
 def read_header(token: str) -> dict[str, Any]:
     """Return the header of an unverified token; raises `InvalidTokenError` if it is no access token.
 
-    A token has one spelling, so that a text which is refused once is not let in under another.
+    Any other spelling of the same token, such as one with padding, is refused too.
     """
     if len(token) > MAX_TOKEN_CHARACTERS:
         raise InvalidTokenError(reason="too_long")
@@ -122,16 +122,9 @@ def decode(
             leeway=LEEWAY,
             options={"require": ["exp", "sub"], "verify_exp": False, "verify_aud": audience is not None},
         )
-    except jwt.InvalidSignatureError as error:
-        raise InvalidTokenError(reason="signature") from error
-    except jwt.InvalidAlgorithmError as error:
-        raise InvalidTokenError(reason="algorithm") from error
-    except jwt.ImmatureSignatureError as error:
-        raise InvalidTokenError(reason="not_yet_valid") from error
-    except jwt.DecodeError as error:
-        raise InvalidTokenError(reason="malformed") from error
     except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise InvalidTokenError(reason="claims") from error
+        reason = next((reason for kind, reason in _REASONS.items() if isinstance(error, kind)), "claims")
+        raise InvalidTokenError(reason=reason) from error
 
 
 def subject(claims: dict[str, Any]) -> str:
@@ -157,7 +150,7 @@ def expiry(claims: dict[str, Any]) -> float:
 
 def _session_id(value: object) -> UUID:
     try:
-        return UUID(value)  # type: ignore[arg-type]  # whatever is no UUID text raises
+        return UUID(value)  # type: ignore[arg-type]  # any value but the text of a UUID raises
     except (ValueError, TypeError, AttributeError):
         raise InvalidTokenError(reason="claims") from None
 

@@ -1,4 +1,4 @@
-"""Turns an access token into its caller, whichever issuer signed it, and caches verified tokens."""
+"""Returns the caller of an access token of any trusted issuer; caches verified tokens."""
 
 from time import time
 from typing import Any, Final, TypeVar
@@ -21,16 +21,16 @@ REMEMBERED_TOKENS: Final = 4096
 """Verified tokens kept per process, of at most `REMEMBERED_CHARACTERS` each."""
 REMEMBERED_CHARACTERS: Final = 1024
 REMEMBERED_USERS: Final = 16_384
-"""External users kept per process, whose row in `users` is known to exist."""
+"""Ids of external users kept per process, whose row in `users` is known to exist."""
 
 _Value = TypeVar("_Value")
 _NAME: TypeAdapter[str] = TypeAdapter(Line)
 
 
 class Authenticator:
-    """Authenticates callers by their access tokens; the cache saves the check of the signature alone.
+    """Authenticates callers by their access tokens.
 
-    The statement that does the work checks each time whether the session and the user still exist.
+    The cache saves only the check of the signature: each statement checks the session and the user anew.
     """
 
     def __init__(self, settings: Settings, own: AccessTokens) -> None:
@@ -48,7 +48,7 @@ class Authenticator:
             self._verified.pop(token)
             raise ExpiredTokenError(reason="expired")
         if not self._external.still_trusts(verified.key):
-            # The renewed set may have dropped the key, or have another one under its id.
+            # The renewed key set may lack the key, or have another one under its id.
             self._verified.pop(token)
             return await self._verify(database, token)
         return verified.caller
@@ -86,7 +86,7 @@ class Authenticator:
 
 
 def _remember(memory: dict[str, _Value], key: str, value: _Value, most: int) -> None:
-    """Add `value`, and drop the oldest entry where there are `most` already."""
+    """Add `value`; drop the oldest entry if there are `most` already."""
     if len(memory) >= most:
         del memory[next(iter(memory))]
     memory[key] = value

@@ -1,4 +1,4 @@
-"""Verifies tokens of other issuers: a Better Auth server, or a front end with a shared secret.
+"""Verifies access tokens of other issuers: a Better Auth server, or a front end with a shared secret.
 
 Keys come from the configured server alone, never from a token. Each key is used with one algorithm only.
 """
@@ -13,7 +13,9 @@ from backend.settings import Settings
 from backend.web.bearer import InvalidTokenError
 
 if TYPE_CHECKING:
-    from backend.auth.tokens.jwks import Key, KeySet
+    from jwt import PyJWK
+
+    from backend.auth.tokens.jwks import KeySet
 
 SHARED_ALGORITHM: Final = "HS256"
 
@@ -23,8 +25,8 @@ class Verified(NamedTuple):
 
     caller: Caller
     claims: dict[str, Any]
-    key: "Key | None" = None
-    """None where no fetched key is needed: a secret of the settings verified the token."""
+    key: "PyJWK | None" = None
+    """None where a secret of the settings verified the token."""
 
 
 class ExternalTokens:
@@ -44,34 +46,28 @@ class ExternalTokens:
 
     async def verify(self, token: str, header: dict[str, Any]) -> Verified:
         """Return what `token` says, expired or not; raises `InvalidTokenError`, `KeysUnavailableError`."""
+        issuer, audience = self._issuer, self._audience
         if header.get("alg") == SHARED_ALGORITHM and self._secret is not None:
-            claims = decode(
-                token, self._secret, SHARED_ALGORITHM, issuer=self._issuer, audience=self._audience
-            )
-            return Verified(_caller(claims), claims)
+            claims = decode(token, self._secret, SHARED_ALGORITHM, issuer=issuer, audience=audience)
+            return _verified(claims)
         if self._keys is None:
             raise InvalidTokenError(reason="algorithm")
         key = await self._keys.find(header.get("kid"))
-        claims = decode(
-            token,
-            key.material,
-            key.algorithm,
-            issuer=self._issuer or self._origin,
-            audience=self._audience or self._origin,
-        )
-        return Verified(_caller(claims), claims, key)
+        issuer, audience = issuer or self._origin, audience or self._origin
+        claims = decode(token, key.key, key.algorithm_name, issuer=issuer, audience=audience)
+        return _verified(claims, key)
 
-    def still_trusts(self, key: "Key | None") -> bool:
-        """Return whether a token that `key` verified needs no new check: the key set is still the same."""
+    def still_trusts(self, key: "PyJWK | None") -> bool:
+        """Return whether a token that `key` verified needs no new check: the key is still published."""
         return key is None or (self._keys is not None and self._keys.holds(key))
 
 
-def _caller(claims: dict[str, Any]) -> Caller:
-    return Caller(subject(claims), EXTERNAL, None, expiry(claims))
+def _verified(claims: dict[str, Any], key: "PyJWK | None" = None) -> Verified:
+    return Verified(Caller(subject(claims), EXTERNAL, None, expiry(claims)), claims, key)
 
 
 def _key_set(url: str) -> "KeySet":
-    from backend.auth.tokens.jwks import KeySet  # noqa: PLC0415  # its HTTP client is for those who need it
+    from backend.auth.tokens.jwks import KeySet  # noqa: PLC0415  # its HTTP client takes memory
 
     return KeySet(f"{url}/api/auth/jwks")
 

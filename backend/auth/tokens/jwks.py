@@ -5,12 +5,12 @@ The last fetched keys stay in use while that server is down. Each key is used wi
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx2
 import jwt
 import msgspec
+from jwt import PyJWK
 from loguru import logger
 
 from backend.auth.errors import KeysUnavailableError
@@ -33,73 +33,57 @@ JWKS_ALGORITHMS: Final = {
 _MIN_RSA_BITS: Final = 2048  # RFC 7518 section 3.3
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Key:
-    """A public key of one fetched set, and the one algorithm that it is used with.
-
-    Keys compare by identity: each fetch makes new ones, because a set may change a key under its id.
-    """
-
-    id: str
-    material: Any
-    algorithm: str
-
-
 class KeySet:
-    """The keys of one JWKS; a failed fetch leaves the last good ones in use."""
+    """The keys of one JWKS; after a failed fetch the last good ones stay in use.
+
+    Each fetch makes new `PyJWK` objects, which compare by identity, because a server may publish another
+    key under the same id.
+    """
 
     algorithms = tuple(JWKS_ALGORITHMS.values())
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._keys: dict[str, Key] | None = None
+        self._keys: dict[str | None, PyJWK] | None = None
         self._fetch: asyncio.Task[None] | None = None
         self._fetched_at = self._forced_at = self._tried_at = -STALE_SECONDS
 
-    async def find(self, key_id: object) -> Key:
+    async def find(self, key_id: object) -> PyJWK:
         """Return the key of that id; raises `InvalidTokenError`, `KeysUnavailableError`.
 
         An unknown id waits for a fetch, at most `FETCH_TIMEOUT_SECONDS`.
         """
-        key = self._known(key_id)
-        if key is not None:
-            self._renew_if_stale()
-            return key
         if not isinstance(key_id, str):
             raise InvalidTokenError(reason="unknown_key")
-        await self._fetch_for_unknown(time.monotonic())
+        if self._keys is None or key_id not in self._keys:
+            await self._fetch_for_unknown()
         if self._keys is None:
             raise KeysUnavailableError(reason="jwks")
-        key = self._known(key_id)
-        if key is None:
-            # The fetch that has just come without the id counts as the one that unknown ids may cause.
+        if key_id not in self._keys:
+            # A fetch that came without the id counts as the one that unknown ids may cause.
             self._forced_at = max(self._forced_at, self._fetched_at)
             raise InvalidTokenError(reason="unknown_key")
-        return key
+        self._renew_if_stale()
+        return self._keys[key_id]
 
-    def holds(self, key: Key) -> bool:
+    def holds(self, key: PyJWK) -> bool:
         """Return whether `key` is of the set that was fetched last; renews a stale set in the background."""
         self._renew_if_stale()
-        return self._known(key.id) is key
+        return self._keys is not None and self._keys.get(key.key_id) is key
 
     def _renew_if_stale(self) -> None:
         now = time.monotonic()
         if now - self._fetched_at > STALE_SECONDS and now - self._tried_at > FORCED_FETCH_SECONDS:
             self._begin_fetch()
 
-    def _known(self, key_id: object) -> Key | None:
-        return self._keys.get(key_id) if self._keys and isinstance(key_id, str) else None
-
-    async def _fetch_for_unknown(self, now: float) -> None:
-        if self._fetch is None:
-            is_first = self._keys is None
-            since, pause = (
-                (self._tried_at, RETRY_SECONDS) if is_first else (self._forced_at, FORCED_FETCH_SECONDS)
-            )
-            if now - since < pause:
-                return
-            if not is_first:
-                self._forced_at = now
+    async def _fetch_for_unknown(self) -> None:
+        """Wait for the fetch that is under way, or for a new one if the last is long enough ago."""
+        now = time.monotonic()
+        if self._keys is None:
+            if now - self._tried_at >= RETRY_SECONDS:
+                self._begin_fetch()
+        elif self._fetch is None and now - self._forced_at >= FORCED_FETCH_SECONDS:
+            self._forced_at = now
             self._begin_fetch()
         if self._fetch is not None:
             await asyncio.shield(self._fetch)
@@ -139,7 +123,7 @@ async def _download(url: str) -> bytes:
     return bytes(body)
 
 
-def _parse(body: bytes) -> dict[str, Key]:
+def _parse(body: bytes) -> dict[str | None, PyJWK]:
     """Return the usable keys of a set by their ids; raises ValueError if `body` is no key set.
 
     Of two usable keys with one id the last counts.
@@ -147,26 +131,21 @@ def _parse(body: bytes) -> dict[str, Key]:
     document = msgspec.json.decode(body)
     if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
         raise ValueError("no key set")  # noqa: TRY004  # about a value, as the other reasons are
-    keys = (_key(entry) for entry in document["keys"] if isinstance(entry, dict))
-    return {key.id: key for key in keys if key is not None}
+    keys = (_key(entry) for entry in document["keys"])
+    return {key.key_id: key for key in keys if key is not None}
 
 
-def _key(entry: dict[str, Any]) -> Key | None:
-    """Return the key that an entry of a set describes, None if it is of no use here."""
-    key_id, algorithm = entry.get("kid"), _algorithm(entry)
-    if not isinstance(key_id, str) or algorithm is None or not _is_for_verifying(entry, algorithm):
-        return None
+def _key(entry: Any) -> PyJWK | None:
+    """Return the key that an entry of a set describes, None for one that verifies nothing here."""
     try:
-        material = jwt.PyJWK.from_dict(entry, algorithm).key
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError):
+        algorithm = JWKS_ALGORITHMS[entry["kty"], entry.get("crv")]
+        if not isinstance(entry["kid"], str) or not _is_for_verifying(entry, algorithm):
+            return None
+        key = PyJWK(entry, algorithm)
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    is_weak = algorithm == "RS256" and material.key_size < _MIN_RSA_BITS
-    return None if is_weak else Key(key_id, material, algorithm)
-
-
-def _algorithm(entry: dict[str, Any]) -> str | None:
-    kind = (entry.get("kty"), None if entry.get("kty") == "RSA" else entry.get("crv"))
-    return next((name for known, name in JWKS_ALGORITHMS.items() if known == kind), None)
+    is_weak = algorithm == "RS256" and key.key.key_size < _MIN_RSA_BITS
+    return None if is_weak else key
 
 
 def _is_for_verifying(entry: dict[str, Any], algorithm: str) -> bool:
@@ -177,6 +156,5 @@ def _is_for_verifying(entry: dict[str, Any], algorithm: str) -> bool:
         and isinstance(operations, list)
         and "verify" in operations
         and entry.get("alg", algorithm) == algorithm
-        # Whoever can fetch a private key can sign with it.
-        and "d" not in entry
+        and "d" not in entry  # because anybody could sign with a private key that is published
     )

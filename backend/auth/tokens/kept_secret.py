@@ -1,4 +1,4 @@
-"""Keeps the secret that signs tokens under `DATA_DIR`, where no setting gives one."""
+"""Keeps the secret that signs access tokens in a file under `DATA_DIR`, for a start without JWT_SECRET."""
 
 import fcntl
 import os
@@ -12,9 +12,10 @@ _NAME = "jwt-secret"
 
 
 def kept_secret(data_dir: Path) -> str:
-    """Return the secret, made at the first start; raises `SettingsError`.
+    """Return the secret, which the first start makes; raises `SettingsError`.
 
-    It is whole or not there, whenever the power fails. Whoever owns the directory owns it.
+    The file is written and then renamed, so that a power failure leaves no part of it. Its owner is the
+    directory's.
     """
     try:
         secret = _read_or_make(data_dir)
@@ -30,7 +31,7 @@ def kept_secret(data_dir: Path) -> str:
 def _read_or_make(data_dir: Path) -> bytes:
     folder = os.open(data_dir, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)  # of several that start at once, one makes it
+        fcntl.flock(folder, fcntl.LOCK_EX)  # of several processes that start at once, one makes it
         owner = os.fstat(folder).st_uid
         with os.fdopen(open_file(_NAME, folder, 0, os.geteuid(), owner), "rb") as kept:
             return kept.read(4096).strip()

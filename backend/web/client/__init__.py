@@ -1,4 +1,4 @@
-"""Serves the client module for pages in a browser, and its types."""
+"""Serves the JavaScript client for pages in a browser, and its TypeScript types."""
 
 import hashlib
 from pathlib import Path
@@ -11,7 +11,7 @@ from starlette.responses import Response
 _FILES: Final = Path(__file__).parent
 _TYPES: Final = {"tasks-api.js": "text/javascript", "tasks-api.d.ts": "application/typescript"}
 _CACHE: Final = "public, max-age=3600"
-"""A page may use a module that is an hour old: the API stays compatible with it."""
+"""One hour, because the API stays compatible with an older module."""
 
 
 def add_client(app: FastAPI) -> None:
@@ -23,7 +23,7 @@ def add_client(app: FastAPI) -> None:
 def _add_file(app: FastAPI, name: str, media_type: str) -> None:
     content = (_FILES / name).read_bytes()
     etag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-    # A page of another origin with Cross-Origin-Embedder-Policy may load it as well.
+    # Allows pages of other origins that have a Cross-Origin-Embedder-Policy.
     headers = {"ETag": etag, "Cache-Control": _CACHE, "Cross-Origin-Resource-Policy": "cross-origin"}
 
     @app.get(f"/client/{name}", include_in_schema=False)

@@ -147,7 +147,7 @@ export interface components {
             description?: string | null;
             /**
              * Completed
-             * @description `false` where it is not sent
+             * @description `false` if it is not sent
              * @example false
              */
             completed?: boolean;
@@ -192,14 +192,14 @@ export interface components {
             /**
              * Updated At
              * Format: date-time
-             * @description Moves on every real change
+             * @description The time of the last change of a value
              * @example 2026-11-20T09:45:00Z
              */
             updated_at: string;
         };
         /**
          * TaskUpdate
-         * @description Changes to a task: at least one field. What is not sent stays; `description: null` clears it.
+         * @description Changes to a task: at least one field. Fields that are not sent stay; `description: null` clears it.
          */
         TaskUpdate: {
             /**
@@ -220,7 +220,7 @@ export interface components {
         };
         /**
          * UserRead
-         * @description A user; `email` and `name` are null where they are not known.
+         * @description A user; `email` and `name` are null if they are not known.
          */
         UserRead: {
             /**
@@ -241,7 +241,7 @@ export interface components {
             email_verified: boolean;
             /**
              * Pending Email
-             * @description The email that a change asks for, until it is confirmed
+             * @description The new email of a change that is not confirmed yet
              * @example ada@example.org
              */
             pending_email: string | null;

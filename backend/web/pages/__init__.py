@@ -1,4 +1,7 @@
-"""The pages that mailed links lead to; they act on a press alone, because mail scanners open links."""
+"""Serves the pages that mailed links lead to.
+
+A page acts only when its button is pressed, because mail scanners open links.
+"""
 
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +19,7 @@ POLICY: Final = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-"""The page's own style sheet, script and requests, and nothing else."""
+"""The Content-Security-Policy, which allows the page's own style sheet, script and requests alone."""
 
 _FILES: Final = Path(__file__).parent
 _ASSETS: Final = {"page.css": "text/css", "page.js": "text/javascript"}
@@ -24,7 +27,7 @@ _ASSETS: Final = {"page.css": "text/css", "page.js": "text/javascript"}
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page: its words, the route that its button calls, and whether it asks for a new password."""
+    """The text of a page, the route that its button calls, and whether it asks for a new password."""
 
     title: str
     intro: str
@@ -62,7 +65,7 @@ PAGES: Final = {
 
 @cache
 def _template() -> "Template":
-    # Loaded with the first page, since Jinja takes a process megabytes.
+    # Imported for the first page, because Jinja takes megabytes of memory.
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape  # noqa: PLC0415
 
     environment = Environment(

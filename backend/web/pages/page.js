@@ -1,4 +1,4 @@
-// Does what the link is for when the button is pressed, and not before: mail scanners open every link.
+// Sends the token of the mailed link when the button is pressed, and not before, because mail scanners open links.
 const form = document.querySelector("form");
 const button = form.querySelector("button");
 const message = document.getElementById("message");

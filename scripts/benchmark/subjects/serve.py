@@ -1,4 +1,4 @@
-"""Serve one of the applications beside this file as the service is served, but without a line per request."""
+"""Serves an application of this directory by Uvicorn with the service's options, without an access log."""
 
 import os
 import sys

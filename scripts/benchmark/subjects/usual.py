@@ -1,4 +1,4 @@
-"""The usual way: FastAPI, an ORM session and a look at the user per request, `response_model` at the end."""
+"""A typical FastAPI application: an ORM session and a query for the user per request, `response_model`."""
 
 import os
 from collections.abc import AsyncIterator
@@ -40,7 +40,7 @@ class TaskCreate(BaseModel):
 
 
 class TaskUpdate(BaseModel):
-    """What to change of a task."""
+    """Changes to a task."""
 
     title: str | None = Field(default=None, min_length=1, max_length=200)
     description: str | None = Field(default=None, max_length=1000)
@@ -58,7 +58,7 @@ TokenDep = Annotated[str, Depends(OAuth2PasswordBearer("auth/token"))]
 
 
 async def get_current_user(session: SessionDep, token: TokenDep) -> User:
-    """Return who sent the token."""
+    """Return the user of the token."""
     try:
         claims = jwt.decode(
             token,

@@ -1,10 +1,11 @@
 """One mail server and one service that sends through it, which most tests of mail share."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -86,18 +87,22 @@ def waiting(database: Postgres) -> int:
     return len(database.sql(f"SELECT pid FROM {ACTIVITY} {waiting_now}"))  # noqa: S608  # a name of ours
 
 
+@contextmanager
+def running_mailing(database: Postgres, directory: Path, program: Sequence[str] = ()) -> Iterator[Mailing]:
+    """Run a service with a mail server of its own for the length of the block."""
+    with smtp_server() as mailbox:
+        settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "MAIL_URL": mailbox.url}
+        with running(directory / "log", program=program, **settings) as service:
+            yield Mailing(service, database, mailbox)
+
+
 @pytest.fixture(scope="session")
 def mailing(
     new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mailing]:
     """A service that sends mail, EMAIL_VERIFICATION=optional."""
-    database = new_database()
-    log = tmp_path_factory.mktemp("mailing") / "log"
-    with (
-        smtp_server() as mailbox,
-        running(log, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET, MAIL_URL=mailbox.url) as service,
-    ):
-        yield Mailing(service, database, mailbox)
+    with running_mailing(new_database(), tmp_path_factory.mktemp("mailing")) as mailing:
+        yield mailing
 
 
 @pytest.fixture

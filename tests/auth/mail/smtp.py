@@ -62,6 +62,11 @@ class Mailbox:
     """The line is dropped before an answer to the data of a mail, which is accepted all the same."""
     hangs_at_quit: bool = False
 
+    def behave(self) -> None:
+        """Take mail as a server does that works, and count attempts from 0."""
+        self.attempts, self.refusal, self.delay_seconds = 0, None, 0.0
+        self.is_dropping = self.hangs_at_quit = False
+
     @property
     def url(self) -> str:
         """The MAIL_URL without encryption."""

@@ -1,4 +1,4 @@
-"""A change of email: confirmed at the new address, told to the old one, and never to one that is taken."""
+"""A change of email: the new address confirms it, the old one gets a notice, a taken one gets no mail."""
 
 from functools import partial
 

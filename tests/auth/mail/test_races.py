@@ -1,4 +1,4 @@
-"""What happens at the same moment: each order of events has one outcome, and nothing waits for ever."""
+"""Concurrent requests about mail: each order of events has one outcome, and no request waits for ever."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial

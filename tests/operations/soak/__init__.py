@@ -1,1 +1,1 @@
-"""An hour of mixed traffic under random faults: see `tests/test_soak.py`, which judges it."""
+"""Parts of the soak test in `tests/operations/test_soak.py`: mixed traffic under random faults."""

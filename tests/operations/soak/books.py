@@ -1,6 +1,7 @@
-"""What one user has been told of their tasks; what got no answer happened once or not at all.
+"""The tasks of one user, as the answers of the service told them; a check compares them with a list.
 
-A task whose last write got no answer is never touched again, so that it has two possible states for ever.
+A write without an answer happened once or not at all. The user never touches its task again, so that it
+has two possible states for ever.
 """
 
 from collections import Counter

@@ -1,4 +1,4 @@
-"""What goes wrong in a soak: one fault at a time, in random order, each with the failures that it excuses."""
+"""The faults of a soak: one at a time, in random order, each with the failures that it excuses."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""What happened in a soak, and what must not have: requests fail only while a fault is on that excuses it."""
+"""Counts answers and faults of a soak, and records as wrong each failure that no current fault excuses."""
 
 import sys
 import time

@@ -1,4 +1,4 @@
-"""The service of a soak as its machine sees it: its processes, what they hold, and the database behind it."""
+"""The service of a soak, with access to its processes, its embedded PostgreSQL and its Redis."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress

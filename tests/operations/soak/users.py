@@ -1,4 +1,4 @@
-"""The traffic: users who do all that a client can, on both surfaces, and expect what the contract says."""
+"""The traffic of a soak: users who send every kind of request under both prefixes and check each answer."""
 
 import time
 from asyncio import Future, sleep

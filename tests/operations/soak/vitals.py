@@ -1,4 +1,4 @@
-"""What the processes of the service hold: memory, files and connections, none of which may grow."""
+"""Samples memory, files and connections of the service's processes in a soak, because none may grow."""
 
 import time
 from asyncio import sleep

@@ -1,4 +1,4 @@
-// Fastify with pg: schemas on the way in and out, prepared statements, tokens remembered once verified, no session check.
+// A Fastify application with pg: schemas for requests and answers, prepared statements, cached tokens, no session check.
 import jwt from "@fastify/jwt";
 import Fastify from "fastify";
 import pg from "pg";

@@ -334,7 +334,7 @@ def test_a_refresh_token_of_before_the_migration_that_names_no_user_still_refres
 
 
 def test_a_refresh_token_with_another_users_id_is_none(service: Service, ada: Account, bob: Account) -> None:
-    token = ada.tokens["refresh_token"][:43] + bob.id
+    token = bob.id + ada.tokens["refresh_token"][-43:]
     assert refresh(service, token).json()["code"] == "invalid_refresh_token"
     assert works(service, ada.tokens["access_token"])
     assert works(service, bob.tokens["access_token"])
@@ -374,6 +374,6 @@ def test_a_refresh_token_is_known_by_its_sha256_alone(
     for table in database.sql(names):
         text = str(database.sql(select.format(table["name"])))
         for token in tokens:
-            assert (len(token[:43]), token[43:]) == (43, ada.id)  # 256 bits in base64url, and whose it is
-            assert token[:43] not in text
+            assert token[:-43] == ada.id  # 256 bits in base64url follow
+            assert token[-43:] not in text
             assert token.encode().hex() not in text

@@ -10,13 +10,13 @@ import secrets
 
 from backend.database import Database, Statement
 
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}([A-Za-z0-9_-]{0,255})")
-"""32 bytes in base64url, then the id; nothing follows in tokens that were issued before migration 0009."""
+_TOKEN = re.compile(r"([A-Za-z0-9_-]{0,255})[A-Za-z0-9_-]{43}")
+"""The id, then 32 bytes in base64url; tokens that were issued before migration 0009 start with no id."""
 
 
 def new_token(user_id: str = "") -> str:
     """Return a new token, with the id of its user where there is one."""
-    return secrets.token_urlsafe(32) + user_id
+    return user_id + secrets.token_urlsafe(32)
 
 
 def digest(token: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The command line: `python -m backend serve | migrate | import-users | users | openapi | secret`."""
+"""The command line, `python -m backend`: serve, migrate, distribute, import-users, users, openapi, secret."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from loguru import logger
-from typer import Argument, BadParameter, Option, Typer
+from typer import Argument, BadParameter, Option, Typer, confirm, echo
 
 from backend.auth.accounts import imports
 from backend.auth.accounts.commands import users_commands
@@ -112,6 +112,20 @@ def migrate(
             asyncio.run(schema.write_migration(url, new))
         else:
             asyncio.run(schema.check(url) if check else schema.migrate(url, revision))
+
+
+@commands.command()
+def distribute(*, yes: Annotated[bool, Option("--yes", help="do not ask first")] = False) -> None:
+    """Spread the tables over the nodes of a Citus cluster."""
+    from backend.database.distribute import distribute as spread  # noqa: PLC0415  # only for this command
+
+    def tell(plan: str) -> None:
+        echo(plan)
+        if not yes:
+            confirm("Go on?", abort=True)
+
+    with _database() as (_, url):
+        asyncio.run(spread(url, tell, echo))
 
 
 def _renamed_column(text: str) -> tuple[str, str]:

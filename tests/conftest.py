@@ -15,6 +15,7 @@ from backend.database import schema
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
 from tests import forks
+from tests.database import citus
 from tests.programs import passable_directory
 from tests.service import JWT_SECRET, Account, Service, running
 
@@ -94,12 +95,19 @@ def new_empty_database(server: EmbeddedServer) -> Callable[[], Postgres]:
 
 
 @pytest.fixture(scope="session")
-def new_database(server: EmbeddedServer) -> Callable[[], Postgres]:
-    """Make a database each time it is called, migrated by Alembic once for all."""
+def new_database(server: EmbeddedServer) -> Iterator[Callable[[], Postgres]]:
+    """Make a database each time it is called, migrated by Alembic once for all.
+
+    With `TEST_CITUS_URL` each is on that cluster.
+    """
+    if citus.URL:
+        with citus.cluster() as cluster:
+            yield lambda: Postgres(cluster.create(f"test_{os.getpid()}_{next(_numbers)}"))
+        return
     template = _create_database(server, "")
     asyncio.run(schema.migrate(template.url))
     (row,) = template.sql("SELECT current_database()::text AS name")
-    return lambda: _create_database(server, f"TEMPLATE {row['name']}")
+    yield lambda: _create_database(server, f"TEMPLATE {row['name']}")
 
 
 def _create_database(server: EmbeddedServer, how: str) -> Postgres:

@@ -118,7 +118,16 @@ WRONG = {
 }
 WRONG_NEW_PASSWORDS = ["", WORD, "zebra12", "password", "PASSWORD", WORD.ljust(129, "x"), NEW_EMAIL]
 
-TABLES = ("users", "sessions", "refresh_tokens", "known_addresses", "mail_tokens", "outbox", "tasks")
+TABLES = (
+    "users",
+    "emails",
+    "sessions",
+    "refresh_tokens",
+    "known_addresses",
+    "mail_tokens",
+    "outbox",
+    "tasks",
+)
 CONTENTS = " UNION ALL ".join(
     f"SELECT '{table}', md5(string_agg(row::text, ' ' ORDER BY row::text)) FROM {table} row"  # noqa: S608
     for table in TABLES

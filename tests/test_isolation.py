@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from tests.conftest import Postgres
-from tests.service import Account, Service
+from tests.service import Account, Service, program_with
 
 FOREIGN, UNKNOWN = (403, "task_forbidden"), (404, "task_not_found")
 ATTEMPTS: list[tuple[str, str, dict[str, Any] | None]] = [
@@ -173,6 +173,20 @@ def test_a_task_is_created_for_whoever_the_token_names(
     owners = database.sql("SELECT user_id FROM tasks WHERE id = $1", response.json()["id"])
     assert owners == [{"user_id": bob.id}]
     assert ada.client.get("/tasks").json() == []
+
+
+def test_a_foreign_task_that_cannot_be_told_from_none_in_time_is_not_found(
+    new_service: Callable[..., Service],
+) -> None:
+    """The look goes through the tasks of all users, which may be on a node that is away."""
+    service = new_service(program=program_with("backend.tasks.service.LOOK_SECONDS = 0"))
+    ada, bob = service.register(), service.register()
+    task = ada.create()
+    refused = bob.client.get(f"/tasks/{task['id']}")
+    assert (refused.status_code, refused.json()["code"]) == (404, "task_not_found")
+    changed = ada.client.patch(f"/tasks/{task['id']}", json={"title": "x"}, headers={"If-Match": '"0"'})
+    assert (changed.status_code, changed.json()["code"]) == (412, "precondition_failed")
+    assert ada.client.get(f"/tasks/{task['id']}").json() == task
 
 
 def test_a_foreign_task_can_be_concealed(new_service: Callable[..., Service]) -> None:

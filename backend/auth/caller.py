@@ -1,10 +1,10 @@
-"""Who calls: the token's claims, and the subquery that lets their row in only while their session lives."""
+"""The caller: a token's claims, and the subquery that has a row only while their session lives."""
 
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CTE, Text, Uuid, bindparam, case, func, select
+from sqlalchemy import CTE, Text, Uuid, bindparam, case, func, select, true
 
 from backend.auth.models import sessions, users
 
@@ -25,21 +25,31 @@ class Caller:
         return {"caller_id": self.user_id, "caller_issuer": self.issuer, "caller_session": self.session_id}
 
 
+CALLER_ID = bindparam("caller_id", type_=Text)
+"""The caller's id as a value.
+
+Rows are compared with it and not with the subquery `caller`: a value tells a part of a spread table at once.
+"""
+CALLER_SESSION = bindparam("caller_session", type_=Uuid)
+
+
 def _caller() -> CTE:
-    user_id = bindparam("caller_id", type_=Text)
-    session_id = bindparam("caller_session", type_=Uuid)
-    # Found by its key and then compared, or PostgreSQL might go through all sessions of a user.
-    has_session = select(sessions.c.user_id == user_id).where(
-        sessions.c.id == session_id, sessions.c.expires_at > func.now()
+    has_session = select(true()).where(
+        sessions.c.user_id == CALLER_ID, sessions.c.id == CALLER_SESSION, sessions.c.expires_at > func.now()
     )
     is_known = select(users.c.issuer == bindparam("caller_issuer", type_=Text)).where(
-        users.c.id == user_id, users.c.disabled_at.is_(None)
+        users.c.id == CALLER_ID, users.c.disabled_at.is_(None)
     )
     # A session goes with its user, and disabling the user ends it, so the user is not looked up as well:
     # of the two, one is run.
-    is_let_in = case((session_id.is_(None), is_known.scalar_subquery()), else_=has_session.scalar_subquery())
-    return select(user_id.label("id")).where(is_let_in).cte("caller")
+    is_alive = case(
+        (CALLER_SESSION.is_(None), is_known.scalar_subquery()), else_=has_session.scalar_subquery()
+    )
+    return select(CALLER_ID.label("id")).where(is_alive).cte("caller")
 
 
 caller = _caller()
-"""The caller's id, or no row when the session or the user is gone: every statement of theirs starts here."""
+"""The caller's id, or no row when the session or the user is gone: every statement of theirs has it."""
+
+IS_LET_IN = select(caller.c.id).exists()
+"""Whether `caller` has a row."""

@@ -8,7 +8,7 @@ from fastapi.security import OAuth2PasswordBearer
 from starlette.requests import Request
 
 from backend.auth.accounts import statements
-from backend.auth.caller import Caller, caller
+from backend.auth.caller import CALLER_ID, IS_LET_IN, Caller, caller
 from backend.auth.errors import (
     ExpiredTokenError,
     ExternalAccountError,
@@ -22,7 +22,17 @@ from backend.telemetry import events
 from backend.web.bearer import InvalidTokenError, UnauthorizedError, bearer_token
 from backend.web.errors import AppError, WrongUserError
 
-__all__ = ["Caller", "CallerDep", "ClientDep", "RevokedTokenError", "SignInDep", "bearer_token", "caller"]
+__all__ = [
+    "CALLER_ID",
+    "IS_LET_IN",
+    "Caller",
+    "CallerDep",
+    "ClientDep",
+    "RevokedTokenError",
+    "SignInDep",
+    "bearer_token",
+    "caller",
+]
 
 MAX_USER_AGENT_CHARACTERS = 400
 

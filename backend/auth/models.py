@@ -1,4 +1,8 @@
-"""The tables of accounts and sessions; the limits of the contract are constraints of the database too."""
+"""The tables of accounts and sessions, with the limits of the API as constraints.
+
+`user_id` comes first in each key and index, because Citus spreads the rows of all tables by it (README,
+"Past one machine"). An index without it says which look over all users needs it.
+"""
 
 from datetime import datetime
 from uuid import UUID
@@ -9,6 +13,7 @@ from sqlalchemy import (
     Column,
     DateTime,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -51,14 +56,15 @@ class User(SQLModel, table=True):
             "(email IS NOT NULL AND email_key IS NOT NULL AND password_hash IS NOT NULL)",
             name="users_local_complete",
         ),
+        # For the highest cost of all hashes, which a failed sign-in asks for.
         Index("users_password_cost", text(HASH_COST)),
     )
 
     id: str = Field(sa_column=Column(Text, primary_key=True))
     issuer: str = Field(sa_column=Column(Text, nullable=False))
     email: str | None = Field(sa_column=Column(Text))
-    email_key: str | None = Field(sa_column=Column(Text, unique=True))
-    """The case-folded email of a local user; null for others, whose emails may repeat."""
+    email_key: str | None = Field(sa_column=Column(Text))
+    """The case-folded email of a local user, as in `emails`; null for others, whose emails may repeat."""
     email_verified: bool = Field(
         default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
     )
@@ -73,14 +79,30 @@ class User(SQLModel, table=True):
     created_at: datetime = Field(sa_column=_created_at())
 
 
+class Email(SQLModel, table=True):
+    """The one local user who has an email.
+
+    A table of its own, because uniqueness over all users can't be an index of `users`: that is spread by
+    user, and this by email. Citus allows no foreign key between the two.
+    """
+
+    __tablename__ = "emails"
+
+    email_key: str = Field(sa_column=Column(Text, primary_key=True))
+    user_id: str = Field(sa_column=Column(Text, nullable=False))
+
+
 class Session(SQLModel, table=True):
     """One sign-in on one device; no row, no access."""
 
     __tablename__ = "sessions"
-    __table_args__ = (Index("sessions_user_id", "user_id"), Index("sessions_expires_at", "expires_at"))
+    # For the sweep of sessions whose owners never return.
+    __table_args__ = (Index("sessions_expires_at", "expires_at"),)
 
+    user_id: str = Field(
+        sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False)
+    )
     id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
-    user_id: str = Field(sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), nullable=False))
     created_at: datetime = Field(sa_column=_created_at())
     last_used_at: datetime = Field(sa_column=_created_at())
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
@@ -98,12 +120,21 @@ class RefreshToken(SQLModel, table=True):
     """A refresh token, known by its SHA-256 alone; a spent one is kept so that its reuse is noticed."""
 
     __tablename__ = "refresh_tokens"
-    __table_args__ = (Index("refresh_tokens_session_id_spent_at", "session_id", "spent_at"),)
-
-    digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
-    session_id: UUID = Field(
-        sa_column=Column(Uuid, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False)
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["user_id", "session_id"],
+            ["sessions.user_id", "sessions.id"],
+            name="refresh_tokens_session_fkey",
+            ondelete="CASCADE",
+        ),
+        Index("refresh_tokens_by_session", "user_id", "session_id", "spent_at"),
+        # For tokens that don't say whose they are: those issued before migration 0009.
+        Index("refresh_tokens_by_digest", "digest"),
     )
+
+    user_id: str = Field(sa_column=Column(Text, primary_key=True))
+    digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
+    session_id: UUID = Field(sa_column=Column(Uuid, nullable=False))
     created_at: datetime = Field(sa_column=_created_at())
     spent_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
     """The moment of the first use."""
@@ -116,6 +147,7 @@ class KnownAddress(SQLModel, table=True):
     """An address from which a user has signed in; failed sign-ins elsewhere do not lock it out."""
 
     __tablename__ = "known_addresses"
+    # For the number of accounts that share an address.
     __table_args__ = (Index("known_addresses_by_address", "address", "last_used_at"),)
 
     user_id: str = Field(
@@ -126,6 +158,7 @@ class KnownAddress(SQLModel, table=True):
 
 
 users: Table = SQLModel.metadata.tables["users"]
+emails: Table = SQLModel.metadata.tables["emails"]
 sessions: Table = SQLModel.metadata.tables["sessions"]
 refresh_tokens: Table = SQLModel.metadata.tables["refresh_tokens"]
 known_addresses: Table = SQLModel.metadata.tables["known_addresses"]

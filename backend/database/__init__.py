@@ -2,7 +2,7 @@
 
 from asyncpg import InsufficientPrivilegeError
 
-from backend.database.connection import Database, Row
+from backend.database.connection import Database, Row, Transaction
 from backend.database.errors import DatabaseError, NotUniqueError, PoolFullError, UnreachableError
 from backend.database.statement import Statement
 
@@ -14,5 +14,6 @@ __all__ = [
     "PoolFullError",
     "Row",
     "Statement",
+    "Transaction",
     "UnreachableError",
 ]

@@ -1,4 +1,4 @@
-"""The statements on tasks, compiled once: each starts from `caller`, and so reaches that user's tasks alone.
+"""The statements on tasks, compiled once: each has `caller` in it and reaches that user's tasks alone.
 
 A row means that the caller's session lives; its `id` is null where they have no such task.
 """
@@ -35,15 +35,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from backend.auth.dependencies import caller
+from backend.auth.dependencies import CALLER_ID, IS_LET_IN, caller
 from backend.database import Statement
+from backend.database.expressions import moment_after, moment_of
 from backend.tasks.models import tasks
 from backend.tasks.paging import SORT_KEYS
 from backend.tasks.schemas import Order, Sort, Status, TaskCreate, TaskRead, TaskUpdate
 
 _columns = tuple(tasks.c[name] for name in TaskRead.model_fields)
-_caller_id = select(caller.c.id).scalar_subquery()
-_is_callers = (tasks.c.id == bindparam("task_id", type_=BigInteger)) & (tasks.c.user_id == _caller_id)
+_is_theirs = tasks.c.user_id == CALLER_ID
+_is_this = (tasks.c.id == bindparam("task_id", type_=BigInteger)) & _is_theirs
+_is_callers = _is_this & IS_LET_IN
 _expected = bindparam("expected", type_=ARRAY(DateTime(timezone=True)))
 _is_as_expected = or_(_expected.is_(None), tasks.c.updated_at == any_(_expected))
 """Whether `updated_at` is one of the moments that the client allows; null allows any.
@@ -60,7 +62,8 @@ _STATUSES: dict[Status, tuple[ColumnElement[bool], ...]] = {
 }
 _ORDERS: dict[Order, tuple[Any, Any]] = {"asc": (asc, operator.gt), "desc": (desc, operator.lt)}
 _later = func.greatest(
-    func.clock_timestamp(), tasks.c.updated_at + literal_column("interval '1 microsecond'", Interval)
+    moment_of(func.clock_timestamp()),
+    moment_after(tasks.c.updated_at, literal_column("interval '1 microsecond'", Interval)),
 )
 """Later than the last change, even when that one's clock was ahead or it held this one up."""
 
@@ -114,10 +117,7 @@ def _list(status: Status, sort: Sort, order: Order, *, goes_on: bool) -> Stateme
     key = tasks.c[SORT_KEYS[sort].column]
     direction, is_after = _ORDERS[order]
     position = tuple_(key, tasks.c.id)
-    # A subquery, so that PostgreSQL doesn't plan anew for each user: the plan that suits one suits all.
-    user_id = select(bindparam("caller_id", type_=Text)).scalar_subquery()
-    page: Select[Any] = select(*_columns).where(tasks.c.user_id == user_id)
-    page = page.where(*_STATUSES[status])
+    page: Select[Any] = select(*_columns).where(_is_theirs, *_STATUSES[status])
     if goes_on:
         last = tuple_(bindparam("after_key", type_=key.type), bindparam("after_id", type_=BigInteger))
         page = page.where(is_after(position, last))
@@ -140,19 +140,11 @@ create a task with the key.
 
 FIND_BY_KEY = Statement(
     select(*_columns, tasks.c.idempotency_digest).select_from(
-        caller.outerjoin(
-            tasks, (tasks.c.user_id == caller.c.id) & (_key == bindparam("idempotency_key", type_=Text))
-        )
+        caller.outerjoin(tasks, _is_theirs & (_key == bindparam("idempotency_key", type_=Text)))
     )
 )
 
-READ_TASK = Statement(
-    select(*_columns).select_from(
-        caller.outerjoin(
-            tasks, (tasks.c.id == bindparam("task_id", type_=BigInteger)) & (tasks.c.user_id == caller.c.id)
-        )
-    )
-)
+READ_TASK = Statement(select(*_columns).select_from(caller.outerjoin(tasks, _is_this)))
 
 UPDATE_TASK = _changing(_update())
 """Its values come from `update_values`."""
@@ -168,7 +160,7 @@ ANYBODYS_TASK = Statement(
         caller.outerjoin(tasks, tasks.c.id == bindparam("task_id", type_=BigInteger))
     )
 )
-"""The one look at tasks that may be another's: it tells a foreign one, none and a changed one."""
+"""The one look at tasks that may be another's; it asks all parts of the table."""
 
 LIST_TASKS = {
     (status, sort, order, goes_on): _list(status, sort, order, goes_on=goes_on)

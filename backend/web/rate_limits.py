@@ -83,8 +83,7 @@ class RateLimits:
         """
         keys = [(self._address, address)]
         if account is not None:
-            # A digest with a key, because a shared storage must not learn emails.
-            keys.append((self._account, hmac.digest(self._secret, account.encode(), "sha256").hex()))
+            keys.append((self._account, self._key(account)))
         async with AsyncExitStack() as stack:
             entered = keys if self._is_enabled else []
             for limit, key in entered:
@@ -95,6 +94,19 @@ class RateLimits:
                     await limit.add(key)
 
             yield failed
+
+    async def is_locked(self, account: str) -> bool:
+        """Return whether the account's own limit is reached."""
+        return self._is_enabled and await self._account.is_reached(self._key(account))
+
+    async def count_failure(self, account: str) -> None:
+        """Count a failed attempt that `guess` was not told the account of."""
+        if self._is_enabled:
+            await self._account.add(self._key(account))
+
+    def _key(self, account: str) -> str:
+        """Return a digest with a key, because a shared storage must not learn emails."""
+        return hmac.digest(self._secret, account.encode(), "sha256").hex()
 
 
 class _Limit:
@@ -114,6 +126,10 @@ class _Limit:
 
     async def add(self, key: str) -> None:
         await self._storage.add(self._item, self._name, key)
+
+    async def is_reached(self, key: str) -> bool:
+        happened, _ = await self._storage.happened(self._item, self._name, key)
+        return happened >= self._item.amount
 
     @asynccontextmanager
     async def turn(self, key: str) -> AsyncIterator[None]:

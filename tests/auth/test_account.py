@@ -14,6 +14,7 @@ import pytest
 
 from backend.database.url import connect_arguments
 from tests.conftest import Postgres
+from tests.database.citus import ACTIVITY
 from tests.service import PASSWORD, Account, Service
 
 NEW = "a new horse, another battery"
@@ -268,7 +269,8 @@ def has_stopped(
     database: Postgres, request: Future[httpx2.Response], waiting: int, seconds: float = 20
 ) -> bool:
     """Return whether the request got as far as a lock, rather than to its end."""
-    blocked = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    waiting_now = "WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    blocked = f"SELECT FROM {ACTIVITY} {waiting_now}"  # a name of ours
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not request.done():
         if len(database.sql(blocked)) >= waiting:
@@ -316,10 +318,7 @@ def test_a_sign_in_by_the_old_password_does_not_outlive_the_change(
     assert status(service, changed.result().json()) == 200
 
 
-TOKENS = (
-    "SELECT FROM refresh_tokens JOIN sessions ON sessions.id = session_id WHERE user_id = $1 "
-    "ORDER BY refresh_tokens.created_at LIMIT 1"
-)
+TOKENS = "SELECT FROM refresh_tokens WHERE user_id = $1 ORDER BY created_at LIMIT 1"
 
 
 @pytest.mark.parametrize("first", ["the change", "the refresh"])

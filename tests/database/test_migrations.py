@@ -20,7 +20,16 @@ from backend.database import revision, schema
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, ROOT, Service, environment
 
-TABLES = {"users", "sessions", "refresh_tokens", "known_addresses", "mail_tokens", "outbox", "tasks"}
+TABLES = {
+    "users",
+    "emails",
+    "sessions",
+    "refresh_tokens",
+    "known_addresses",
+    "mail_tokens",
+    "outbox",
+    "tasks",
+}
 
 # Everything that decides what the tables take and how fast they are: columns, constraints and indexes.
 COLUMNS = """
@@ -206,7 +215,9 @@ def insert(database: Postgres, table: str, row: dict[str, Any]) -> None:
 @pytest.fixture
 def with_ada(migrated: Postgres) -> Postgres:
     migrated.sql("DELETE FROM users")
+    migrated.sql("DELETE FROM emails")
     insert(migrated, "users", USER)
+    insert(migrated, "emails", {"email_key": USER["email_key"], "user_id": "ada"})
     return migrated
 
 
@@ -241,7 +252,7 @@ def test_the_database_takes_what_is_just_within_the_limits(
         ("users", EXTERNAL | {"id": "x" * 256}, "users_id_length"),
         ("users", EXTERNAL | {"name": "x" * 201}, "users_name_length"),
         ("users", EXTERNAL | {"email": "x" * 255}, "users_email_length"),
-        ("users", USER | {"id": "two"}, "users_email_key_key"),
+        ("emails", {"email_key": "ada@x.org", "user_id": "two"}, "emails_pkey"),
         ("users", USER | {"id": "two", "email": None, "email_key": "b"}, "users_local_complete"),
         ("users", USER | {"id": "two", "email_key": None}, "users_local_complete"),
         ("users", USER | {"id": "two", "email_key": "b", "password_hash": None}, "users_local_complete"),
@@ -271,18 +282,21 @@ def test_columns_have_the_types_of_the_design(migrated: Postgres, column: tuple[
 
 
 def test_a_deleted_user_takes_sessions_tokens_and_tasks_along(with_ada: Postgres) -> None:
+    """But not their email, which is no row of theirs: the statement that deletes a user leaves it."""
     session = {"id": uuid4(), "user_id": "ada"}
     insert(with_ada, "users", EXTERNAL)
     with_ada.sql("INSERT INTO sessions (id, user_id, expires_at) VALUES ($1, $2, now())", *session.values())
-    insert(with_ada, "refresh_tokens", {"digest": b"digest", "session_id": session["id"]})
+    insert(with_ada, "refresh_tokens", {"user_id": "ada", "digest": b"digest", "session_id": session["id"]})
     insert(with_ada, "tasks", TASK)
     insert(with_ada, "tasks", TASK | {"user_id": "eve"})
     with_ada.sql(
-        "INSERT INTO mail_tokens VALUES ($1, 'ada', 'verify', 'a@example.com', NULL, now(), now())", b"x"
+        "INSERT INTO mail_tokens (user_id, digest, purpose, email, expires_at) "
+        "VALUES ('ada', $1, 'verify', 'a@example.com', now())",
+        b"x",
     )
     with_ada.sql("DELETE FROM users WHERE id = 'ada'")
     left = {table: len(with_ada.sql(f"SELECT * FROM {table}")) for table in TABLES}  # noqa: S608
-    assert left == dict.fromkeys(TABLES, 0) | {"users": 1, "tasks": 1}
+    assert left == dict.fromkeys(TABLES, 0) | {"users": 1, "tasks": 1, "emails": 1}
 
 
 def test_a_schema_is_current_after_the_last_migration_and_only_then(
@@ -316,3 +330,50 @@ def test_a_command_writes_the_migration_for_what_the_models_have_changed(
     assert "op.add_column('tasks'" in written.read_text()
     run()
     run("--check")
+
+
+BEFORE_0009 = """
+    INSERT INTO users (id, issuer, email, email_key, password_hash) VALUES
+        ('ada', 'local', 'Ada@x.org', 'ada@x.org', '$'), ('bob', 'local', 'bob@x.org', 'bob@x.org', '$');
+    INSERT INTO users (id, issuer, email) VALUES ('eve', 'better-auth', 'ada@x.org');
+    INSERT INTO sessions (id, user_id, expires_at)
+        SELECT md5(id)::uuid, id, 'infinity' FROM users WHERE id <> 'eve';
+    INSERT INTO refresh_tokens (digest, session_id, generation, uses)
+        SELECT convert_to(user_id || n, 'UTF8'), id, n, n FROM sessions, generate_series(1, 3) n;
+    INSERT INTO known_addresses (user_id, address) SELECT id, '192.0.2.1' FROM users;
+    INSERT INTO mail_tokens (digest, user_id, purpose, email, expires_at)
+        SELECT convert_to(id, 'UTF8'), id, 'verify', email, 'infinity' FROM users;
+    INSERT INTO outbox (kind, email, email_key) VALUES ('reset', 'ada@x.org', 'ada@x.org');
+    INSERT INTO tasks (user_id, title, title_key, idempotency_key)
+        SELECT users.id, 'T' || n, 't' || n, n FROM users, generate_series(1, 5) n;
+"""
+
+
+def contents(database: Postgres) -> dict[str, list[str]]:
+    """Return the rows of each table of before, as JSON."""
+    rows = "SELECT (to_jsonb(t) - 'user_id')::text AS line FROM {} t ORDER BY 1"
+    return {table: [row["line"] for row in database.sql(rows.format(table))] for table in TABLES - {"emails"}}
+
+
+def test_rows_of_every_table_move_to_keys_that_start_with_the_user_and_back(
+    new_empty_database: Callable[[], Postgres],
+) -> None:
+    database = new_empty_database()
+    migrate(database, "0008")
+    before = shape(database)
+    for statement in BEFORE_0009.split(";")[:-1]:
+        database.sql(statement)
+    rows = contents(database)
+    migrate(database)
+    assert contents(database) == rows
+    assert {tuple(row.values()) for row in database.sql("SELECT email_key, user_id FROM emails")} == {
+        ("ada@x.org", "ada"),
+        ("bob@x.org", "bob"),
+    }
+    owner = "SELECT DISTINCT user_id, substr(encode(digest, 'escape'), 1, 3) AS named FROM refresh_tokens"
+    assert sorted(tuple(row.values()) for row in database.sql(owner)) == [("ada", "ada"), ("bob", "bob")]
+    asyncio.run(schema.check(database.url))
+    migrate(database, "-1")
+    assert shape(database) == before
+    assert contents(database) == rows
+    migrate(database)

@@ -3,13 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from uuid_utils import compat
-
-from backend.auth.accounts.statements import IMPORT_USER
-from backend.auth.accounts.user_files import ImportedUser, read_users
-from backend.auth.schemas import email_key
+from backend.auth.accounts.service import add_user
+from backend.auth.accounts.user_files import read_users
 from backend.database import Database
 
 _BATCH = 1000
@@ -36,20 +32,10 @@ async def import_users(
     imported = Imported()
     async with database.transaction() as transaction:
         for done, (number, user) in enumerate(users, 1):
-            if await transaction.one(IMPORT_USER, **_values(user)) is None:
+            if await add_user(transaction, user.email, user.name, user.password_hash) is None:
                 imported.skipped.append(number)
             else:
                 imported.new += 1
             if done % _BATCH == 0 or done == len(users):
                 show(done, len(users))
     return imported
-
-
-def _values(user: ImportedUser) -> dict[str, Any]:
-    return {
-        "user_id": str(compat.uuid7()),
-        "email": user.email,
-        "email_key": email_key(user.email),
-        "name": user.name,
-        "password_hash": user.password_hash,
-    }

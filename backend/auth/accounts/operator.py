@@ -3,14 +3,16 @@
 The argument `who` is an email or an id; the prefix `id:` marks an id. Each change logs its event.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from uuid_utils import compat
 
 from backend.auth.accounts import operator_statements as statements
 from backend.auth.accounts.passwords import PasswordHasher, check_rules
-from backend.auth.accounts.statements import IMPORT_USER
+from backend.auth.accounts.service import add_user
+from backend.auth.accounts.statements import FIND_EMAIL, LEAVE_EMAIL
 from backend.auth.errors import EmailTakenError
 from backend.auth.mail.outbox import PAGES
 from backend.auth.mail.outbox_statements import NEW_TOKEN
@@ -18,8 +20,8 @@ from backend.auth.mail.sender import sender_for
 from backend.auth.mail.statements import LOCK_USER, Kind
 from backend.auth.models import LOCAL
 from backend.auth.schemas import Email, email_key
-from backend.auth.tokens import access as tokens
-from backend.database import Database, Row, Statement
+from backend.auth.tokens import opaque
+from backend.database import Database, Row, Statement, Transaction
 from backend.settings import Settings
 from backend.telemetry.events import Event, write
 from backend.web.errors import AppError
@@ -67,21 +69,15 @@ async def create_user(
         check_rules(password, email=email, min_length=settings.password_min_length)
     hasher = PasswordHasher(rounds=settings.bcrypt_rounds)
     try:
-        password_hash = await hasher.hash(password or tokens.new_refresh_token(), "")
+        password_hash = await hasher.hash(password or opaque.new_token(), "")
     finally:
         hasher.close()
-    row = await database.one(
-        IMPORT_USER,
-        user_id=str(compat.uuid7()),
-        email=email,
-        email_key=email_key(email),
-        name=name,
-        password_hash=password_hash,
-    )
-    if row is None:
+    async with database.transaction() as transaction:
+        user_id = await add_user(transaction, email, name, password_hash)
+    if user_id is None:
         raise EmailTakenError
-    write(Event.REGISTERED, row["id"])
-    return await _find_by_id(database, row["id"])
+    write(Event.REGISTERED, user_id)
+    return await _find_by_id(database, user_id)
 
 
 async def invite(database: Database, settings: Settings, user: User) -> str | None:
@@ -109,11 +105,12 @@ async def reset_link(database: Database, settings: Settings, who: str) -> str:
 
 
 async def _new_reset_link(database: Database, settings: Settings, who: str, purpose: Kind) -> str:
-    user, token = await _find(database, who), tokens.new_refresh_token()
+    user = await _find(database, who)
     if user["issuer"] != LOCAL or user["disabled_at"] is not None:
         raise NoResetError
-    values = {"digest": tokens.digest(token), "email_key": user["email_key"], "created_at": None}
-    made = await database.one(NEW_TOKEN[purpose], **values)
+    token = opaque.new_token()
+    values = {"user_id": user["id"], "email_key": user["email_key"], "created_at": None}
+    made = await database.one(NEW_TOKEN[purpose], digest=opaque.digest(token), **values)
     if made is None:
         raise NoResetError
     return f"{settings.pages_url}{PAGES[Kind.RESET]}#token={token}"
@@ -143,7 +140,10 @@ async def sign_out_user(database: Database, who: str) -> User:
 async def delete_user(database: Database, who: str) -> User:
     """Delete the user, their sessions and their tasks; raises as `find_user` does."""
     user = await find_user(database, who)
-    await _change(database, by_id(user), statements.DELETE_USER)
+    async with _locked(database, user["id"]) as transaction:
+        deleted = _there(await transaction.one(statements.DELETE_USER, user_id=user["id"]))
+        if deleted["email_key"] is not None:
+            await transaction.one(LEAVE_EMAIL, email_key=deleted["email_key"], user_id=user["id"])
     write(Event.ACCOUNT_DELETED, user["id"])
     return user
 
@@ -159,13 +159,14 @@ async def _find_by_id(database: Database, user_id: str) -> User:
 
 async def _find(database: Database, who: str) -> Row:
     user_id = who.removeprefix("id:")
-    key = "" if user_id != who else email_key(_normalised(who))
-    found = await database.all(statements.FIND_USER, user_id=user_id, email_key=key)
-    if not found:
-        raise UserNotFoundError
-    if len(found) > 1:
-        raise AmbiguousUserError
-    return found[0]
+    found = await database.one(statements.FIND_USER, user_id=user_id)
+    if user_id == who:
+        owner = await database.one(FIND_EMAIL, email_key=email_key(_normalised(who)))
+        if found is not None and owner is not None and owner["user_id"] != user_id:
+            raise AmbiguousUserError
+        if owner is not None:
+            found = await database.one(statements.FIND_USER, user_id=owner["user_id"])
+    return _there(found)
 
 
 def _normalised(email: str) -> str:
@@ -178,12 +179,21 @@ def _normalised(email: str) -> str:
 async def _change(database: Database, who: str, change: Statement) -> Row:
     """Run `change` on the user after a lock of the user's row, as the order of locks requires."""
     user_id = (await _find(database, who))["id"]
+    async with _locked(database, user_id) as transaction:
+        return _there(await transaction.one(change, user_id=user_id))
+
+
+@asynccontextmanager
+async def _locked(database: Database, user_id: str) -> AsyncIterator[Transaction]:
     async with database.transaction() as transaction:
         await transaction.one(LOCK_USER, user_id=user_id)
-        changed = await transaction.one(change, user_id=user_id)
-    if changed is None:
+        yield transaction
+
+
+def _there(row: Row | None) -> Row:
+    if row is None:
         raise UserNotFoundError
-    return changed
+    return row
 
 
 def _shown(row: Row) -> User:

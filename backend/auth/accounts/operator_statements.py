@@ -1,10 +1,14 @@
-"""The operator's statements on accounts, compiled once; `session_statements` has the order of locks.
+"""The operator's statements on accounts, compiled once.
 
-A statement that ends sessions goes after `LOCK_USER`, in its transaction.
+`backend.auth.sessions.statements` says in which order they lock rows. A statement that ends sessions goes
+after `LOCK_USER`, in its transaction.
 """
+
+from typing import Any
 
 from sqlalchemy import (
     Boolean,
+    ColumnElement,
     Integer,
     Text,
     Uuid,
@@ -21,8 +25,9 @@ from sqlalchemy import (
 
 from backend.auth.mail.statements import MAIL_VOIDED, void_mail_tokens
 from backend.auth.models import sessions, users
-from backend.auth.sessions.statements import number_of, void_sessions
+from backend.auth.sessions.statements import USER_ID, number_of, void_sessions
 from backend.database import Statement
+from backend.database.expressions import moment_of
 
 FIELDS = (
     *("id", "issuer", "email", "email_verified", "pending_email"),
@@ -30,19 +35,19 @@ FIELDS = (
 )
 """What an operator sees of a user; `sessions` counts those that are good."""
 
-_user_id = bindparam("user_id", type_=Text)
-_live = (
-    select(func.count())
-    .where(sessions.c.user_id == users.c.id, sessions.c.expires_at > func.now())
-    .correlate(users)
-    .scalar_subquery()
-    .label("sessions")
-)
-_shown = (*(users.c[name] for name in FIELDS[:-1]), _live)
+
+def _shown(user_id: ColumnElement[str]) -> tuple[ColumnElement[Any], ...]:
+    live = select(func.count()).where(sessions.c.user_id == user_id, sessions.c.expires_at > func.now())
+    return (
+        *(users.c[name] for name in FIELDS[:-1]),
+        live.correlate(users).scalar_subquery().label("sessions"),
+    )
+
+
 _email = func.coalesce(users.c.email_key, func.lower(users.c.email), "")
 
 LIST_USERS = Statement(
-    select(*_shown)
+    select(*_shown(users.c.id))
     .where(
         or_(~bindparam("unverified", type_=Boolean), users.c.email_verified == false()),
         or_(~bindparam("disabled", type_=Boolean), users.c.disabled_at.is_not(None)),
@@ -51,43 +56,40 @@ LIST_USERS = Statement(
     .order_by(users.c.created_at.desc(), users.c.id.desc())
     .limit(bindparam("limit", type_=Integer))
 )
-"""The newest users first, within the filters."""
+"""The newest users first, within the filters; it asks all parts of the table."""
 
-FIND_USER = Statement(
-    select(*_shown, users.c.email_key)
-    .where(or_(users.c.id == _user_id, users.c.email_key == bindparam("email_key", type_=Text)))
-    .order_by((users.c.id == _user_id).desc())
-)
-"""The user with this id before the one with this email."""
+FIND_USER = Statement(select(*_shown(USER_ID), users.c.email_key).where(users.c.id == USER_ID))
 
 
 def _disable() -> Statement:
     changed = (
         update(users)
-        .where(users.c.id == _user_id)
-        .values(disabled_at=func.coalesce(users.c.disabled_at, func.now()), **MAIL_VOIDED)
+        .where(users.c.id == USER_ID)
+        .values(disabled_at=func.coalesce(users.c.disabled_at, moment_of(func.now())), **MAIL_VOIDED)
         .returning(users.c.id)
         .cte("changed")
     )
-    ended, voided = void_sessions(changed, cast(null(), Uuid))
-    return Statement(select(changed.c.id, number_of(ended)).add_cte(voided, void_mail_tokens(changed)))
+    ended, voided = void_sessions(USER_ID, changed, cast(null(), Uuid))
+    return Statement(
+        select(changed.c.id, number_of(ended)).add_cte(voided, void_mail_tokens(USER_ID, changed))
+    )
 
 
 DISABLE_USER = _disable()
 """The number of sessions that end with it; links that were mailed are void as well."""
 
 ENABLE_USER = Statement(
-    update(users).where(users.c.id == _user_id).values(disabled_at=null()).returning(users.c.id)
+    update(users).where(users.c.id == USER_ID).values(disabled_at=null()).returning(users.c.id)
 )
 
 
 def _sign_out() -> Statement:
-    owner = select(users.c.id).where(users.c.id == _user_id).cte("owner")
-    ended, voided = void_sessions(owner, cast(null(), Uuid))
+    owner = select(users.c.id).where(users.c.id == USER_ID).cte("owner")
+    ended, voided = void_sessions(USER_ID, owner, cast(null(), Uuid))
     return Statement(select(owner.c.id, number_of(ended)).add_cte(voided))
 
 
 SIGN_OUT_USER = _sign_out()
 
-DELETE_USER = Statement(delete(users).where(users.c.id == _user_id).returning(users.c.id))
-"""Their sessions and tasks go with them."""
+DELETE_USER = Statement(delete(users).where(users.c.id == USER_ID).returning(users.c.id, users.c.email_key))
+"""Their sessions and tasks go with them; `LEAVE_EMAIL` goes after it, in its transaction."""

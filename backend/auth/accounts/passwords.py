@@ -95,41 +95,51 @@ class PasswordHasher:
         """Return the hash to store."""
         return await self._turns.run(address, lambda: str(self._context.hash(normalise(password))))
 
-    async def verify(
-        self, password: str, stored: str | None, address: str, *, highest_cost: int | None = None
-    ) -> bool:
-        """Return whether `password` matches the hash `stored`, which is None for an unknown email.
+    async def verify(self, password: str, stored: str | None, address: str) -> bool:
+        """Return whether `password` matches the hash `stored`, which is None for an unknown email."""
+        return not await self.cost_of_failure(password, stored, address)
 
-        A failure takes the time of one hash, at `BCRYPT_ROUNDS` or at `highest_cost` if that is more.
+    async def cost_of_failure(self, password: str, stored: str | None, address: str) -> int:
+        """Return 0 if `password` matches `stored`, else the cost whose time the failure took.
+
+        That is the time of one hash, at `BCRYPT_ROUNDS` or at the cost of `stored` if that is more.
         """
-        cost = max(self._rounds, highest_cost or 0)
-        return await self._turns.run(address, lambda: self._matches(password, stored, cost))
+        return await self._turns.run(address, lambda: self._compare(password, stored))
+
+    async def prolong(self, cost: int, address: str, highest_cost: int) -> None:
+        """Let a failure that took the time of `cost` take that of `highest_cost`.
+
+        Where this may matter each failure waits for a turn more, so that the wait tells nothing either.
+        """
+        if highest_cost > self._rounds:
+            # At cost c a hash takes 2**c rounds: with these the sum is 2**highest_cost.
+            await self._turns.run(address, lambda: _fail_at(*range(cost, highest_cost)))
 
     def is_outdated(self, stored: str) -> bool:
         """Return whether `stored` has another scheme or cost than new hashes."""
         return bool(self._context.needs_update(stored))
 
-    def _matches(self, password: str, stored: str | None, cost: int) -> bool:
+    def _compare(self, password: str, stored: str | None) -> int:
         if stored is None or len(password) > MAX_SENT_CHARACTERS:
-            _fail_at(cost)
-            return False
+            _fail_at(self._rounds)
+            return self._rounds
         try:
-            matches = bool(self._context.verify(normalise(password), stored))
+            if self._context.verify(normalise(password), stored):
+                return 0
         except ValueError:
             # Plain bcrypt refuses over 72 bytes, NUL and a damaged hash without computing anything.
-            _fail_at(cost)
-            return False
-        if not matches:
-            # A hash of cost c takes 2**c rounds, so these and the one above take 2**cost together.
-            for missing in range(self._cost_of(stored), cost):
-                _fail_at(missing)
-        return matches
+            _fail_at(self._rounds)
+            return self._rounds
+        cost = self._cost_of(stored)
+        _fail_at(*range(cost, self._rounds))
+        return max(cost, self._rounds)
 
     def _cost_of(self, stored: str) -> int:
         handler = self._context.identify(stored, resolve=True)
         return int(handler.from_string(stored).rounds)
 
 
-def _fail_at(cost: int) -> None:
-    """Take the time of one hash of `cost`, so that time does not tell why a sign-in fails."""
-    bcrypt.hashpw(b"", bcrypt.gensalt(cost))
+def _fail_at(*costs: int) -> None:
+    """Take the time of a hash of each cost, so that time does not tell why a sign-in fails."""
+    for cost in costs:
+        bcrypt.hashpw(b"", bcrypt.gensalt(cost))

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from uuid_utils import compat
 
 from backend.auth.accounts import passwords, statements
+from backend.auth.accounts.guesses import Guess
 from backend.auth.caller import Caller
 from backend.auth.errors import (
     AccountDisabledError,
@@ -19,6 +20,7 @@ from backend.auth.errors import (
     UnsupportedGrantTypeError,
     WrongPasswordError,
 )
+from backend.auth.mail.statements import Kind
 from backend.auth.schemas import (
     Credentials,
     PasswordChange,
@@ -31,7 +33,7 @@ from backend.auth.schemas import (
 )
 from backend.auth.sessions import statements as session_statements
 from backend.auth.sessions.service import Client, NewTokens, SignIn, end_oldest_sessions, refresh
-from backend.database import Database, DatabaseError, Row
+from backend.database import Database, DatabaseError, Row, Transaction
 from backend.telemetry import events, metrics
 from backend.telemetry.events import Event
 from backend.web.errors import AppError, MissingFieldsError, ServiceUnavailableError
@@ -49,41 +51,41 @@ async def register(
     if sign_in.requires_verification:
         await _register_unverified(database, sign_in, client.address, data)
         return None
-    new, key = NewTokens(sign_in, client, data.uses_cookie), email_key(data.email)
-    account = _own(await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address))
-    if account["id"] is not None:
+    new, key = NewTokens(sign_in, client, str(compat.uuid7()), data.uses_cookie), email_key(data.email)
+    if await database.one(statements.FIND_EMAIL, email_key=key) is not None:
         raise EmailTakenError
-    user = await database.one(
-        statements.REGISTER,
-        user_id=str(compat.uuid7()),
-        email=data.email,
-        email_key=key,
-        name=data.name,
-        password_hash=await sign_in.hasher.hash(data.password, client.address),
-        **new.values,
-    )
-    if user is None:
-        raise EmailTakenError
-    events.identify(user["id"])
+    password_hash = await sign_in.hasher.hash(data.password, client.address)
+    fields = {"email": data.email, "email_key": key, "name": data.name, "password_hash": password_hash}
+    async with database.transaction() as transaction:
+        if await transaction.one(statements.TAKE_EMAIL, email_key=key, user_id=new.user_id) is None:
+            raise EmailTakenError
+        user = _own(await transaction.one(statements.REGISTER, **fields, **new.values))
+    events.identify(new.user_id)
     events.record(Event.REGISTERED, session_id=new.session_id)
     return new.issue(user)
 
 
 async def _register_unverified(database: Database, sign_in: SignIn, address: str, data: Registration) -> None:
-    """Do the same work whether or not the email is taken: one hash, one statement, one mail."""
-    user = await database.one(
-        statements.REGISTER_UNVERIFIED,
-        user_id=str(compat.uuid7()),
-        email=data.email,
-        email_key=email_key(data.email),
-        name=data.name,
-        password_hash=await sign_in.hasher.hash(data.password, address),
-        **sign_in.outbox.values,
-    )
-    if user is not None and user["id"] is not None:
-        events.identify(user["id"])
+    """Do the same work whether or not the email is taken: one hash, one transaction, one mail."""
+    password_hash = await sign_in.hasher.hash(data.password, address)
+    async with database.transaction() as transaction:
+        user_id = await add_user(transaction, data.email, data.name, password_hash)
+        kind = Kind.VERIFY if user_id else Kind.EMAIL_TAKEN
+        await sign_in.outbox.put(transaction, kind, data.email, user_id)
+    if user_id is not None:
+        events.identify(user_id)
         events.record(Event.REGISTERED)
     sign_in.outbox.wake()
+
+
+async def add_user(transaction: Transaction, email: str, name: str | None, password_hash: str) -> str | None:
+    """Add an account without a session; return its id, or None when the email is taken."""
+    user_id, key = str(compat.uuid7()), email_key(email)
+    if await transaction.one(statements.TAKE_EMAIL, email_key=key, user_id=user_id) is None:
+        return None
+    fields = {"email": email, "email_key": key, "name": name, "password_hash": password_hash}
+    await transaction.one(statements.ADD_USER, user_id=user_id, **fields)
+    return user_id
 
 
 async def login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
@@ -98,22 +100,32 @@ async def login(database: Database, sign_in: SignIn, client: Client, data: Crede
 
 
 async def _login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
-    new, key = NewTokens(sign_in, client, data.uses_cookie), email_key(data.email)
-    account = _own(await database.one(statements.FIND_ACCOUNT, email_key=key, address=client.address))
-    stored = account["password_hash"]
-    limited_email = None if account["is_known"] else key
-    user = None
-    if await _is_right(sign_in, client, data.password, account, limited_email):
-        _check_may_sign_in(sign_in, account)
-        user = await database.one(statements.SIGN_IN, password_hash=stored, email_key=key, **new.values)
-    if user is None or stored is None:
-        events.record(Event.LOGIN_FAILED, account_id=account["id"])
-        raise InvalidCredentialsError(reason="credentials")
+    key = email_key(data.email)
+    account = await _find_account(database, key, client)
+    guess = Guess(database, sign_in, client, key)
+    cost = await guess.cost_of_failure(data.password, account)
+    if cost or account is None:
+        await guess.prolong(cost)
+        raise _failed(account)
+    _check_may_sign_in(sign_in, account)
+    new = NewTokens(sign_in, client, account["id"], data.uses_cookie)
+    values = {"password_hash": account["password_hash"], "email_key": key, **new.values}
+    user = await database.one(statements.SIGN_IN, **values)
+    if user is None:
+        raise _failed(account)
     events.identify(user["id"])
     events.record(Event.LOGIN, session_id=new.session_id)
     await end_oldest_sessions(database, user)
     await _upgrade_hash(database, sign_in, client, data.password, account)
+    sign_in.sweep.after_sign_in(database)
     return new.issue(user)
+
+
+async def _find_account(database: Database, key: str, client: Client) -> Row | None:
+    """Return the account of an email; for an unknown one nobody is looked up, which takes the same time."""
+    owner = await database.one(statements.FIND_EMAIL, email_key=key)
+    user_id = owner["user_id"] if owner else ""
+    return await database.one(statements.FIND_ACCOUNT, user_id=user_id, email_key=key, address=client.address)
 
 
 def _check_may_sign_in(sign_in: SignIn, account: Row) -> None:
@@ -125,20 +137,9 @@ def _check_may_sign_in(sign_in: SignIn, account: Row) -> None:
         raise EmailUnverifiedError(reason="email_unverified")
 
 
-async def _is_right(
-    sign_in: SignIn, client: Client, password: str, account: Row, limited_email: str | None
-) -> bool:
-    """Tell whether the password is right, within the limits on guessing; raises `RateLimitedError`."""
-    async with sign_in.limits.guess(client.address, limited_email) as failed:
-        is_right = await sign_in.hasher.verify(
-            password,
-            account["password_hash"],
-            client.address,
-            highest_cost=account.get("highest_cost"),
-        )
-        if not is_right:
-            await failed()
-    return is_right
+def _failed(account: Row | None) -> InvalidCredentialsError:
+    events.record(Event.LOGIN_FAILED, account_id=account and account["id"])
+    return InvalidCredentialsError(reason="credentials")
 
 
 async def _upgrade_hash(
@@ -221,7 +222,7 @@ async def change_password(
         min_length=sign_in.password_min_length,
         field="new_password",
     )
-    new = NewTokens(sign_in, client)
+    new = NewTokens(sign_in, client, caller.user_id)
     new_hash = await sign_in.hasher.hash(data.new_password, client.address)
     async with database.transaction() as transaction:
         user = await transaction.one(session_statements.LOCK_CALLER, **caller.values)
@@ -231,9 +232,10 @@ async def change_password(
                 old_hash=account["password_hash"],
                 new_hash=new_hash,
                 refresh_digest=new.values["refresh_digest"],
-                **sign_in.outbox.values,
                 **caller.values,
             )
+        if user is not None and user["id"] is not None:
+            await sign_in.outbox.notify(transaction, Kind.PASSWORD_CHANGED, user)
     user = _own(user)
     if user["id"] is None:
         raise WrongPasswordError(reason="wrong_password")
@@ -247,9 +249,12 @@ async def delete_account(
 ) -> None:
     """Delete the user, their sessions and their tasks; raises `WrongPasswordError`."""
     account = await confirm_password(database, sign_in, client, caller, data.password)
-    deleted = await database.one(
-        statements.DELETE_ACCOUNT, old_hash=account["password_hash"], **caller.values
-    )
+    old_hash = account["password_hash"]
+    async with database.transaction() as transaction:
+        deleted = await transaction.one(statements.DELETE_ACCOUNT, old_hash=old_hash, **caller.values)
+        if deleted is not None and deleted["id"] is not None:
+            email = {"email_key": deleted["email_key"], "user_id": caller.user_id}
+            await transaction.one(statements.LEAVE_EMAIL, **email)
     if _own(deleted)["id"] is None:
         _own(await database.one(statements.CONFIRM_CALLER, **caller.values))  # deleted by another request?
         raise WrongPasswordError(reason="wrong_password")
@@ -261,8 +266,8 @@ async def confirm_password(
 ) -> Row:
     """Return the caller's account if `password` is theirs; a wrong one counts as a failed sign-in."""
     account = _own(await database.one(statements.READ_ACCOUNT, address=client.address, **caller.values))
-    limited_email = None if account["is_known"] else account["email_key"]
-    if not await _is_right(sign_in, client, password, account, limited_email):
+    guess = Guess(database, sign_in, client, account["email_key"])
+    if await guess.cost_of_failure(password, account):
         raise WrongPasswordError(reason="wrong_password")
     return account
 

@@ -1,6 +1,7 @@
 """The statements on accounts, compiled once; each does its work in one round trip.
 
-`session_statements` says in which order they lock rows.
+`backend.auth.sessions.statements` says in which order they lock rows. Citus takes no statement that changes
+both `emails` and `users`, which are spread differently: such a change is a transaction.
 """
 
 from sqlalchemy import (
@@ -9,7 +10,6 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
-    case,
     delete,
     func,
     literal,
@@ -21,18 +21,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import postgresql
 
-from backend.auth.caller import caller
-from backend.auth.mail.statements import MAIL_VOIDED, Kind, enqueue, void_mail_tokens
-from backend.auth.models import HASH_COST, LOCAL, known_addresses, sessions, users
+from backend.auth.caller import CALLER_ID, CALLER_SESSION, IS_LET_IN, caller
+from backend.auth.mail.statements import MAIL_VOIDED, void_mail_tokens
+from backend.auth.models import HASH_COST, LOCAL, emails, known_addresses, sessions, users
 from backend.auth.sessions.statements import (
     ADDRESS,
     ADDRESS_KNOWN_FOR,
-    CALLER_ID,
-    CALLER_SESSION,
     PROFILE,
+    USER_ID,
     ago,
     begin_session,
-    deleting,
+    changing,
     new_refresh_token,
     number_of,
     void_sessions,
@@ -42,67 +41,36 @@ from backend.database import Statement
 MAX_ACCOUNTS_AT_HOME = 5
 """Accounts that may share a known address, as a household does; more are clients of one proxy or network."""
 
+_email_key = bindparam("email_key", type_=Text)
 _new_user = {
-    "id": bindparam("user_id"),
+    "id": USER_ID,
     "issuer": LOCAL,
     "email": bindparam("email"),
-    "email_key": bindparam("email_key"),
+    "email_key": _email_key,
     "name": bindparam("name"),
     "password_hash": bindparam("password_hash"),
 }
 
 
-def _is_known() -> ColumnElement[bool]:
-    """Return whether `users` has signed in from `address` lately, and few others have."""
-    lately = and_(
-        known_addresses.c.address == ADDRESS, known_addresses.c.last_used_at > ago(ADDRESS_KNOWN_FOR)
-    )
-    is_own = (
-        select(known_addresses.c.user_id)
-        .where(known_addresses.c.user_id == users.c.id, lately)
-        .correlate(users)
-        .exists()
-    )
+_lately = and_(known_addresses.c.address == ADDRESS, known_addresses.c.last_used_at > ago(ADDRESS_KNOWN_FOR))
+_is_callers = and_(users.c.id == CALLER_ID, IS_LET_IN)
+
+
+def _has_signed_in(user_id: ColumnElement[str]) -> ColumnElement[bool]:
+    """Return whether the user has signed in from `ADDRESS` lately."""
+    rows = select(known_addresses.c.user_id).where(known_addresses.c.user_id == user_id, _lately)
+    return rows.exists().label("is_own_address")
+
+
+def _count_accounts() -> Statement:
     # Looking ends at one account too many: an address may have thousands.
-    accounts = (
-        select(known_addresses.c.user_id).where(lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1)).subquery()
-    )
-    count = select(func.count()).select_from(accounts).scalar_subquery()
-    return and_(is_own, count <= MAX_ACCOUNTS_AT_HOME).label("is_known")
-
-
-def _find_account() -> Statement:
-    # Read from an index (see `users_password_cost`), so its words must be those of the index.
-    highest = select(func.max(literal_column(HASH_COST, Integer)).label("highest_cost"))
-    costs = highest.select_from(users).subquery("costs")
-    found = costs.outerjoin(users, users.c.email_key == bindparam("email_key"))
-    account = (users.c[name] for name in ("id", "password_hash", "email_verified", "disabled_at"))
-    return Statement(select(*account, costs.c.highest_cost, _is_known()).select_from(found))
+    rows = select(known_addresses.c.user_id).where(_lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1))
+    return Statement(select(number_of(rows.subquery())))
 
 
 def _register() -> Statement:
-    user = (
-        postgresql.insert(users)
-        .values(_new_user)
-        .on_conflict_do_nothing(index_elements=["email_key"])
-        .returning(*PROFILE)
-        .cte("new_user")
-    )
+    user = postgresql.insert(users).values(_new_user).returning(*PROFILE).cte("new_user")
     return Statement(select(user).add_cte(*begin_session(user)))
-
-
-def _register_unverified() -> Statement:
-    user = (
-        postgresql.insert(users)
-        .values(_new_user)
-        .on_conflict_do_nothing(index_elements=["email_key"])
-        .returning(users.c.id)
-        .cte("new_user")
-    )
-    user_id = select(user.c.id).scalar_subquery()
-    kind = case((user_id.is_(None), Kind.EMAIL_TAKEN.value), else_=Kind.VERIFY.value)
-    mail = enqueue(kind, bindparam("email", type_=Text), bindparam("email_key", type_=Text), user_id)
-    return Statement(select(user_id.label("id")).add_cte(mail))
 
 
 def _introduce_user() -> Statement:
@@ -125,7 +93,8 @@ def _sign_in() -> Statement:
     owner = (
         select(*PROFILE)
         .where(
-            users.c.email_key == bindparam("email_key"),
+            users.c.id == USER_ID,
+            users.c.email_key == _email_key,
             users.c.password_hash == bindparam("password_hash"),
             users.c.disabled_at.is_(None),
         )
@@ -133,46 +102,75 @@ def _sign_in() -> Statement:
         .with_for_update(key_share=True, of=users)
         .cte("owner")
     )
-    older = select(sessions.c.id).where(sessions.c.user_id == owner.c.id).correlate(owner).subquery()
+    older = select(sessions.c.id).where(sessions.c.user_id == USER_ID).subquery()
     return Statement(select(owner, number_of(older)).add_cte(*begin_session(owner)))
 
 
 def _change_password() -> Statement:
     changed = (
         update(users)
-        .where(users.c.id == CALLER_ID, users.c.password_hash == bindparam("old_hash"))
+        .where(_is_callers, users.c.password_hash == bindparam("old_hash"))
         .values(password_hash=bindparam("new_hash"), pending_email=null(), **MAIL_VOIDED)
         .returning(*PROFILE, users.c.email_key)
         .cte("changed")
     )
-    ended, voided = void_sessions(changed, CALLER_SESSION)
-    notice = enqueue(literal(Kind.PASSWORD_CHANGED.value), changed.c.email, changed.c.email_key, changed.c.id)
+    ended, voided = void_sessions(CALLER_ID, changed, CALLER_SESSION)
     return Statement(
         select(changed, number_of(ended), select(voided.c.uses_cookie).scalar_subquery().label("uses_cookie"))
         .select_from(caller.outerjoin(changed, true()))
-        .add_cte(new_refresh_token(voided), void_mail_tokens(changed), notice)
+        .add_cte(new_refresh_token(CALLER_ID, voided), void_mail_tokens(CALLER_ID, changed))
     )
 
 
-REGISTER = _register()
-"""A user with a first session, or no row when the email is taken."""
+FIND_EMAIL = Statement(select(emails.c.user_id).where(emails.c.email_key == _email_key))
+"""Whose the email is; no row when it is nobody's."""
 
-REGISTER_UNVERIFIED = _register_unverified()
-"""A user without a session and a mail to verify the email; `id` is null when the email is taken."""
+_taken = postgresql.insert(emails).values(email_key=_email_key, user_id=USER_ID)
+TAKE_EMAIL = Statement(
+    _taken.on_conflict_do_update(
+        index_elements=["email_key"],
+        set_={"user_id": _taken.excluded.user_id},
+        where=emails.c.user_id == _taken.excluded.user_id,
+    ).returning(emails.c.user_id)
+)
+"""A row when the email is the user's from here on, no row when it is another's.
+
+It waits for another transaction that is about to take or leave the same email.
+"""
+
+LEAVE_EMAIL = Statement(
+    delete(emails)
+    .where(emails.c.email_key == _email_key, emails.c.user_id == USER_ID)
+    .returning(emails.c.user_id)
+)
+
+REGISTER = _register()
+"""A user with a first session; goes after `TAKE_EMAIL`, in its transaction."""
 
 INTRODUCE_USER = _introduce_user()
 """The external user as their token has them, written or found; no row if the id is another issuer's."""
 
-IMPORT_USER = Statement(
-    postgresql.insert(users)
-    .values(_new_user)
-    .on_conflict_do_nothing(index_elements=["email_key"])
-    .returning(users.c.id)
-)
-"""A user with a hash from elsewhere, or no row when the email is taken."""
+ADD_USER = Statement(postgresql.insert(users).values(_new_user).returning(users.c.id))
+"""A user without a session; goes after `TAKE_EMAIL`, in its transaction."""
 
-FIND_ACCOUNT = _find_account()
-"""Always a row, with the highest cost of all stored hashes; `id` is null where the email is unknown."""
+FIND_ACCOUNT = Statement(
+    select(
+        *(users.c[name] for name in ("id", "password_hash", "email_verified", "disabled_at")),
+        _has_signed_in(USER_ID),
+    ).where(users.c.id == USER_ID, users.c.email_key == _email_key)
+)
+
+# Read from an index (see `users_password_cost`), so its words must be those of the index.
+HIGHEST_COST = Statement(
+    select(func.max(literal_column(HASH_COST, Integer)).label("highest_cost")).select_from(users)
+)
+"""The highest cost of all stored hashes, null where there is none; it asks all parts of the table."""
+
+COUNT_ACCOUNTS = _count_accounts()
+"""The number of accounts that have signed in from an address lately, as far as it matters.
+
+It asks all parts of the table.
+"""
 
 SIGN_IN = _sign_in()
 """A session for the user whose password was checked, or no row when it has changed meanwhile.
@@ -182,22 +180,22 @@ SIGN_IN = _sign_in()
 
 UPGRADE_HASH = Statement(
     update(users)
-    .where(users.c.id == bindparam("user_id"), users.c.password_hash == bindparam("old_hash"))
+    .where(users.c.id == USER_ID, users.c.password_hash == bindparam("old_hash"))
     .values(password_hash=bindparam("new_hash"))
     .returning(users.c.id)
 )
 
 CONFIRM_CALLER = Statement(select(caller.c.id))
 
-READ_PROFILE = Statement(select(*PROFILE).where(users.c.id == CALLER_ID))
+READ_PROFILE = Statement(select(*PROFILE).where(_is_callers))
 
 UPDATE_PROFILE = Statement(
-    update(users).where(users.c.id == CALLER_ID).values(name=bindparam("new_name")).returning(*PROFILE)
+    update(users).where(_is_callers).values(name=bindparam("new_name")).returning(*PROFILE)
 )
 
 READ_ACCOUNT = Statement(
-    select(users.c.email, users.c.email_key, users.c.password_hash, _is_known()).where(
-        users.c.id == CALLER_ID
+    select(users.c.email, users.c.email_key, users.c.password_hash, _has_signed_in(CALLER_ID)).where(
+        _is_callers
     )
 )
 
@@ -207,9 +205,9 @@ CHANGE_PASSWORD = _change_password()
 `id` is null if the old hash has changed.
 """
 
-DELETE_ACCOUNT = deleting(
+DELETE_ACCOUNT = changing(
     delete(users)
-    .where(users.c.id == CALLER_ID, users.c.password_hash == bindparam("old_hash"))
-    .returning(users.c.id)
+    .where(_is_callers, users.c.password_hash == bindparam("old_hash"))
+    .returning(users.c.id, users.c.email_key)
     .cte("deleted")
 )

@@ -31,10 +31,13 @@ class MailToken(SQLModel, table=True):
     """The token of a link, known by its SHA-256 alone; for one purpose, one user and one address."""
 
     __tablename__ = "mail_tokens"
-    __table_args__ = (Index("mail_tokens_user_id", "user_id"),)
+    # For the owner of a mailed link, whose token doesn't say whose it is.
+    __table_args__ = (Index("mail_tokens_by_digest", "digest"),)
 
+    user_id: str = Field(
+        sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False)
+    )
     digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
-    user_id: str = Field(sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), nullable=False))
     purpose: str = Field(sa_column=Column(Text, nullable=False))
     email: str = Field(sa_column=Column(Text, nullable=False))
     session_id: UUID | None = Field(sa_column=Column(Uuid))
@@ -45,7 +48,10 @@ class MailToken(SQLModel, table=True):
 
 
 class OutboxMail(SQLModel, table=True):
-    """A mail to be sent, kept until the server has accepted it; then for a while, against repetition."""
+    """A mail to be sent, kept until the server has accepted it; then for a while, against repetition.
+
+    It is no user's, because an address without an account has its rows too, so Citus doesn't spread it.
+    """
 
     __tablename__ = "outbox"
     __table_args__ = (

@@ -6,17 +6,20 @@ for a request of its own or for the next retry. An idle service therefore sends 
 
 import asyncio
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
+from uuid import UUID
 
 from loguru import logger
 
+from backend.auth.accounts.statements import FIND_EMAIL
 from backend.auth.mail import outbox_statements as statements
 from backend.auth.mail.errors import MailUnavailableError
 from backend.auth.mail.outbox_statements import NEW_TOKEN
 from backend.auth.mail.sender import Sender, sender_for
-from backend.auth.mail.statements import Kind
-from backend.auth.tokens import access as tokens
-from backend.database import Database, DatabaseError, Row
+from backend.auth.mail.statements import ENQUEUE, Kind
+from backend.auth.schemas import email_key
+from backend.auth.tokens import opaque
+from backend.database import Database, DatabaseError, Row, Transaction
 from backend.settings import Settings
 from backend.telemetry.events import Event, write
 
@@ -45,10 +48,22 @@ class Outbox:
         self._app_url = settings.pages_url
         self._woken = asyncio.Event()
 
-    @property
-    def values(self) -> dict[str, Any]:
-        """The parameter of statements that may also write a notice to the outbox."""
-        return {"sends_mail": self._sender is not None}
+    async def put(
+        self,
+        database: Database | Transaction,
+        kind: Kind,
+        email: str,
+        user_id: str | None = None,
+        session_id: UUID | None = None,
+    ) -> None:
+        """Write a mail to the outbox, where the service sends any; `wake` has it sent after the commit."""
+        if self._sender is not None:
+            mail = {"kind": kind.value, "email": email, "email_key": email_key(email)}
+            await database.one(ENQUEUE, user_id=user_id, session_id=session_id, **mail)
+
+    async def notify(self, transaction: Transaction, kind: Kind, user: Row) -> None:
+        """Write a notice to the outbox, to the email that `user` has."""
+        await self.put(transaction, kind, user["email"], user["id"])
 
     def check_available(self) -> None:
         """Raise `MailUnavailableError` if the service sends no mail."""
@@ -96,15 +111,30 @@ class Outbox:
         kind = Kind(mail["kind"])
         if await database.one(statements.IS_REPEATED, **mail):
             return None
-        if kind is Kind.EMAIL_TAKEN:
-            owner = await database.one(statements.HAS_ACCOUNT, email_key=mail["email_key"])
-            return _Ready(owner["user_id"], owner["email"]) if owner else None
-        if kind not in NEW_TOKEN:
+        if kind is not Kind.EMAIL_TAKEN and kind not in NEW_TOKEN:
             return _Ready(mail["user_id"], mail["email"])
-        token = tokens.new_refresh_token()
-        owner = await database.one(NEW_TOKEN[kind], digest=tokens.digest(token), **mail)
+        user_id = await self._find_user(database, mail)
+        if user_id is None:
+            return None
+        if kind is Kind.EMAIL_TAKEN:
+            account = await database.one(statements.HAS_ACCOUNT, user_id=user_id, email_key=mail["email_key"])
+            return _Ready(user_id, account["email"]) if account else None
+        return await self._with_link(database, kind, user_id, mail)
+
+    async def _find_user(self, database: Database, mail: Row) -> str | None:
+        """Return the user whom a mail concerns; for a change of email None where another has it already."""
+        owner = await database.one(FIND_EMAIL, email_key=mail["email_key"])
+        user_id: str | None = owner["user_id"] if owner else None
+        if mail["kind"] == Kind.CHANGE:
+            return mail["user_id"] if user_id in (None, mail["user_id"]) else None
+        return user_id
+
+    async def _with_link(self, database: Database, kind: Kind, user_id: str, mail: Row) -> _Ready | None:
+        token = opaque.new_token()
+        values = {**mail, "user_id": user_id, "digest": opaque.digest(token)}
+        made = await database.one(NEW_TOKEN[kind], **values)
         link = f"{self._app_url}{PAGES[kind]}#token={token}"
-        return _Ready(owner["user_id"], owner["email"], link) if owner else None
+        return _Ready(user_id, made["email"], link) if made else None
 
     async def _send(self, database: Database, sender: Sender, mail: Row, ready: _Ready) -> None:
         """Make one attempt. A mail that is not accepted is postponed, or fails after the last attempt."""

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from backend.auth.mail.models import mail_tokens, outbox
 from backend.auth.mail.statements import Kind
 from backend.auth.models import LOCAL, users
-from backend.auth.sessions.statements import ago
+from backend.auth.sessions.statements import USER_ID, ago, has_row
 from backend.database import Statement
 
 LIFETIMES = {
@@ -49,7 +49,6 @@ _repeated_after = literal(REPEATED_AFTER, Interval)
 _email = bindparam("email", type_=Text)
 _email_key = bindparam("email_key", type_=Text)
 _digest = bindparam("digest", type_=LargeBinary)
-_user_id = bindparam("user_id", type_=Text)
 _created_at = bindparam("created_at", type_=DateTime(timezone=True))
 
 CLAIM = Statement(
@@ -128,32 +127,33 @@ def _token_for(kind: Kind, owner: Select[Any]) -> Statement:
     expired = (
         delete(mail_tokens)
         .where(
-            mail_tokens.c.user_id == user.c.id,
+            mail_tokens.c.user_id == USER_ID,
             mail_tokens.c.expires_at <= func.now(),
             mail_tokens.c.used_at.is_(None),
+            has_row(user),
         )
         .returning(mail_tokens.c.digest)
         .cte("expired")
     )
     values = select(
+        USER_ID,
         _digest,
-        user.c.id,
         literal(kind.value, Text),
         user.c.email,
         user.c.session_id,
         func.now() + literal(LIFETIMES[kind], Interval),
     )
     token = insert(mail_tokens).from_select(
-        ["digest", "user_id", "purpose", "email", "session_id", "expires_at"], values
+        ["user_id", "digest", "purpose", "email", "session_id", "expires_at"], values
     )
-    return Statement(token.returning(mail_tokens.c.user_id, mail_tokens.c.email).add_cte(expired))
+    return Statement(token.returning(mail_tokens.c.email).add_cte(expired))
 
 
 _no_session: ColumnElement[Any] = cast(null(), Uuid).label("session_id")
+_is_enabled = (users.c.id == USER_ID) & users.c.disabled_at.is_(None)
 _by_email = select(users.c.id, users.c.email, _no_session).where(
-    users.c.email_key == _email_key, users.c.issuer == LOCAL, users.c.disabled_at.is_(None)
+    _is_enabled, users.c.email_key == _email_key, users.c.issuer == LOCAL
 )
-_others = users.alias("others")
 
 NEW_TOKEN = {
     Kind.RESET: _token_for(Kind.RESET, _by_email),
@@ -163,17 +163,10 @@ NEW_TOKEN = {
         Kind.CHANGE,
         select(
             users.c.id, _email.label("email"), bindparam("session_id", type_=Uuid).label("session_id")
-        ).where(
-            users.c.id == _user_id,
-            users.c.pending_email == _email,
-            users.c.disabled_at.is_(None),
-            ~select(_others.c.id)
-            .where(_others.c.email_key == _email_key, _others.c.id != users.c.id)
-            .exists(),
-        ),
+        ).where(_is_enabled, users.c.pending_email == _email),
     ),
 }
-"""A token for the user whom a mail of `created_at` concerns; no row when nobody waits for such a mail.
+"""A token for the user whom a mail of `created_at` concerns; no row when they don't wait for such a mail.
 
 `created_at` is null for a link that no mail was asked for.
 
@@ -181,7 +174,7 @@ The user's expired tokens go; used ones stay, because a link to verify is answer
 """
 
 HAS_ACCOUNT = Statement(
-    select(users.c.id.label("user_id"), users.c.email).where(
-        users.c.email_key == _email_key, users.c.issuer == LOCAL
+    select(users.c.email).where(
+        users.c.id == USER_ID, users.c.email_key == _email_key, users.c.issuer == LOCAL
     )
 )

@@ -1,6 +1,9 @@
 """Reset of a password, verification and change of an email, by links that are mailed."""
 
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+from uuid import UUID
 
 from backend.auth.accounts import passwords
 from backend.auth.accounts import statements as account_statements
@@ -13,8 +16,8 @@ from backend.auth.mail.schemas import EmailChange, MailRequest, MailToken, Passw
 from backend.auth.mail.statements import Kind
 from backend.auth.schemas import email_key
 from backend.auth.sessions.service import Client, SignIn
-from backend.auth.tokens import access as tokens
-from backend.database import Database, NotUniqueError, Row, Statement
+from backend.auth.tokens import opaque
+from backend.database import Database, Row, Statement, Transaction
 from backend.telemetry import events
 from backend.telemetry.events import Event
 from backend.web.errors import AppError
@@ -22,21 +25,21 @@ from backend.web.errors import AppError
 
 async def request_reset(database: Database, sign_in: SignIn, client: Client, data: MailRequest) -> None:
     """Have a link mailed to reset a password; raises `MailUnavailableError`, `RateLimitedError`."""
-    await _ask(database, sign_in, client, statements.ASK_FOR_RESET, data.email)
+    await _ask(database, sign_in, client, Kind.RESET, data.email)
 
 
 async def request_verification(
     database: Database, sign_in: SignIn, client: Client, data: MailRequest
 ) -> None:
     """Have a link mailed to verify an email; raises `MailUnavailableError`, `RateLimitedError`."""
-    await _ask(database, sign_in, client, statements.ASK_FOR_VERIFICATION, data.email)
+    await _ask(database, sign_in, client, Kind.VERIFY, data.email)
 
 
-async def _ask(database: Database, sign_in: SignIn, client: Client, statement: Statement, email: str) -> None:
+async def _ask(database: Database, sign_in: SignIn, client: Client, kind: Kind, email: str) -> None:
     """Write one row, whatever the email; `Outbox` finds the account afterwards."""
     sign_in.outbox.check_available()
     await sign_in.limits.mail(client.address)
-    await database.one(statement, email=email, email_key=email_key(email))
+    await sign_in.outbox.put(database, kind, email)
     sign_in.outbox.wake()
 
 
@@ -45,21 +48,24 @@ async def reset_password(database: Database, sign_in: SignIn, client: Client, da
 
     Raises `MailTokenError`, or `PasswordRefusedError`, which does not spend the token.
     """
-    digest = tokens.digest(data.token)
-    token = await _read_token(database, digest, Kind.RESET, Kind.RESET_BY_HAND)
+    token = await _read_token(database, data.token, Kind.RESET, Kind.RESET_BY_HAND)
     passwords.check_rules(
-        data.new_password, email=token["email"], min_length=sign_in.password_min_length, field="new_password"
+        data.new_password, email=token.email, min_length=sign_in.password_min_length, field="new_password"
     )
     new_hash = await sign_in.hasher.hash(data.new_password, client.address)
-    values = {"new_hash": new_hash, "was_mailed": token["purpose"] == Kind.RESET, **sign_in.outbox.values}
-    await _spend(database, digest, token, statements.RESET_PASSWORD, **values)
+    values = {"new_hash": new_hash, "was_mailed": token.purpose is Kind.RESET}
+    async with _spending(database, token) as (transaction, user):
+        await _change(transaction, statements.RESET_PASSWORD, token, **values)
+        await sign_in.outbox.notify(transaction, Kind.PASSWORD_CHANGED, user)
     events.record(Event.PASSWORD_RESET)
     sign_in.outbox.wake()
 
 
 async def verify_email(database: Database, data: MailToken) -> None:
     """Mark the address of a mailed token as verified; raises `MailTokenError`."""
-    user = await database.one(statements.VERIFY_EMAIL, digest=tokens.digest(data.token))
+    digest = opaque.digest(data.token)
+    user_id = await _owner(database, digest)
+    user = await database.one(statements.VERIFY_EMAIL, user_id=user_id, digest=digest)
     if user is None:
         raise MailTokenError
     events.identify(user["id"])
@@ -79,18 +85,16 @@ async def request_email_change(
             raise RevokedTokenError from None  # which goes before any other refusal
         raise
     account = await confirm_password(database, sign_in, client, caller, data.password)
-    asked = await database.one(
-        statements.ASK_FOR_CHANGE,
-        old_hash=account["password_hash"],
-        new_email=data.new_email,
-        new_email_key=email_key(data.new_email),
-        **sign_in.outbox.values,
-        **caller.values,
-    )
-    if asked is None:
-        raise RevokedTokenError
-    if asked["id"] is None:
-        raise WrongPasswordError(reason="wrong_password")
+    new, outbox = data.new_email, sign_in.outbox
+    values = {"old_hash": account["password_hash"], "new_email": new, **caller.values}
+    async with database.transaction() as transaction:
+        asked = await transaction.one(statements.ASK_FOR_CHANGE, **values)
+        if asked is None:
+            raise RevokedTokenError
+        if asked["id"] is None:
+            raise WrongPasswordError(reason="wrong_password")
+        await outbox.put(transaction, Kind.CHANGE, new, caller.user_id, caller.session_id)
+        await outbox.notify(transaction, Kind.CHANGE_REQUESTED, asked)
     sign_in.outbox.wake()
 
 
@@ -99,18 +103,25 @@ async def confirm_email_change(database: Database, sign_in: SignIn, data: MailTo
 
     The session that asked for the change goes on; all others of the user end.
     """
-    digest = tokens.digest(data.token)
-    token = await _read_token(database, digest, Kind.CHANGE)
-    values = {
-        "email_key": email_key(token["email"]),
-        "session_id": token["session_id"],
-    } | sign_in.outbox.values
-    try:
-        await _spend(database, digest, token, statements.CONFIRM_EMAIL, **values)
-    except NotUniqueError:  # somebody registered with it meanwhile
-        raise MailTokenError from None
+    token = await _read_token(database, data.token, Kind.CHANGE)
+    async with _spending(database, token) as (transaction, user):
+        key = email_key(token.email)
+        values = {"email_key": key, "session_id": token.session_id}
+        await _change(transaction, statements.CONFIRM_EMAIL, token, **values)
+        await _move_email(transaction, user, key)
+        await sign_in.outbox.notify(transaction, Kind.EMAIL_CHANGED, user)
     events.record(Event.EMAIL_CHANGED)
     sign_in.outbox.wake()
+
+
+async def _move_email(transaction: Transaction, user: Row, key: str) -> None:
+    """Take the new email before the old one is left; raises `MailTokenError` where another has it."""
+    taken = await transaction.one(account_statements.TAKE_EMAIL, email_key=key, user_id=user["id"])
+    if taken is None:  # somebody registered with it meanwhile
+        raise MailTokenError
+    if key != user["email_key"]:
+        old = {"email_key": user["email_key"], "user_id": user["id"]}
+        await transaction.one(account_statements.LEAVE_EMAIL, **old)
 
 
 async def drop_email_change(database: Database, caller: Caller) -> None:
@@ -119,22 +130,49 @@ async def drop_email_change(database: Database, caller: Caller) -> None:
         raise RevokedTokenError
 
 
-async def _read_token(database: Database, digest: bytes, *purposes: Kind) -> Row:
-    token = await database.one(statements.READ_TOKEN, digest=digest, purposes=purposes)
-    if token is None:
+class _Token(NamedTuple):
+    """A valid mail token."""
+
+    user_id: str
+    digest: bytes
+    purpose: Kind
+    email: str
+    session_id: UUID | None
+
+
+async def _owner(database: Database, digest: bytes) -> str:
+    row = await database.one(statements.OWNER_OF_TOKEN, digest=digest)
+    if row is None:
         raise MailTokenError
-    events.identify(token["user_id"])
-    return token
+    return str(row["user_id"])
 
 
-async def _spend(database: Database, digest: bytes, token: Row, change: Statement, **values: Any) -> None:
-    """Spend the token and make the change, both or neither."""
-    user_id = token["user_id"]
+async def _read_token(database: Database, sent: str, *purposes: Kind) -> _Token:
+    digest = opaque.digest(sent)
+    user_id = await _owner(database, digest)
+    row = await database.one(statements.READ_TOKEN, user_id=user_id, digest=digest, purposes=purposes)
+    if row is None:
+        raise MailTokenError
+    events.identify(user_id)
+    return _Token(user_id, digest, Kind(row["purpose"]), row["email"], row["session_id"])
+
+
+@asynccontextmanager
+async def _spending(database: Database, token: _Token) -> AsyncIterator[tuple[Transaction, Row]]:
+    """Spend the token together with what the block does, both or neither.
+
+    Yields the user as they were before; raises `MailTokenError`.
+    """
     async with database.transaction() as transaction:
-        await transaction.one(statements.LOCK_USER, user_id=user_id)
-        spent = await transaction.one(statements.SPEND_TOKEN, digest=digest, purpose=token["purpose"])
-        if spent is None:
+        user = await transaction.one(statements.LOCK_USER, user_id=token.user_id)
+        spent = await transaction.one(
+            statements.SPEND_TOKEN, user_id=token.user_id, digest=token.digest, purpose=token.purpose
+        )
+        if user is None or spent is None:
             raise MailTokenError
-        changed = await transaction.one(change, user_id=user_id, email=token["email"], **values)
-        if changed is None:
-            raise MailTokenError
+        yield transaction, user
+
+
+async def _change(transaction: Transaction, change: Statement, token: _Token, **values: Any) -> None:
+    if await transaction.one(change, user_id=token.user_id, email=token.email, **values) is None:
+        raise MailTokenError

@@ -15,7 +15,8 @@ from backend.auth.mail.outbox import Outbox
 from backend.auth.schemas import Refresh
 from backend.auth.sessions import refresh_statements
 from backend.auth.sessions import statements as session_statements
-from backend.auth.tokens import access as tokens
+from backend.auth.sessions.sweep import Sweep
+from backend.auth.tokens import opaque
 from backend.auth.tokens.access import AccessTokens
 from backend.database import Database, DatabaseError, Row
 from backend.settings import Settings
@@ -45,6 +46,9 @@ class SignIn:
         self.hasher = PasswordHasher(rounds=settings.bcrypt_rounds, processes=settings.workers)
         self.limits = RateLimits(settings)
         self.outbox = Outbox(settings)
+        self.sweep = Sweep()
+        self.highest_cost = 0
+        """Of all stored hashes, when it was last asked for."""
         self.requires_verification = settings.email_verification == "required"
         self.password_min_length = settings.password_min_length
         self.lifetimes = {
@@ -59,16 +63,21 @@ class NewTokens:
 
     sign_in: SignIn
     client: Client
+    user_id: str
     uses_cookie: bool = False
     session_id: UUID = field(default_factory=compat.uuid7)
-    refresh_token: str = field(default_factory=tokens.new_refresh_token)
+    refresh_token: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "refresh_token", opaque.new_token(self.user_id))
 
     @property
     def values(self) -> dict[str, Any]:
         """What the statements take that store it."""
         return {
+            "user_id": self.user_id,
             "session_id": self.session_id,
-            "refresh_digest": tokens.digest(self.refresh_token),
+            "refresh_digest": opaque.digest(self.refresh_token),
             "user_agent": self.client.user_agent,
             "ip": self.client.ip,
             "uses_cookie": self.uses_cookie,
@@ -79,7 +88,7 @@ class NewTokens:
     def issue(self, user: Row, session_id: UUID | None = None) -> dict[str, Any]:
         """Return the answer that signs `user` in, to this new session or to the one that goes on."""
         return {
-            "access_token": self.sign_in.access_tokens.issue(user["id"], session_id or self.session_id),
+            "access_token": self.sign_in.access_tokens.issue(self.user_id, session_id or self.session_id),
             "token_type": "bearer",
             "expires_in": self.sign_in.access_tokens.lifetime,
             "refresh_token": self.refresh_token,
@@ -93,19 +102,27 @@ async def refresh(database: Database, sign_in: SignIn, client: Client, data: Ref
     A token is good for `USES_WITHIN_GRACE` uses within `REFRESH_GRACE`. A later use ends the session, by
     a statement of its own that the refusal does not take back.
     """
-    spent, new = tokens.digest(data.refresh_token), NewTokens(sign_in, client)
+    user_id = await _owner(database, data.refresh_token)
+    spent, new = opaque.digest(data.refresh_token), NewTokens(sign_in, client, user_id)
     user = await database.one(refresh_statements.REFRESH, spent_digest=spent, **new.values)
     if user is not None:
-        events.identify(user["id"])
+        events.identify(user_id)
         again = {"level": "WARNING", "within_grace": True} if user["within_grace"] else {}
         events.record(Event.REFRESHED, session_id=user["session_id"], **again)
         return new.issue(user, user["session_id"])
-    reused = await database.one(refresh_statements.END_REUSED, spent_digest=spent)
+    reused = await database.one(refresh_statements.END_REUSED, user_id=user_id, spent_digest=spent)
     if reused is None:
         raise InvalidRefreshTokenError(reason="refresh_token")
-    events.identify(reused["user_id"])
+    events.identify(user_id)
     events.record(Event.REFRESH_REUSED, session_id=reused["id"])
     raise InvalidRefreshTokenError(reason="refresh_reused")
+
+
+async def _owner(database: Database, refresh_token: str) -> str:
+    owner = await opaque.find_owner(database, refresh_token, refresh_statements.OWNER_OF_TOKEN)
+    if owner is None:
+        raise InvalidRefreshTokenError(reason="refresh_token")
+    return owner
 
 
 async def list_sessions(database: Database, caller: Caller) -> list[dict[str, Any]]:
@@ -126,12 +143,15 @@ async def logout(database: Database, caller: Caller) -> None:
 
 async def end_by_refresh_token(database: Database, refresh_token: str) -> None:
     """End the session of a refresh token, spent or not; raises `InvalidRefreshTokenError`."""
+    user_id = await _owner(database, refresh_token)
     ended = await database.one(
-        refresh_statements.END_BY_REFRESH_TOKEN, refresh_digest=tokens.digest(refresh_token)
+        refresh_statements.END_BY_REFRESH_TOKEN,
+        user_id=user_id,
+        spent_digest=opaque.digest(refresh_token),
     )
     if ended is None:
         raise InvalidRefreshTokenError(reason="refresh_token")
-    events.identify(ended["user_id"])
+    events.identify(user_id)
     events.record(Event.LOGOUT, session_id=ended["id"])
 
 

@@ -1,4 +1,4 @@
-"""Issues and verifies access tokens (RFC 9068); makes and digests refresh tokens.
+"""Issues and verifies access tokens (RFC 9068).
 
 The algorithm and the key come from the settings alone: a token's header chooses neither.
 """
@@ -6,7 +6,6 @@ The algorithm and the key come from the settings alone: a token's header chooses
 import hashlib
 import hmac
 import re
-import secrets
 from datetime import timedelta
 from time import time
 from typing import Any, Final
@@ -159,13 +158,3 @@ def _session_id(value: object) -> UUID:
 def _key_id(key: bytes) -> str:
     """Return a key's `kid`: an HMAC, because a plain hash would let likely secrets be tried against it."""
     return hmac.digest(key, b"tasks-api key id", hashlib.sha256).hex()[:16]
-
-
-def new_refresh_token() -> str:
-    """Return a refresh token: 256 random bits."""
-    return secrets.token_urlsafe(32)
-
-
-def digest(refresh_token: str) -> bytes:
-    """Return the SHA-256 of a refresh token, which is stored in its place."""
-    return hashlib.sha256(refresh_token.encode()).digest()

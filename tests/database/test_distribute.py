@@ -1,0 +1,104 @@
+"""`python -m backend distribute`: all tables of users are spread over the nodes of a cluster, or none."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+from sqlmodel import SQLModel
+
+import backend.auth.mail.models
+import backend.auth.models
+import backend.tasks.models  # noqa: F401  # all three fill SQLModel.metadata
+from backend.database.distribute import BY_EMAIL, BY_USER
+from tests.conftest import Postgres
+from tests.database import citus
+from tests.service import JWT_SECRET, environment
+
+ON_A_CLUSTER = pytest.mark.skipif(not citus.URL, reason="needs TEST_CITUS_URL")
+FILL = (
+    "INSERT INTO users (id, issuer) SELECT n, 'better-auth' FROM generate_series(1, 50) n",
+    "INSERT INTO tasks (user_id, title, title_key) SELECT id, 'x', 'x' FROM users, generate_series(1, 20)",
+)
+
+
+def command(database: Postgres, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "backend", *arguments],
+        env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
+        input="n\n",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.fixture
+def on_cluster() -> Iterator[Postgres]:
+    """A migrated database of a cluster, with rows and nothing spread."""
+    with citus.cluster() as cluster:
+        database = Postgres(cluster.create("test_distribute", spread=False))
+        for statement in FILL:
+            database.sql(statement)
+        yield database
+
+
+def spread(database: Postgres) -> dict[str, int]:
+    """Return the tables that are spread, and the group of tables that each is kept together with."""
+    rows = database.sql("SELECT table_name::text, colocation_id FROM citus_tables")
+    return {row["table_name"]: row["colocation_id"] for row in rows}
+
+
+def test_every_table_of_users_is_spread() -> None:
+    assert {*BY_USER, *BY_EMAIL} == {*SQLModel.metadata.tables} - {"outbox"}
+
+
+def test_a_database_that_is_not_ready_is_told_in_one_line(
+    new_empty_database: Callable[[], Postgres],
+) -> None:
+    database = new_empty_database()
+    for words in ("run `python -m backend migrate` first", "there is no extension citus"):
+        done = command(database, "distribute", "--yes")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert words in done.stderr
+        assert done.stderr.count("\n") == 1
+        assert command(database, "migrate").returncode == 0
+
+
+@ON_A_CLUSTER
+def test_tables_are_spread_once_after_a_yes_and_keep_their_rows(on_cluster: Postgres) -> None:
+    asked = command(on_cluster, "distribute")
+    assert (asked.returncode, spread(on_cluster)) == (1, {})
+    assert "tasks (" in asked.stdout
+    done = command(on_cluster, "distribute", "--yes")
+    assert done.returncode == 0, done.stderr
+    groups = spread(on_cluster)
+    assert groups.keys() == {*BY_USER, *BY_EMAIL}
+    assert len({groups[table] for table in BY_USER}) == 1
+    assert on_cluster.sql("SELECT count(*) AS n FROM tasks") == [{"n": 1000}]
+    again = command(on_cluster, "distribute", "--yes")
+    assert (again.returncode, again.stdout) == (0, "all tables are spread already\n")
+
+
+@ON_A_CLUSTER
+def test_the_schema_of_a_spread_database_is_checked_and_changed_as_before(on_cluster: Postgres) -> None:
+    assert command(on_cluster, "distribute", "--yes").returncode == 0
+    checked = command(on_cluster, "migrate", "--check")
+    assert checked.returncode == 0, checked.stderr
+    on_cluster.sql("ALTER TABLE tasks ADD due_at timestamptz")
+    assert on_cluster.sql("SELECT count(due_at) AS n FROM tasks") == [{"n": 0}]
+
+
+@ON_A_CLUSTER
+def test_ids_of_tasks_stay_unique_while_their_parts_move(on_cluster: Postgres) -> None:
+    assert command(on_cluster, "distribute", "--yes").returncode == 0
+    nodes = on_cluster.sql("SELECT nodename::text, nodeport FROM pg_dist_node WHERE shouldhaveshards")
+    moves = (
+        "SELECT citus_move_shard_placement(shardid, nodename, nodeport, $1, $2::int, 'block_writes') "
+        "FROM citus_shards WHERE table_name = 'tasks'::regclass "
+        "AND (nodename, nodeport) <> ($1, $2::int) LIMIT 1"
+    )
+    for node in nodes:
+        on_cluster.sql(moves, node["nodename"], node["nodeport"])
+        on_cluster.sql(FILL[1])
+    assert on_cluster.sql("SELECT count(*) - count(DISTINCT id) AS twice FROM tasks") == [{"twice": 0}]

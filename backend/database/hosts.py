@@ -33,13 +33,24 @@ class Hosts:
         addresses = self._addresses
         if len(addresses) == 1:
             return await self._open(addresses[0])
-        attempts = [partial(self._open, address) for address in addresses]
+        opened: list[Connection] = []
+        attempts = [partial(self._open_into, opened, address) for address in addresses]
         connection: Connection
-        connection, winner, errors = await staggered_race(attempts, self._seconds / 4)
+        try:
+            connection, winner, errors = await staggered_race(attempts, self._seconds / 4)
+        except BaseException:  # the race forgets a connection if it is cancelled at that moment
+            for forgotten in opened:
+                forgotten.terminate()
+            raise
         if winner is None:
             failures = [f"{h}:{p}: {in_words(e)}" for (h, p), e in zip(addresses, errors, strict=True) if e]
             raise NoHostError("; ".join(failures))
         self._addresses = sorted(addresses, key=lambda address: address != addresses[winner])
+        return connection
+
+    async def _open_into(self, opened: list[Connection], address: tuple[Any, Any]) -> Connection:
+        connection = await self._open(address)
+        opened.append(connection)
         return connection
 
     async def _open(self, address: tuple[Any, Any]) -> Connection:

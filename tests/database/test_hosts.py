@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 from urllib.parse import quote
 
 import asyncpg
@@ -16,6 +17,7 @@ from backend.database import Database, Statement, UnreachableError
 from backend.database.embedded import EmbeddedServer
 from backend.database.hosts import Hosts, NoHostError
 from backend.database.revision import SchemaError, is_current
+from backend.database.session import Connection
 from backend.database.url import connect_arguments
 from backend.settings import load_settings
 from tests.operations.replication import Cluster, Node, replicated
@@ -187,6 +189,30 @@ def test_a_host_that_fell_silent_is_tried_after_the_others(cluster: Cluster) -> 
         assert came_to(cluster.standby, await port_of(hosts))
 
     asyncio.run(doubt())
+
+
+class CancelledOnSuccess(Hosts):
+    """Cancels its caller in the step of the event loop in which a host gives its connection."""
+
+    caller: asyncio.Task[Connection]
+    opened: Connection | None = None
+
+    async def _open(self, address: tuple[Any, Any]) -> Connection:
+        self.opened = await super()._open(address)
+        asyncio.get_running_loop().call_soon(self.caller.cancel)
+        return self.opened
+
+
+def test_a_request_that_is_cancelled_as_a_host_answers_leaves_no_connection(cluster: Cluster) -> None:
+    async def cancel() -> None:
+        hosts = CancelledOnSuccess(connect_arguments(cluster.url()), seconds=8)
+        hosts.caller = asyncio.create_task(hosts.connect())
+        with pytest.raises(asyncio.CancelledError):
+            await hosts.caller
+        assert hosts.opened is not None
+        assert hosts.opened.is_closed()
+
+    asyncio.run(cancel())
 
 
 # What the service makes of it

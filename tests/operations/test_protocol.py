@@ -4,6 +4,7 @@ import json
 import re
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -438,6 +439,19 @@ def test_each_request_has_its_own_time(hasty: Service, sockets: ExitStack) -> No
         client.sendall(request[5:] + request[:5])
         assert client.recv(65536).startswith(b"HTTP/1.1 200")
         time.sleep(0.5)
+
+
+def test_a_connection_that_its_client_resets_leaves_no_memory(service: Service) -> None:
+    """Such connections come and go faster than any timer ends, and no limit on connections counts them."""
+    process = psutil.Process(service.process.pid)
+    for times in (500, 4000):  # the first to warm up
+        before = process.memory_info().rss
+        for _ in range(times):
+            with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as client:
+                client.sendall(GET + b"\r\n")
+                assert client.recv(65536).startswith(b"HTTP/1.1 200")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert process.memory_info().rss - before < 8 * 2**20
 
 
 def test_a_connection_that_asks_nothing_is_closed(hasty: Service, sockets: ExitStack) -> None:

@@ -616,3 +616,15 @@ def held_by_the_peer(client: socket.socket) -> list[str]:
     """Return the kernel's line on the other end of a connection, while it is established (proc(5))."""
     ours, theirs = (f"0100007F:{port:04X}" for _, port in (client.getsockname(), client.getpeername()))
     return re.findall(rf"^ *\d+: {theirs} {ours} 01 .*", Path("/proc/net/tcp").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("trusted", ["::ffff:127.0.0.0/104", "::ffff:127.0.0.1, ::ffff:7f00:2"])
+def test_a_proxy_may_be_named_and_name_others_by_mapped_addresses(
+    database: Postgres, tmp_path: Path, trusted: str
+) -> None:
+    """RFC 4291 section 2.5.5.2; proxies that don't use inet_ntop(3) write them in hexadecimal."""
+    settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "FORWARDED_ALLOW_IPS": trusted}
+    with running(tmp_path / "log", **settings) as service:
+        names = {"X-Forwarded-For": "203.0.113.5, ::ffff:7f00:2", "X-Request-ID": "forwarded"}
+        service.client(headers=names).get("/health").raise_for_status()
+        assert [line["ip"] for line in service.lines(request_id="forwarded")] == ["203.0.113.5"]

@@ -11,7 +11,8 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 _CLIENT_HEADERS = frozenset({b"x-forwarded-for", b"forwarded"})
 """Headers in which a proxy names its client. The second, of RFC 7239, is not read."""
-_ADDRESS = re.compile(rb"[0-9a-f:.]+", re.IGNORECASE)
+_LONG_ADDRESS = re.compile(rb"[0-9a-f:.]{10,}", re.IGNORECASE)
+"""An address that may be mapped: `::ffff:0:0` is the shortest."""
 _MAPPED_BITS = 96
 """The length of the prefix ::ffff: of an IPv4-mapped IPv6 address."""
 
@@ -66,7 +67,7 @@ def unmapped(ip: str) -> str:
 def _all_unmapped(forwarded_for: bytes) -> bytes:
     if b":" not in forwarded_for:
         return forwarded_for
-    return _ADDRESS.sub(lambda match: unmapped(match[0].decode()).encode(), forwarded_for)
+    return _LONG_ADDRESS.sub(lambda match: unmapped(match[0].decode()).encode(), forwarded_for)
 
 
 def _unmapped_network(name: str) -> str:

@@ -3,9 +3,11 @@
 import asyncio
 import re
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -150,6 +152,32 @@ def test_a_single_host_has_all_of_the_time_and_its_own_error(cluster: Cluster, s
     assert 1 <= time.monotonic() - start < 1 + AT_ONCE
     with pytest.raises(asyncpg.InvalidCatalogNameError):
         asyncio.run(port_of(hosts_of(cluster.url(cluster.primary.port).replace("/tasks", "/others"))))
+
+
+def test_each_host_gets_its_own_password_of_the_password_file(tmp_path: Path) -> None:
+    """The file of libpq's documentation, section "The Password File"; the first host is down."""
+    sent = list[bytes]()
+
+    async def ask_for_password(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = int.from_bytes(await reader.readexactly(4), "big")
+        await reader.readexactly(size - 4)
+        writer.write(b"R" + struct.pack("!II", 8, 3))  # in clear text
+        _, size = struct.unpack("!cI", await reader.readexactly(5))
+        sent.append(await reader.readexactly(size - 4))
+        writer.close()
+
+    async def connect() -> None:
+        async with await asyncio.start_server(ask_for_password, "127.0.0.1", 0) as server:
+            ports = (free_port(), server.sockets[0].getsockname()[1])
+            file = tmp_path / "passwords"
+            file.write_text("".join(f"127.0.0.1:{port}:*:*:of {port}\n" for port in ports))
+            file.chmod(0o600)
+            hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+            with pytest.raises(NoHostError):
+                await hosts_of(f"postgresql://ada@{hosts}/d?sslmode=disable&passfile={file}").connect()
+            assert sent == [f"of {ports[1]}\0".encode()]
+
+    asyncio.run(connect())
 
 
 # The order of the next

@@ -48,13 +48,19 @@ def connect_arguments(url: str) -> dict[str, Any]:
     given["options"] = f"{'' if is_pooler else OPTIONS} {given['options']}".strip()
     # Without a password here, asyncpg looks for that of each host in the password file when it connects.
     password = {name: given[name] for name in ("password", "passfile") if name in given}
-    return _read_by_asyncpg(given, hosts, ports) | password | {
-        "host": hosts,
-        "port": ports,
-        "timeout": int(given["connect_timeout"]) or None,
-        "statement_cache_size": 0 if is_pooler else STATEMENTS,
-        "server_settings": {name: given[name] for name in ("application_name", "options") if given.get(name)},
-    }
+    return (
+        _read_by_asyncpg(given, hosts, ports)
+        | password
+        | {
+            "host": hosts,
+            "port": ports,
+            "timeout": int(given["connect_timeout"]) or None,
+            "statement_cache_size": 0 if is_pooler else STATEMENTS,
+            "server_settings": {
+                name: given[name] for name in ("application_name", "options") if given.get(name)
+            },
+        }
+    )
 
 
 def ignored_options(url: str) -> list[str]:

@@ -266,6 +266,28 @@ def test_a_write_reaches_the_primary_where_the_url_names_the_standby_first(clust
     asyncio.run(write())
 
 
+def test_a_write_reaches_a_primary_that_takes_longer_to_answer_than_its_standby(cluster: Cluster) -> None:
+    """As a primary far away does, or one that starts on demand."""
+
+    async def pass_on_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(2)
+        ours, theirs = await asyncio.open_connection("127.0.0.1", cluster.primary.port)
+        await asyncio.gather(copy(reader, theirs), copy(ours, writer))
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def write() -> None:
+        async with await asyncio.start_server(pass_on_late, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            async with database(cluster.url(port, cluster.standby.port), 10) as opened:
+                await asyncio.gather(*(opened.all(WRITE) for _ in range(5)))
+
+    asyncio.run(write())
+
+
 def test_without_a_host_it_is_an_unreachable_database_in_time(cluster: Cluster, silent: int) -> None:
     url = cluster.url(silent, cluster.standby.port, free_port(), target_session_attrs="read-write")
 

@@ -27,19 +27,32 @@ class Hosts:
         self._addresses = [(hosts, ports)] if is_one else [*zip(hosts, ports, strict=True)]
         # `connect_timeout` is of each host, as in libpq.
         self._seconds = min(seconds / len(self._addresses), arguments["timeout"] or seconds)
+        self._head_start = self._seconds / 4
 
     async def connect(self) -> Connection:
         """Return a connection; raises what the only host raises, or `NoHostError`."""
         addresses = self._addresses
         if len(addresses) == 1:
             return await self._open(addresses[0])
-        attempts = [partial(self._open, address) for address in addresses]
+        opened: list[Connection] = []
+        attempts = [partial(self._open_into, opened, address) for address in addresses]
         connection: Connection
-        connection, winner, errors = await staggered_race(attempts, self._seconds / 4)
+        try:
+            connection, winner, errors = await staggered_race(attempts, self._head_start)
+        except BaseException:  # the race forgets a connection if it is cancelled at that moment
+            for forgotten in opened:
+                forgotten.terminate()
+            raise
         if winner is None:
             failures = [f"{h}:{p}: {in_words(e)}" for (h, p), e in zip(addresses, errors, strict=True) if e]
             raise NoHostError("; ".join(failures))
         self._addresses = sorted(addresses, key=lambda address: address != addresses[winner])
+        self._head_start = self._seconds / 4
+        return connection
+
+    async def _open_into(self, opened: list[Connection], address: tuple[Any, Any]) -> Connection:
+        connection = await self._open(address)
+        opened.append(connection)
         return connection
 
     async def _open(self, address: tuple[Any, Any]) -> Connection:
@@ -56,5 +69,9 @@ class Hosts:
             return connection
 
     def doubt(self, connection: Connection) -> None:
-        """Try the host of this connection after the others, because it fell silent or takes no writes."""
+        """Try the host of this connection after the others, because it fell silent or takes no writes.
+
+        The others get all of their time first, because a primary may take longer to connect than a standby.
+        """
         self._addresses = sorted(self._addresses, key=lambda address: address == connection.address)
+        self._head_start = self._seconds

@@ -46,13 +46,21 @@ def connect_arguments(url: str) -> dict[str, Any]:
     hosts, ports = _hosts(given)
     is_pooler = given["pgbouncer"] not in {"false", "0"} or _POOLER.search(given["host"])
     given["options"] = f"{'' if is_pooler else OPTIONS} {given['options']}".strip()
-    return _read_by_asyncpg(given, hosts, ports) | {
-        "host": hosts,
-        "port": ports,
-        "timeout": int(given["connect_timeout"]) or None,
-        "statement_cache_size": 0 if is_pooler else STATEMENTS,
-        "server_settings": {name: given[name] for name in ("application_name", "options") if given.get(name)},
-    }
+    # Without a password here, asyncpg looks for that of each host in the password file when it connects.
+    password = {name: given[name] for name in ("password", "passfile") if name in given}
+    return (
+        _read_by_asyncpg(given, hosts, ports)
+        | password
+        | {
+            "host": hosts,
+            "port": ports,
+            "timeout": int(given["connect_timeout"]) or None,
+            "statement_cache_size": 0 if is_pooler else STATEMENTS,
+            "server_settings": {
+                name: given[name] for name in ("application_name", "options") if given.get(name)
+            },
+        }
+    )
 
 
 def ignored_options(url: str) -> list[str]:
@@ -125,5 +133,5 @@ def _read_by_asyncpg(given: dict[str, str], hosts: list[str], ports: list[int]) 
     if mode in {"allow", "prefer"}:
         read["ssl"] = mode  # with a context asyncpg would not fall back
     read["direct_tls"] = read.pop("ssl_negotiation") == "direct"
-    del read["sslmode"]
+    del read["sslmode"], read["password"]
     return read

@@ -60,6 +60,11 @@ class Protocol(HttpToolsProtocol):
                 self.app_state = self.app_state | {REFUSAL: refusal}
         self.idle_since = self.loop.time()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection; Uvicorn keeps the timer, and with it the memory, of one that was reset."""
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+
     def _allow(self, seconds: float) -> None:
         self._unset_keepalive_if_required()
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)

@@ -11,8 +11,10 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 _CLIENT_HEADERS = frozenset({b"x-forwarded-for", b"forwarded"})
 """Headers in which a proxy names its client. The second, of RFC 7239, is not read."""
-_MAPPED = re.compile(rb"::ffff:(?=\d+\.)", re.IGNORECASE)
-"""The prefix of an IPv4-mapped IPv6 address, as proxies write it."""
+_LONG_ADDRESS = re.compile(rb"[0-9a-f:.]{10,}", re.IGNORECASE)
+"""An address that may be mapped: `::ffff:0:0` is the shortest."""
+_MAPPED_BITS = 96
+"""The length of the prefix ::ffff: of an IPv4-mapped IPv6 address."""
 
 
 class Proxies:
@@ -24,7 +26,8 @@ class Proxies:
 
     def __init__(self, app: ASGIApp, trusted: str | None) -> None:
         self.app = app
-        self._by_proxies = ProxyHeadersMiddleware(app, trusted or [])  # type: ignore[arg-type]  # Uvicorn's types for ASGI are not Starlette's
+        networks = [_unmapped_network(name) for name in (trusted or "").split(",")]
+        self._by_proxies = ProxyHeadersMiddleware(app, networks)  # type: ignore[arg-type]  # Uvicorn's types for ASGI are not Starlette's
         self._has_warned = False
 
     def __call__(self, scope: Any, receive: Any, send: Any) -> Awaitable[None]:
@@ -35,7 +38,7 @@ class Proxies:
         if scope["type"] == "http":
             if client and client[0] in self._by_proxies.trusted_hosts:
                 scope["headers"] = [
-                    (name, _MAPPED.sub(b"", value) if name == b"x-forwarded-for" else value)
+                    (name, _all_unmapped(value) if name == b"x-forwarded-for" else value)
                     for name, value in scope["headers"]
                 ]
                 return self._by_proxies(scope, receive, send)
@@ -59,3 +62,16 @@ def unmapped(ip: str) -> str:
     except ValueError:
         return ip
     return str(mapped) if mapped else ip
+
+
+def _all_unmapped(forwarded_for: bytes) -> bytes:
+    if b":" not in forwarded_for:
+        return forwarded_for
+    return _LONG_ADDRESS.sub(lambda match: unmapped(match[0].decode()).encode(), forwarded_for)
+
+
+def _unmapped_network(name: str) -> str:
+    """Return an address or a network of IPv4-mapped addresses as one of IPv4; return any other as it is."""
+    address, _, length = name.strip().partition("/")
+    ip = unmapped(address)
+    return name.strip() if ip == address else f"{ip}/{int(length or 128) - _MAPPED_BITS}"

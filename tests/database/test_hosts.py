@@ -3,9 +3,12 @@
 import asyncio
 import re
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import asyncpg
@@ -16,6 +19,7 @@ from backend.database import Database, Statement, UnreachableError
 from backend.database.embedded import EmbeddedServer
 from backend.database.hosts import Hosts, NoHostError
 from backend.database.revision import SchemaError, is_current
+from backend.database.session import Connection
 from backend.database.url import connect_arguments
 from backend.settings import load_settings
 from tests.operations.replication import Cluster, Node, replicated
@@ -150,6 +154,32 @@ def test_a_single_host_has_all_of_the_time_and_its_own_error(cluster: Cluster, s
         asyncio.run(port_of(hosts_of(cluster.url(cluster.primary.port).replace("/tasks", "/others"))))
 
 
+def test_each_host_gets_its_own_password_of_the_password_file(tmp_path: Path) -> None:
+    """The file of libpq's documentation, section "The Password File"; the first host is down."""
+    sent = list[bytes]()
+
+    async def ask_for_password(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        size = int.from_bytes(await reader.readexactly(4), "big")
+        await reader.readexactly(size - 4)
+        writer.write(b"R" + struct.pack("!II", 8, 3))  # in clear text
+        _, size = struct.unpack("!cI", await reader.readexactly(5))
+        sent.append(await reader.readexactly(size - 4))
+        writer.close()
+
+    async def connect() -> None:
+        async with await asyncio.start_server(ask_for_password, "127.0.0.1", 0) as server:
+            ports = (free_port(), server.sockets[0].getsockname()[1])
+            file = tmp_path / "passwords"
+            file.write_text("".join(f"127.0.0.1:{port}:*:*:of {port}\n" for port in ports))
+            file.chmod(0o600)
+            hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
+            with pytest.raises(NoHostError):
+                await hosts_of(f"postgresql://ada@{hosts}/d?sslmode=disable&passfile={file}").connect()
+            assert sent == [f"of {ports[1]}\0".encode()]
+
+    asyncio.run(connect())
+
+
 # The order of the next
 
 
@@ -189,6 +219,30 @@ def test_a_host_that_fell_silent_is_tried_after_the_others(cluster: Cluster) -> 
     asyncio.run(doubt())
 
 
+class CancelledOnSuccess(Hosts):
+    """Cancels its caller in the step of the event loop in which a host gives its connection."""
+
+    caller: asyncio.Task[Connection]
+    opened: Connection | None = None
+
+    async def _open(self, address: tuple[Any, Any]) -> Connection:
+        self.opened = await super()._open(address)
+        asyncio.get_running_loop().call_soon(self.caller.cancel)
+        return self.opened
+
+
+def test_a_request_that_is_cancelled_as_a_host_answers_leaves_no_connection(cluster: Cluster) -> None:
+    async def cancel() -> None:
+        hosts = CancelledOnSuccess(connect_arguments(cluster.url()), seconds=8)
+        hosts.caller = asyncio.create_task(hosts.connect())
+        with pytest.raises(asyncio.CancelledError):
+            await hosts.caller
+        assert hosts.opened is not None
+        assert hosts.opened.is_closed()
+
+    asyncio.run(cancel())
+
+
 # What the service makes of it
 
 
@@ -208,6 +262,28 @@ def test_a_write_reaches_the_primary_where_the_url_names_the_standby_first(clust
             await opened.all(READ)
             await opened.all(WRITE)
             assert [row["number"] for row in await opened.all(READ)] == [1]
+
+    asyncio.run(write())
+
+
+def test_a_write_reaches_a_primary_that_takes_longer_to_answer_than_its_standby(cluster: Cluster) -> None:
+    """As a primary far away does, or one that starts on demand."""
+
+    async def pass_on_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(2)
+        ours, theirs = await asyncio.open_connection("127.0.0.1", cluster.primary.port)
+        await asyncio.gather(copy(reader, theirs), copy(ours, writer))
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def write() -> None:
+        async with await asyncio.start_server(pass_on_late, "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            async with database(cluster.url(port, cluster.standby.port), 10) as opened:
+                await asyncio.gather(*(opened.all(WRITE) for _ in range(5)))
 
     asyncio.run(write())
 

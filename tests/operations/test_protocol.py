@@ -4,6 +4,7 @@ import json
 import re
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
@@ -440,6 +441,19 @@ def test_each_request_has_its_own_time(hasty: Service, sockets: ExitStack) -> No
         time.sleep(0.5)
 
 
+def test_a_connection_that_its_client_resets_leaves_no_memory(service: Service) -> None:
+    """Such connections come and go faster than any timer ends, and no limit on connections counts them."""
+    process = psutil.Process(service.process.pid)
+    for times in (500, 4000):  # the first to warm up
+        before = process.memory_info().rss
+        for _ in range(times):
+            with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as client:
+                client.sendall(GET + b"\r\n")
+                assert client.recv(65536).startswith(b"HTTP/1.1 200")
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert process.memory_info().rss - before < 8 * 2**20
+
+
 def test_a_connection_that_asks_nothing_is_closed(hasty: Service, sockets: ExitStack) -> None:
     assert connect(sockets, hasty).recv(1) == b""
 
@@ -602,3 +616,15 @@ def held_by_the_peer(client: socket.socket) -> list[str]:
     """Return the kernel's line on the other end of a connection, while it is established (proc(5))."""
     ours, theirs = (f"0100007F:{port:04X}" for _, port in (client.getsockname(), client.getpeername()))
     return re.findall(rf"^ *\d+: {theirs} {ours} 01 .*", Path("/proc/net/tcp").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("trusted", ["::ffff:127.0.0.0/104", "::ffff:127.0.0.1, ::ffff:7f00:2"])
+def test_a_proxy_may_be_named_and_name_others_by_mapped_addresses(
+    database: Postgres, tmp_path: Path, trusted: str
+) -> None:
+    """RFC 4291 section 2.5.5.2; proxies that don't use inet_ntop(3) write them in hexadecimal."""
+    settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "FORWARDED_ALLOW_IPS": trusted}
+    with running(tmp_path / "log", **settings) as service:
+        names = {"X-Forwarded-For": "203.0.113.5, ::ffff:7f00:2", "X-Request-ID": "forwarded"}
+        service.client(headers=names).get("/health").raise_for_status()
+        assert [line["ip"] for line in service.lines(request_id="forwarded")] == ["203.0.113.5"]

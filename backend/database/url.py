@@ -79,7 +79,10 @@ def _read(url: str) -> dict[str, str]:
         expected = "postgresql://user:password@host/database"
         raise DatabaseURLError(f"it is not a URL like {expected} with special characters percent-encoded")
     parts = {name: text for name, text in match.groupdict().items() if text}
-    given = dict(parse_qsl(parts.pop("query", "").replace("+", "%2B")))
+    given: dict[str, str] = {}
+    for name, value in parse_qsl(parts.pop("query", "").replace("+", "%2B")):
+        # SQLAlchemy writes several hosts as several options.
+        given[name] = f"{given[name]},{value}" if name == "host" and name in given else value
     given["sslmode"] = _sslmode(given)
     _check(given)
     given |= {name: unquote(text) for name, text in parts.items()}

@@ -195,7 +195,7 @@ def operations(document: dict[str, Any]) -> list[Operation]:
 
 
 def documenting(operations: list[Operation], code: str) -> list[Operation]:
-    """Return the operations that document an error code; fails if none does, because nothing would be tested."""
+    """Return the operations that document an error code; fails if none does, or a test would be empty."""
     found = [operation for operation in operations if code in operation.codes]
     assert found, f"no operation documents {code}"
     return found

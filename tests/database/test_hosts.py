@@ -117,7 +117,7 @@ def test_a_silent_host_delays_the_next_by_a_quarter_of_its_share_of_the_time(
 
 
 def test_connect_timeout_is_of_each_host(silent: int, cluster: Cluster) -> None:
-    """libpq gives connect_timeout this meaning. Without it each host has 30 seconds."""
+    """The timeout applies to each host, as in libpq. Without it each host has 30 seconds."""
     start = time.monotonic()
     with pytest.raises(NoHostError, match=r"no answer.*no answer"):
         asyncio.run(port_of(hosts_of(cluster.url(silent, silent, connect_timeout="2"), seconds=60)))

@@ -121,7 +121,10 @@ def _copy(primary: Node, directory: Path) -> None:
 
 
 def _synchronise(cluster: Cluster) -> None:
-    """Make commits on the primary wait for the standby. The standby lacks the setting."""
+    """Make commits on the primary wait for the standby.
+
+    The standby lacks the setting, because it must be able to go on alone.
+    """
     database = cluster.primary.database("postgres")
     database.sql("CREATE DATABASE tasks")
     database.sql("ALTER SYSTEM SET synchronous_standby_names = 'standby'")

@@ -173,7 +173,7 @@ class Scene:
     service: Service
 
     def somebody(self) -> Account:
-        """Return a new account, whose client has a working connection."""
+        """Return a new account whose client has a working connection."""
         return self.service.register()
 
     @contextmanager

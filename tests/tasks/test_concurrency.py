@@ -58,7 +58,7 @@ def test_updates_of_different_fields_undo_nothing(ada: Account) -> None:
 
 
 def test_every_toggle_counts(ada: Account) -> None:
-    """Of an odd number of toggles, half of them and one more return a completed task."""
+    """Each of an odd number of toggles flips the task, so one more than the rest return it completed."""
     task = ada.create()
     answers = at_once(*[toggling(ada, task)] * 25)
     assert [answer.status_code for answer in answers] == [200] * 25

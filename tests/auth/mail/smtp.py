@@ -152,7 +152,7 @@ def smtp_server(
     if starttls is not None:
         controller = _WithTLS(mailbox, starttls, **options)
     elif smtps is not None:
-        # aiosmtpd offers no sign-in within TLS that it did not begin, unless it is told so.
+        # aiosmtpd offers sign-in within TLS that it did not begin only with this setting.
         controller = Controller(
             mailbox,
             ssl_context=smtps,

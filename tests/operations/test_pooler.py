@@ -89,7 +89,7 @@ class Pooler:
     port: int
 
     def plain_url(self, database: Postgres) -> str:
-        """Return a URL that does not say that a pooler is there."""
+        """Return a URL that does not name a pooler."""
         name = database.url.partition("?")[0].rpartition("/")[2]
         return f"postgresql://postgres:{POOLER_PASSWORD}@127.0.0.1:{self.port}/{name}"
 
@@ -438,7 +438,7 @@ def test_behind_a_pooler_that_nobody_named_no_process_runs_the_statement_of_anot
             list(threads.map(changes_tasks_at_random, users, range(8)))
             for service in both:
                 assert_nothing_failed(service)
-                # It is found at the first connection; with "on" only when a statement was lost.
+                # The first connection detects the pooler. With "on", only a lost statement does.
                 warnings = len(warnings_of_pooler(service))
                 assert warnings == 1 or (prepared == "on" and warnings == 0)
 

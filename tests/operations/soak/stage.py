@@ -60,7 +60,7 @@ class Stage:
         try:
             yield connection
         finally:
-            connection.terminate()  # politeness would fail where the server is gone meanwhile
+            connection.terminate()  # `close` would fail if the server has gone
 
     @asynccontextmanager
     async def writes_held_up(self) -> AsyncIterator[None]:

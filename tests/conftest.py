@@ -25,7 +25,7 @@ _numbers = count(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let `scripts/soak` say how long."""
+    """Add the options of `scripts/soak`."""
     parser.addoption("--soak", metavar="SECONDS", type=int, default=0, help="soak for so long (test_soak)")
     parser.addoption("--soak-seed", metavar="SEED", type=int, help="what decides about chance in it")
 
@@ -35,9 +35,9 @@ def pytest_configure() -> None:
     forks.prepare()
 
 
-@pytest.hookimpl(trylast=True)  # whatever the order
+@pytest.hookimpl(trylast=True)  # after plugins that change the order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The test that judges what all others saw goes last."""
+    """Run the test of all recorded responses last."""
     items.sort(key=lambda item: item.name == "test_the_document_and_the_answers_of_the_suite_agree")
 
 
@@ -146,7 +146,7 @@ def new_service(new_database: Callable[[], Postgres], tmp_path: Path) -> Iterato
 
 @pytest.fixture
 def ada(service: Service) -> Iterator[Account]:
-    """Somebody with an account and no tasks."""
+    """An account without tasks."""
     account = service.register(name="Ada")
     yield account
     account.client.close()
@@ -154,7 +154,7 @@ def ada(service: Service) -> Iterator[Account]:
 
 @pytest.fixture
 def bob(service: Service) -> Iterator[Account]:
-    """Somebody else."""
+    """A second account without tasks."""
     account = service.register(name="Bob")
     yield account
     account.client.close()

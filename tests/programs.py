@@ -19,7 +19,7 @@ import pytest
 
 
 def _needs(what: str, *, is_here: bool) -> pytest.MarkDecorator:
-    """Mark the tests that need what nobody can install: they skip where it is not, and say what it is."""
+    """Mark tests that need a feature of the system: they skip without it, and name it."""
     # CI is root on Linux and has all of it, so nothing is skipped there.
     return pytest.mark.skipif(not is_here, reason=f"needs {what}")  # a person's machine may lack it
 
@@ -73,7 +73,7 @@ def passable_directory(**kwargs: Any) -> Iterator[Path]:
 def unprivileged(directory: Path, account: str = "nobody") -> dict[str, Any]:
     """Return arguments of `subprocess` that leave root behind, and what is in `directory` to that account.
 
-    Nobody else need do it; PostgreSQL and PgBouncer refuse to run as root.
+    Other accounts need no change. PostgreSQL and PgBouncer refuse to run as root.
     """
     if os.geteuid() != 0:
         return {}

@@ -1,4 +1,4 @@
-"""The service as a client meets it: a process of its own, reached over a socket, whose log can be read."""
+"""Runs the service as a process of its own, with clients over a socket and access to its log."""
 
 import atexit
 import json
@@ -27,18 +27,18 @@ PASSWORD = "correct horse battery staple"
 JWT_SECRET = "a secret of the tests, which is long enough"
 START_SECONDS = 30.0
 PROGRAM = ("-m", "backend", "serve")
-"""What Python runs."""
+"""Python's arguments for the service."""
 UNTRACED: dict[str, Any] = {"program": PROGRAM, "COVERAGE_PROCESS_CONFIG": ""}
-"""Arguments for a service that coverage leaves alone, because its time is measured."""
+"""Arguments for a service without coverage, because tests measure its time."""
 Finished = subprocess.CompletedProcess[str]
 MAILS = Path(tempfile.mkdtemp(prefix="tasks-api-mails-"))
-"""The mails of all services, but of those with a MAIL_URL of their own; a file for each."""
+"""The directory for mails of services without a MAIL_URL of their own, one file for each mail."""
 atexit.register(shutil.rmtree, MAILS, ignore_errors=True)
 
 _numbers = count(1)
 
 seen: list[tuple[str, str, int, str | None]] = []
-"""Method, path, status and error code of every answer that a client of the suite got, for `test_openapi`."""
+"""Method, path, status and error code of every response to a client of the suite, for `test_openapi`."""
 
 
 def free_port() -> int:
@@ -85,7 +85,7 @@ def _remember(response: httpx2.Response) -> None:
 
 @dataclass
 class Account:
-    """Somebody who has registered, with the client that speaks for them."""
+    """A registered account, with a client that sends its access token."""
 
     client: httpx2.Client
     email: str
@@ -131,7 +131,7 @@ class Service:
         return client
 
     def register(self, **fields: Any) -> Account:
-        """Register somebody new, by default with an email of their own."""
+        """Register a new account, by default with a unique email."""
         email = f"user{next(_numbers)}@example.com"
         data = {"email": email, "password": PASSWORD, **fields}
         client = self.client()

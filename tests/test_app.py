@@ -14,7 +14,7 @@ from tests.service import JWT_SECRET, PASSWORD
 
 
 def test_it_is_served_by_any_asgi_server(database: Postgres) -> None:
-    """httpx2 stands for one, because its scope has no `state`."""
+    """httpx2 stands for other servers, because its scope lacks the optional `state`."""
 
     async def scenario() -> list[int]:
         app = create_app(load_settings(database_url=database.url, jwt_secret=JWT_SECRET, bcrypt_rounds=4))

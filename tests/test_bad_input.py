@@ -61,7 +61,7 @@ for _ in range(900):  # what `json` can still write; deeper ones are below
     DEEP = [DEEP]
 CONTROL = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
 SPACES = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if char.isspace())
-"""White space, which goes first at both ends of a title, a name and an email."""
+"""White space, which is stripped first from both ends of a title, a name and an email."""
 SURROGATES = [f"{WORD}\ud800", f"\udfff{WORD}", f"{WORD}\ud83d{WORD}", f"\ude00\ud83d{WORD}"]
 NO_TEXT = [NUMBER, -NUMBER, NUMBER + 0.5, 10**4000 + NUMBER, True, False, [WORD], {WORD: WORD}, DEEP]
 
@@ -136,7 +136,7 @@ CONTENTS = " UNION ALL ".join(
 
 @pytest.fixture(scope="module")
 def grace(service: Service) -> Account:
-    """Somebody with three tasks."""
+    """An account with three tasks."""
     account = service.register()
     for title in ("One", "Two", "Three"):
         account.create(title)
@@ -151,7 +151,7 @@ def task_id(grace: Account) -> int:
 
 @pytest.fixture
 def nothing_written(database: Postgres, task_id: int) -> Iterator[None]:
-    """Hold what the database contains before a test against what it contains after it."""
+    """Check that the database has the same rows before and after a test."""
     assert task_id
     before = database.sql(CONTENTS)
     yield
@@ -195,7 +195,7 @@ def assert_no_echo(response: httpx2.Response) -> None:
 
 
 def test_the_tables_of_this_file_name_every_route_that_takes_a_body_or_an_id(service: Service) -> None:
-    """But those under /api: they are the same handlers, which `tests/tasks/test_user_scoped.py` compares."""
+    """The routes under /api are exempt, because `tests/tasks/test_user_scoped.py` compares their handlers."""
     paths = service.client().get("/openapi.json").json()["paths"]
     paths = {path: paths[path] for path in paths if not path.startswith("/api/")}
     routes = {(method.upper(), path): paths[path][method] for path in paths for method in paths[path]}
@@ -384,7 +384,7 @@ def test_a_password_that_nobody_can_have_is_merely_wrong_at_login(grace: Account
     assert_no_echo(response)
 
 
-# What is long is refused at a cost that grows no faster than its length
+# The cost to refuse a long text grows no faster than its length
 
 LETTERS = "x" * 60_000
 MARKS = "a" + "\u0345" * 15_000 + "\u0334" * 15_000
@@ -396,7 +396,7 @@ HEADERS = ("Authorization", "X-Request-ID", "User-Agent", "Accept", "Origin", "C
 
 
 def cpu_seconds(service: Service, send: Callable[[], object]) -> float:
-    """Return the least that a request takes of the service's processor time, of three."""
+    """Return the least processor time that the service takes for a request, of three attempts."""
     found = []
     for _ in range(3):
         before = family_cpu_seconds(service.process.pid)
@@ -406,7 +406,7 @@ def cpu_seconds(service: Service, send: Callable[[], object]) -> float:
 
 
 def assert_cheap(service: Service, send: Callable[[str], httpx2.Response]) -> None:
-    """Check that no text costs ten times what as many letters cost, and 50 ms more."""
+    """Check each text's cost: at most ten times the cost of as many letters, plus 50 ms."""
     letters = cpu_seconds(service, lambda: send(LETTERS))
     for text in HOSTILE:
         assert send(text).status_code < 500
@@ -457,7 +457,7 @@ def test_what_a_long_header_costs_does_not_depend_on_its_characters(
     )
 
 
-# What is at the bound, or is merely odd, is taken as it is
+# Values at a bound, and unusual values, are accepted unchanged
 
 
 @pytest.mark.parametrize(
@@ -629,7 +629,7 @@ def test_a_cursor_in_which_anything_has_changed_is_refused(grace: Account, sort:
 @refused_and_unwritten
 @pytest.mark.parametrize("query", [{}, {"sort": "title"}, {"sort": "title", "order": "desc"}])
 def test_a_cursor_has_one_spelling(grace: Account, query: dict[str, str]) -> None:
-    """Padding, the other alphabet and the bits that base64 leaves unused make it none of ours."""
+    """A cursor with padding, with the other base64 alphabet or with unused bits set is invalid."""
     cursor = next_cursor(grace, **query)
     others = {*string.ascii_letters, *string.digits, *"-_"} - {cursor[-1]}
     others = {cursor[:-1] + last for last in others} | {f"{cursor}=", f"{cursor}=="}

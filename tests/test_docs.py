@@ -88,7 +88,7 @@ def test_the_root_leads_to_the_docs(service: Service) -> None:
 
 
 async def read(prefix: str, *paths: str) -> list[str]:
-    """Read pages of a service that a proxy serves under `prefix`; a redirect is told by its target."""
+    """Read pages of a service that a proxy serves under `prefix`; a redirect is returned as its target."""
     app = create_app(load_settings(jwt_secret=JWT_SECRET))
     transport = httpx2.ASGITransport(app, root_path=prefix)
     async with httpx2.AsyncClient(transport=transport, base_url="http://api") as client:

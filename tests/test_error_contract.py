@@ -90,7 +90,7 @@ def exchange(
 
 
 def chunks(size: int) -> bytes:
-    """Return a chunked body of `size` bytes so far, whose end does not come."""
+    """Return `size` bytes of a chunked body without its end."""
     return b"".join(b"%x\r\n%s\r\n" % (part, b" " * part) for part in (size // 2, size - size // 2))
 
 
@@ -102,13 +102,13 @@ def forged(account: Account, secret: str = JWT_SECRET, **claims: Any) -> str:
 
 @pytest.fixture
 def stranger(service: Service) -> httpx2.Client:
-    """Nobody: an SPA without a token."""
+    """A client of an SPA without a token."""
     return service.client(headers={"Origin": ORIGIN})
 
 
 @pytest.fixture(scope="module")
 def grace(service: Service) -> Account:
-    """Somebody with one task and one session, in an SPA."""
+    """An account with one task and one session, in an SPA."""
     account = service.register()
     account.client.headers["Origin"] = ORIGIN
     account.create()
@@ -141,7 +141,7 @@ def test_the_routes_of_this_file_are_the_routes_of_the_document(stranger: httpx2
     assert sorted(guarded) == sorted(GUARDED)
 
 
-# What each kind of request is refused with
+# The error of each kind of request
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_the_token_endpoint_speaks_oauth(
     assert (body["error"], body["error_description"]) == (error, body["detail"])
 
 
-# Which answer comes first
+# The order of errors
 
 
 @pytest.mark.parametrize(
@@ -584,7 +584,7 @@ def test_nothing_of_the_address_is_echoed(grace: Account, path: str) -> None:
 def cut_off(
     new_database: Callable[[], Postgres], server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Account]:
-    """Somebody who had signed in when the database went away."""
+    """An account that had signed in before the database stopped."""
     database = new_database()
     log = tmp_path_factory.mktemp("cut_off") / "log"
     with running(log, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET) as service:
@@ -644,14 +644,14 @@ def test_a_database_that_takes_no_connections_is_503_until_it_does(
     assert account.client.get("/tasks").status_code == 200
 
 
-# A defect of ours
+# A defect of the service
 
 
 @pytest.fixture(scope="module")
 def broken(
     new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Service, Account]]:
-    """A service whose table of users has another name than it knows."""
+    """A service whose table of users has been renamed."""
     database = new_database()
     log = tmp_path_factory.mktemp("broken") / "log"
     with running(log, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET) as service:

@@ -308,7 +308,7 @@ def test_every_request_is_one_line(
 
 
 def test_a_request_is_in_the_log_when_its_answer_is_here(service: Service, ada: Account) -> None:
-    """A response without a body counts too: a client never knows of an event before the log does."""
+    """The log has each event before the client gets the response, even a response without a body."""
     for _ in range(20):
         answers = [ada.client.delete(f"/tasks/{ada.create()['id']}"), ada.client.head("/health")]
         for response in answers:

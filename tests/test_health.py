@@ -30,7 +30,7 @@ def connections(server: Postgres, name: str) -> int:
 
 
 def requests(service: Service) -> Counter[Series]:
-    """Read how often each method, route and status was counted."""
+    """Read the count of each method, route and status."""
     families = text_string_to_metric_families(service.client().get("/metrics").text)
     return Counter(
         {
@@ -44,7 +44,7 @@ def requests(service: Service) -> Counter[Series]:
 
 @pytest.fixture
 def counted(service: Service) -> Callable[[], Counter[Series]]:
-    """Tell what was counted since the start of the test, but for the reading itself."""
+    """Return the counts since the start of the test, without the reading itself."""
     before = requests(service)
 
     def since() -> Counter[Series]:
@@ -120,7 +120,7 @@ def closed(
 
 
 def scrape(service: Service, authorization: str | None) -> httpx2.Response:
-    """Ask for metrics by no client of the service: its answers would have to be in the OpenAPI document."""
+    """Get metrics by a plain client, because the service's clients record responses for the OpenAPI tests."""
     headers = {"Authorization": authorization} if authorization else {}
     return httpx2.get(f"{service.url}/metrics", headers=headers, trust_env=False, verify=False)
 
@@ -187,7 +187,7 @@ def test_the_duration_of_each_request_is_observed(service: Service, ada: Account
 def test_each_route_has_one_histogram_and_nothing_tells_when_counting_began(
     service: Service, ada: Account
 ) -> None:
-    """A status in its labels would make fifteen series more of each; the counter has it."""
+    """The histogram has no status label, because each status would add fifteen series. The counter has it."""
     ada.create()
     ada.client.post("/tasks", json={})
     families = {
@@ -202,7 +202,7 @@ def test_each_route_has_one_histogram_and_nothing_tells_when_counting_began(
 
 
 def test_the_text_is_not_written_on_the_event_loop() -> None:
-    """While it is being written, with a thousand sets of labels, other coroutines get their turns."""
+    """Other coroutines run while the page is written, even with a thousand sets of labels."""
     for number in range(1000):
         metrics.observe("GET", f"/of-this-test/{number}", 200, 0.1)
 

@@ -37,7 +37,7 @@ queries = st.fixed_dictionaries(
 
 
 class Users(RuleBasedStateMachine):
-    """Three users who do anything to any task there ever was, and a model of what must come of it."""
+    """Three users send random requests about existing and deleted tasks; a model predicts the responses."""
 
     service: ClassVar[Service]
     task_ids: Bundle[int] = Bundle("task_ids")
@@ -83,7 +83,7 @@ class Users(RuleBasedStateMachine):
         body: Any = None,
         change: dict[str, Any] | None = None,
     ) -> None:
-        """Send the request, and hold its answer against whose the task is."""
+        """Send the request, and check the response against the task's owner."""
         response = self.accounts[user].client.request(method, f"/tasks/{task_id}{suffix}", json=body)
         task = self.tasks.get(task_id)
         if task is None or task["user_id"] != self.accounts[user].id:
@@ -100,7 +100,7 @@ class Users(RuleBasedStateMachine):
 
     @rule(user=users, query=queries)
     def list_some(self, user: int, query: dict[str, str]) -> None:
-        """Which tasks, in any order: `test_list` knows the order."""
+        """Compares the tasks as a set, because `test_list` checks the order."""
         found = self.accounts[user].client.get("/tasks", params=query).json()
         wanted = [
             task
@@ -162,7 +162,7 @@ def test_no_query_asks_for_another_s_list(ada: Account, bob: Account) -> None:
 def test_a_task_is_created_for_whoever_the_token_names(
     ada: Account, bob: Account, database: Postgres
 ) -> None:
-    """Neither body, query nor headers name another owner."""
+    """The body, the query and the headers cannot name another owner."""
     response = bob.client.post(
         "/tasks",
         params={"user_id": ada.id},
@@ -178,7 +178,7 @@ def test_a_task_is_created_for_whoever_the_token_names(
 def test_a_foreign_task_that_cannot_be_told_from_none_in_time_is_not_found(
     new_service: Callable[..., Service],
 ) -> None:
-    """The look goes through the tasks of all users, which may be on a node that is away."""
+    """The lookup reads the tasks of all users, and a node with some of them may be down."""
     service = new_service(program=program_with("backend.tasks.service.LOOK_SECONDS = 0"))
     ada, bob = service.register(), service.register()
     task = ada.create()
@@ -190,7 +190,7 @@ def test_a_foreign_task_that_cannot_be_told_from_none_in_time_is_not_found(
 
 
 def test_a_foreign_task_can_be_concealed(new_service: Callable[..., Service]) -> None:
-    """OWASP ASVS 8.2.2: the answer is the one for no task at all; only the log knows better."""
+    """OWASP ASVS 8.2.2: the response is that for a missing task. Only the log records the difference."""
     service = new_service(CONCEAL_FOREIGN_TASKS="true")
     ada, bob = service.register(), service.register()
     task, unknown = ada.create(), ada.create()

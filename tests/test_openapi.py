@@ -27,7 +27,7 @@ from jsonschema_rs import Draft202012Validator
 from jsonschema_rs import meta as json_schema
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
-import backend.app  # noqa: F401  # with it, every kind of error is known
+import backend.app  # noqa: F401  # it imports every class of errors
 from backend.auth.accounts.passwords import QUEUE_PER_THREAD
 from backend.database.pool import WAITING_PER_CONNECTION
 from backend.web.errors import AppError
@@ -40,9 +40,9 @@ METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
 TOKEN_CODES = {"not_authenticated", "invalid_token", "token_expired", "token_revoked"}
 NO_TASK = 2**63 - 1
 AT_TIMES = {"Link", "Set-Cookie"}
-"""Headers of answers to some requests alone: where more tasks follow, and of a cookie session."""
+"""The headers of some responses alone: those with a next page, and those of cookie sessions."""
 MAIL_TOKEN = "the token of a mail, as long as it may be"
-"""No token of ours, unless `give_mail_token` makes it one."""
+"""The service does not know this token unless `give_mail_token` stores it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ class Operation:
         return next(iter(self.spec.get("requestBody", {}).get("content", {})), None)
 
     def body(self, own: dict[str, Any]) -> dict[str, Any]:
-        """Return the request body that the examples of the document make, with one's own values in it."""
+        """Return the request body from the document's examples, with `values` in it."""
         schema = self.document["components"]["schemas"][
             self.spec["requestBody"]["content"][self.media_type]["schema"]["$ref"].rpartition("/")[2]
         ]
@@ -97,18 +97,18 @@ class Operation:
         return shown | {name: own[name] for name in fields if name in own}
 
     def matches(self, method: str, path: str) -> bool:
-        """Tell whether this operation answers a request; HEAD is GET without the body."""
+        """Return True if this operation handles a request. HEAD is GET without the body."""
         template = re.sub(r"\{\w+\}", "[^/]+", self.path)
         return self.method == method.replace("HEAD", "GET") and bool(re.fullmatch(template, path))
 
     def documents(self, method: str, status: int, code: str | None) -> bool:
-        """Tell whether an answer is in the document; only HEAD has errors without a body, and so a code."""
+        """Return True if the document has this response. Only HEAD has errors without a body and code."""
         if code is None:
             return status in self.answers and (status < 400 or method == "HEAD")
         return self.codes.get(code) == status
 
     def conforms(self, answer: dict[str, Any], response: httpx2.Response) -> bool:
-        """Judge what a response holds by the answer that the document describes."""
+        """Return True if a response conforms to the documented response."""
         content = answer.get("content", {})
         if not content:
             return response.content == b""
@@ -122,25 +122,25 @@ class Operation:
         answer = self.answers[response.status_code]
         assert self.conforms(answer, response), f"{self}: {response.text}"
         assert response.json()["code"] == code, self
-        promised = answer["headers"] if code != "internal_error" else ()  # nobody knows when that is over
+        promised = answer["headers"] if code != "internal_error" else ()  # a defect has no known end
         assert [name for name in promised if name not in response.headers] == [], self
 
     def send(self, client: httpx2.Client, own: dict[str, Any], **changes: Any) -> httpx2.Response:
-        """Send the request of the examples, with one's own values in their place, but for `changes`."""
+        """Send the request of the examples, with the test's own values and `changes` in it."""
         if self.media_type is not None and "content" not in changes:
             changes["json" if self.media_type == "application/json" else "data"] = self.body(own)
         return client.request(self.method, self.path.format(**own), **changes)
 
 
 def own_values(tokens: dict[str, Any], task_id: int = NO_TASK) -> dict[str, Any]:
-    """Return what no example can know, by its name in paths and bodies."""
+    """Return the values that no example can contain, by their names in paths and bodies."""
     claims = jwt.decode(tokens["access_token"], options={"verify_signature": False})
     names = {"user_id": claims["sub"], "session_id": claims["sid"], "refresh_token": tokens["refresh_token"]}
     return {**names, "task_id": task_id, "token": MAIL_TOKEN}
 
 
 def give_mail_token(database: Postgres, user_id: str, path: str) -> None:
-    """Make `MAIL_TOKEN` good for the operation of this path, for 30 minutes."""
+    """Make `MAIL_TOKEN` valid for the operation of this path, for 30 minutes."""
     purpose = {"/auth/password/reset": "reset", "/auth/email/verify": "verify"}.get(path, "change")
     database.sql("UPDATE users SET pending_email = email WHERE id = $1", user_id)
     database.sql("DELETE FROM mail_tokens")
@@ -163,7 +163,7 @@ def examples(field: dict[str, Any]) -> list[Any]:
 
 
 def conforms(document: dict[str, Any], schema: dict[str, Any], value: Any) -> bool:
-    """Judge a value by a schema of the document."""
+    """Return True if a value conforms to a schema of the document."""
     whole = {**schema, "components": document["components"]}
     return Draft202012Validator(whole, validate_formats=True).is_valid(value)
 
@@ -195,7 +195,7 @@ def operations(document: dict[str, Any]) -> list[Operation]:
 
 
 def documenting(operations: list[Operation], code: str) -> list[Operation]:
-    """Return the operations that document an error code; a code that none documents tests nothing."""
+    """Return the operations that document an error code; fails if none does, or a test would be empty."""
     found = [operation for operation in operations if code in operation.codes]
     assert found, f"no operation documents {code}"
     return found
@@ -217,7 +217,7 @@ def _kinds(kind: type[AppError]) -> Iterator[type[AppError]]:
 
 
 def test_the_document_is_valid_openapi_3_1(document: dict[str, Any]) -> None:
-    """Whatever reads OpenAPI can import it."""
+    """Every program that reads OpenAPI can import it."""
     assert document["openapi"].startswith("3.1.")
     assert [str(error) for error in Draft202012Validator(OPENAPI_31).iter_errors(document)] == []
 
@@ -308,7 +308,7 @@ def test_a_cursor_is_a_plain_string_that_may_be_empty(ada: Account, operations: 
 def test_no_schema_has_alternatives_without_a_type_and_no_field_of_a_request_a_default(
     document: dict[str, Any],
 ) -> None:
-    """Generators make `unknown` of the one, and a required field of the other."""
+    """Generators turn the first into `unknown` and the second into a required field."""
     shapes = document["components"]["schemas"]
     assert [name for name, shape in shapes.items() if "anyOf" in shape] == []
     assert shapes["TaskUpdate"]["minProperties"] == 1
@@ -391,7 +391,7 @@ def test_what_takes_a_body_documents_every_way_in_which_it_can_be_wrong(operatio
 def test_the_examples_of_the_document_work(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres], operations: list[Operation]
 ) -> None:
-    """A reader who sends what `/docs` shows, with their own ids and tokens, gets what it promises."""
+    """An example of `/docs`, sent with one's own ids and tokens, gets the documented response."""
     database = new_database()
     client = new_service(DATABASE_URL=database.url).client()
     by_name = {str(operation): operation for operation in operations}
@@ -440,7 +440,7 @@ def broken_query(operation: Operation) -> dict[str, str]:
 
 
 def broken(operation: Operation, code: str) -> dict[str, Any]:
-    """Return how a request is to be changed to get this refusal."""
+    """Return the changes of a request that cause this error."""
     if code == "validation_error" and operation.media_type is None:
         return {"params": broken_query(operation)}
     media_type = "text/plain" if code == "unsupported_media_type" else operation.media_type or "text/plain"
@@ -571,20 +571,20 @@ def test_every_path_knows_the_documented_methods_and_no_other(
 def together(
     operations: list[Operation], client: httpx2.Client, tokens: dict[str, Any]
 ) -> list[httpx2.Response]:
-    """Send the requests of all operations at once: each waits for retries."""
+    """Send the requests of all operations at once, because each waits for retries."""
     with ThreadPoolExecutor(len(operations)) as threads:
         return list(threads.map(lambda operation: operation.send(client, own_values(tokens)), operations))
 
 
 def may_break(operation: Operation) -> bool:
-    """Tell whether a test can make it fail unexpectedly: those for probes and scrapers touch no table."""
+    """Return True if a test can cause a 500. Operations for probes and scrapers read no table."""
     return "service" not in operation.spec["tags"]
 
 
 def test_every_operation_answers_500_when_it_breaks_and_503_when_its_database_is_gone(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres], operations: list[Operation]
 ) -> None:
-    """What breaks it here is a schema that is not ours."""
+    """A wrong schema of the database causes the 500."""
     database = new_database()
     account = new_service(DATABASE_URL=database.url).register()
 
@@ -640,7 +640,7 @@ def test_every_operation_that_asks_the_database_answers_503_while_its_queue_is_f
 
 
 def fill_hash_queue(service: Service, waiting: ExitStack) -> None:
-    """Sign in as nobody, so often that one is refused; the others wait, and so does nobody for them."""
+    """Sign in with an unknown email until one request is refused. The test does not wait for the others."""
     body = b'{"email": "nobody@example.com", "password": "correct horse battery"}'
     request = b"POST /auth/login HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     request += b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
@@ -654,9 +654,9 @@ def fill_hash_queue(service: Service, waiting: ExitStack) -> None:
 
 
 def refused_at_once(operation: Operation, service: Service, account: Account) -> httpx2.Response:
-    """Send requests until one is refused: each that is not has got a place, and fills the queue.
+    """Send requests until one is refused, because each of the others takes a place in the queue.
 
-    On a new connection: one on which something was refused is not heard for a while.
+    Each uses a new connection, because the service does not read a connection for a while after a refusal.
     """
     while True:
         client = service.client(account.tokens["access_token"])
@@ -667,7 +667,7 @@ def refused_at_once(operation: Operation, service: Service, account: Account) ->
 
 
 def is_whole(session: pytest.Session) -> bool:
-    """Tell whether every test has run, but for those that `scripts/test` runs beside these, and passed."""
+    """Return True if all tests have passed, except those that `scripts/test` runs in parallel."""
     narrowed = any(session.config.getoption(name, None) for name in ("keyword", "markexpr", "deselect", "lf"))
     beside = {ROOT / path for path in session.config.getoption("ignore") or ()}
     files = {file for file in (ROOT / "tests").rglob("test_*.py") if beside.isdisjoint(file.parents)}
@@ -680,7 +680,7 @@ _PAGE = re.compile(
 
 
 def is_everywhere(method: str, path: str, status: int, code: str | None) -> bool:
-    """Tell whether the answer is one that no operation gives: a preflight, a page, a refusal on the way."""
+    """Return True for a response of no operation: to a preflight, a page, or an error before routing."""
     if method == "OPTIONS" and (status, code) in {(200, None), (400, "cors_refused")}:
         return True
     if _PAGE.fullmatch(path) and status in {200, 304, 307}:
@@ -692,7 +692,7 @@ def is_everywhere(method: str, path: str, status: int, code: str | None) -> bool
 def test_the_document_and_the_answers_of_the_suite_agree(
     request: pytest.FixtureRequest, operations: list[Operation]
 ) -> None:
-    """The last of all: nothing was seen that is not documented, and nothing documented that nobody saw."""
+    """It runs last. Every response was documented, and every documented response occurred."""
     answers: set[tuple[str, int, str | None]] = set()
     undocumented = []
     for method, path, status, code in sorted(set(seen), key=str):

@@ -43,7 +43,7 @@ def toggle(account: Account, task_id: int) -> int:
 
 
 def is_refused(client: httpx2.Client, path: str) -> bool:
-    """Tell whether it is refused at once; else it has got a place, and waits though nobody waits for it."""
+    """Return True if the request is refused at once, False if it gets a place in the queue."""
     try:
         refusal = client.get(path, timeout=0.3)
     except httpx2.ReadTimeout:
@@ -76,7 +76,7 @@ def test_past_the_queue_it_is_503_at_once_on_both_surfaces_and_the_queue_is_serv
 def test_a_queue_that_does_not_move_takes_nobody_more(
     narrow: Service, ada: Account, database: Postgres, queue: ThreadPoolExecutor
 ) -> None:
-    """Long before it is full: who came last would wait in vain."""
+    """It refuses new requests long before it is full, because they would time out in it."""
     task = ada.create()
     with locked(database, task["id"]):
         queued = [queue.submit(toggle, ada, task["id"]) for _ in range(WAITING_PER_CONNECTION // 2)]

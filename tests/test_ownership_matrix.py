@@ -32,15 +32,15 @@ PUBLIC = {
     "GET /health/ready",
     "GET /metrics",
 }
-"""The operations that ask nobody who they are; any other must."""
+"""The operations without authentication. All other operations must require it."""
 UNDOCUMENTED = {
     *("/openapi.json", "/docs", "/redoc", "/", "/docs/assets/{name}"),
     *("/reset-password", "/verify-email", "/confirm-email", "/pages/page.css", "/pages/page.js"),
     *("/client/tasks-api.js", "/client/tasks-api.d.ts"),
 }
-"""Pages and what they load: static, the same for all."""
+"""Static pages and their assets, the same for every client."""
 EXTERNAL_ACCOUNT = {"GET /auth/me"}
-"""What a user of another issuer has of `/auth`."""
+"""The operations under `/auth` that an external user may call."""
 
 
 class Operation(NamedTuple):
@@ -56,12 +56,12 @@ class Operation(NamedTuple):
         return "{user_id}" in self.path
 
     def send(self, client: httpx2.Client, ids: dict[str, str]) -> httpx2.Response:
-        """Send it with these path parameters; a new kind of parameter has to be taught here."""
+        """Send it with these path parameters. Each kind of parameter needs a value here."""
         return client.request(self.method, self.path.format(**ids), json=self.body)
 
 
 def example(schema: dict[str, Any], document: dict[str, Any]) -> Any:
-    """Return a value that fits `schema`, with as little in it as can be."""
+    """Return a minimal value that fits `schema`."""
     if "$ref" in schema:
         return example(document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], document)
     if schema.get("type") == "object":
@@ -100,7 +100,7 @@ def guarded(document: dict[str, Any]) -> list[Operation]:
 
 @dataclass
 class Victim:
-    """Somebody with a task and a session, and all that the service knows of them."""
+    """An account with a task and a session, and all stored data about it."""
 
     account: Account
 
@@ -138,7 +138,7 @@ def test_the_public_operations_are_known_and_every_other_says_that_it_takes_a_to
 
 
 def test_every_route_is_in_the_document() -> None:
-    """One that hides from it would hide from this file as well."""
+    """These tests miss a route that is not in the document, because they read the document."""
     settings = Settings.model_validate({"jwt_secret": JWT_SECRET, "database_url": "postgresql://localhost"})
     routes: Any = create_app(settings).routes
     hidden = {route.path for route in routes if not getattr(route, "include_in_schema", False)}
@@ -197,7 +197,7 @@ def with_another_secret(_: Service, victim: Victim) -> str:
 def test_without_a_valid_token_every_guarded_operation_is_401(
     federated: Service, guarded: list[Operation], victim: Victim, make: Any, code: str
 ) -> None:
-    """Whatever the ids, and with a body or without."""
+    """The ids do not matter. Each operation is sent with and without a body."""
     ids, before = victim.ids, victim.everything()
     nothing = {"user_id": "nobody", "task_id": "0", "session_id": "none"}
     client = federated.client(make(federated, victim))
@@ -209,7 +209,7 @@ def test_without_a_valid_token_every_guarded_operation_is_401(
 
 
 def expected_of_another_user(operation: Operation) -> tuple[int, str] | None:
-    """Return the status where a path names what is somebody else's."""
+    """Return the expected status and code if the path names another user's resource."""
     if operation.is_user_scoped:
         return 403, "wrong_user"
     if "{task_id}" in operation.path:
@@ -222,7 +222,7 @@ def expected_of_another_user(operation: Operation) -> tuple[int, str] | None:
 def test_another_user_reaches_nothing_of_the_victims(
     federated: Service, guarded: list[Operation], victim: Victim
 ) -> None:
-    """Neither reads nor changes it, nor hears of it."""
+    """The other user cannot read it, change it or learn that it exists."""
     ids, before = victim.ids, victim.everything()
     told = {victim.account.id, victim.account.email, ids["session_id"], "Ada the victim", "The victim's task"}
     for operation in guarded:
@@ -251,7 +251,7 @@ def test_another_users_task_at_ones_own_address_is_as_none(
 def test_a_user_of_another_issuer_has_their_tasks_and_a_profile_and_nothing_else(
     federated: Service, guarded: list[Operation], victim: Victim, better_auth: BetterAuth
 ) -> None:
-    """403 `external_account` on `/auth`; elsewhere they are a user like any other."""
+    """`/auth` gives an external user 403 `external_account`. Other routes treat them like any user."""
     before = victim.everything()
     eve: ExternalUser = better_auth.sign_up()
     client = federated.client(eve.token())

@@ -29,12 +29,12 @@ _numbers = count(1)
 
 
 def new_address() -> str:
-    """Return an address that nobody has used yet."""
+    """Return an unused address."""
     return str(ip_address("10.0.0.0") + next(_numbers))
 
 
 def new_email() -> str:
-    """Return an email that nobody has registered."""
+    """Return an unregistered email."""
     return f"nobody{next(_numbers)}@example.com"
 
 
@@ -45,7 +45,7 @@ def limited_database(new_database: Callable[[], Postgres]) -> Postgres:
 
 @pytest.fixture(scope="module")
 def limited(limited_database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with the limits of the contract, but for registrations, behind a proxy: the test."""
+    """A service with the default limits, except for registrations. The test acts as its proxy."""
     with running(
         tmp_path_factory.mktemp("limited") / "log",
         DATABASE_URL=limited_database.url,
@@ -69,7 +69,7 @@ def sign_in(service: Service, address: str, email: str, password: str = PASSWORD
 
 
 def registered(service: Service, home: str) -> tuple[str, str]:
-    """Register somebody from `home`; return their email and their access token."""
+    """Register an account from `home`; return its email and its access token."""
     email = new_email()
     response = send(service, home, "POST", "/auth/register", json={"email": email, "password": PASSWORD})
     assert response.status_code == 201, response.text
@@ -77,13 +77,13 @@ def registered(service: Service, home: str) -> tuple[str, str]:
 
 
 def attack(service: Service, email: str, guesses: int = 10) -> None:
-    """Guess as often as an account allows, each time from somewhere else."""
+    """Guess as often as an account allows, each time from another address."""
     for _ in range(guesses):
         assert sign_in(service, new_address(), email, WRONG).status_code == 401
 
 
 def assert_limited(service: Service, response: httpx2.Response, limit: str, seconds: int = 60) -> None:
-    """The answer says for how long, and the log which limit it was."""
+    """The response has `Retry-After`, and the log names the limit."""
     assert (response.status_code, response.json()["code"]) == (429, "rate_limited")
     assert 1 <= int(response.headers["Retry-After"]) <= seconds
     (line,) = service.lines(event="auth.rate_limited", request_id=response.json()["request_id"])
@@ -121,7 +121,7 @@ def statuses(responses: list[httpx2.Response]) -> dict[int, int]:
 
 @pytest.mark.parametrize("exists", [True, False])
 def test_an_account_takes_ten_wrong_guesses_from_wherever_they_come(limited: Service, exists: bool) -> None:
-    """And so does an email that nobody has registered, in the same words: nothing is revealed."""
+    """An unregistered email gets the same responses, which therefore do not reveal it."""
     email = registered(limited, new_address())[0] if exists else new_email()
     attack(limited, email)
     refused = sign_in(limited, new_address(), email, WRONG)
@@ -185,7 +185,7 @@ def test_an_address_is_known_for_thirty_days(
 def test_an_address_that_many_accounts_share_is_known_to_none(
     limited: Service, limited_database: Postgres, neighbours: int, status: int
 ) -> None:
-    """All clients of a proxy that nobody has named would be at home there, and their guesses unlimited."""
+    """Otherwise all clients of an unnamed proxy would be at home there, with unlimited guesses."""
     shared = new_address()
     emails = [registered(limited, shared)[0]]
     for _ in range(neighbours):
@@ -224,7 +224,7 @@ def test_thirty_wrong_guesses_at_once_are_ten(limited: Service) -> None:
 
 @pytest.mark.parametrize("places", [1, 40])
 def test_a_right_password_is_never_counted(limited: Service, places: int) -> None:
-    """Forty at once, more than either limit lets fail, from places that the account does not know."""
+    """Forty sign-ins at once, more than either limit of failures, come from unknown addresses."""
     email, _ = registered(limited, new_address())
     addresses = [new_address() for _ in range(places)] * (40 // places)
     assert statuses(together(limited, *(login(each, email) for each in addresses))) == {200: 40}
@@ -286,7 +286,7 @@ def test_whoever_holds_a_token_guesses_at_the_password_no_more_often(limited: Se
 
 
 def test_an_address_guesses_fifty_times_whatever_the_account(limited: Service) -> None:
-    """At once, and the owner's own address is no exception."""
+    """The guesses come at once. The limit holds for the owner's own address too."""
     home = new_address()
     email, _ = registered(limited, home)
     guesses = [login(home, email if own else new_email(), WRONG) for own in [True] * 20 + [False] * 50]
@@ -297,7 +297,7 @@ def test_an_address_guesses_fifty_times_whatever_the_account(limited: Service) -
 
 
 def test_an_address_registers_so_many_accounts(limited: Service) -> None:
-    """Five an hour here, also when they come at once."""
+    """The limit here is five an hour, and holds for concurrent registrations too."""
     headers = {"headers": {"X-Forwarded-For": new_address()}}
     requests = [
         ("POST", "/auth/register", {"json": {"email": new_email(), "password": PASSWORD}, **headers})
@@ -311,7 +311,7 @@ def test_an_address_registers_so_many_accounts(limited: Service) -> None:
     registered(limited, new_address())
 
 
-# What one address is
+# The definition of an address
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_an_address_registers_so_many_accounts(limited: Service) -> None:
     ],
 )
 def test_an_address_is_an_ipv4_address_or_the_64_bits_of_a_site(ip: str | None, address: str) -> None:
-    """RFC 6177: whoever has one IPv6 address has 2^64 of them."""
+    """RFC 6177: a site with one IPv6 address has 2^64 of them."""
     assert address_of(ip) == address
 
 
@@ -346,7 +346,7 @@ def test_an_address_is_an_ipv4_address_or_the_64_bits_of_a_site(ip: str | None, 
 def test_a_proxy_may_write_an_address_in_many_ways(
     limited: Service, home: str, same: str, other: str
 ) -> None:
-    """What a client wrote itself stands to the left of what the proxy has seen, and counts for nothing."""
+    """A client's own entries stand to the left of the proxy's entry, and are ignored."""
     email, _ = registered(limited, home)
     attack(limited, email)
     assert sign_in(limited, same, email).status_code == 200
@@ -366,7 +366,7 @@ def test_whatever_is_no_address_is_one_address(limited: Service) -> None:
 
 
 def from_loopback(service: Service, address: str, forwarded_for: str) -> httpx2.Response:
-    """Guess once, as a client that really is at `address` and says that it is another's proxy."""
+    """Guess once from the address `address`, with a header that claims to be of a proxy."""
     client = service.client(
         transport=httpx2.HTTPTransport(local_address=address), headers={"X-Forwarded-For": forwarded_for}
     )
@@ -385,7 +385,7 @@ def test_a_proxy_that_was_not_named_is_a_client(limited: Service) -> None:
 def test_where_no_proxy_is_named_its_header_is_nothing_and_the_wait_is_as_told(
     new_service: Callable[..., Service],
 ) -> None:
-    """From loopback too, which Uvicorn trusts unless it is told otherwise."""
+    """The header is ignored from loopback too, although Uvicorn trusts loopback by default."""
     service = new_service(RATE_LIMIT_ENABLED="true", RATE_LIMIT_SIGNIN_ADDRESS="3 per 8 seconds")
     for _ in range(3):
         assert from_loopback(service, "127.0.0.1", new_address()).status_code == 401
@@ -401,7 +401,7 @@ def test_where_no_proxy_is_named_its_header_is_nothing_and_the_wait_is_as_told(
 
 @pytest.fixture
 def _own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No settings but the test's own."""
+    """Removes all settings but the test's own."""
     for name in os.environ:
         if name.upper().startswith("RATE_LIMIT"):
             monkeypatch.delenv(name)
@@ -473,7 +473,7 @@ def test_a_redis_url_has_the_options_of_its_client(monkeypatch: pytest.MonkeyPat
 
 
 def test_all_of_it_can_be_turned_off(service: Service, ada: Account) -> None:
-    """As it is in the service that other tests share."""
+    """The service that other tests share runs without the limits."""
     found = together(service, *(login(new_address(), ada.email, WRONG) for _ in range(60)))
     assert statuses(found) == {401: 60}
     assert sign_in(service, new_address(), ada.email).status_code == 200
@@ -520,7 +520,7 @@ class Redis:
 
     @contextmanager
     def away(self, how: str) -> Iterator[None]:
-        """Not there for the length of the block, or there and silent."""
+        """Stop or suspend Redis for the length of the block."""
         if how == "hung":
             self.signal(signal.SIGSTOP)
         else:
@@ -576,7 +576,7 @@ def shared_guesses(replicas: tuple[Service, Service]) -> list[int]:
 
 
 def assert_shared_again(replicas: tuple[Service, Service]) -> None:
-    """Assert that both count as one, at the latest when they ask Redis once more after it was late."""
+    """Assert that both processes share one count, once they ask Redis again after a timeout."""
     deadline = time.monotonic() + 30
     while (found := shared_guesses(replicas)) != [401] * 4 + [429] * 2:
         assert time.monotonic() < deadline, found

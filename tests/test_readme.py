@@ -6,7 +6,7 @@ from collections import Counter
 from tests.service import ROOT
 
 REQUIREMENTS = {6: (3, 12, 8, 6, 8, 4, 2, 4), 7: (3, 4, 2, 5, 3, 2)}
-"""How many each section of a chapter of the ASVS 5.0 has."""
+"""The number of requirements in each section of a chapter of the ASVS 5.0."""
 
 _NAME = re.compile(r"`(test_\w+)`")
 _NUMBERS = re.compile(r"(\d)\.(\d)\.(\d+)(?: to \1\.\2\.(\d+))?")

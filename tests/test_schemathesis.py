@@ -10,7 +10,7 @@ import pytest
 from tests.service import ROOT, Account, Service
 
 MAX_EXAMPLES = 25
-"""Of each operation, in each phase."""
+"""The limit for each operation and phase."""
 
 
 def schemathesis(account: Account, directory: Path, *options: str) -> str:
@@ -43,14 +43,14 @@ def schemathesis(account: Account, directory: Path, *options: str) -> str:
 
 
 ENDS_THE_SESSION = ("/auth/logout", "/auth/sessions/{session_id}")
-"""They end the session whose token all other requests need, so they are tried on their own."""
+"""The operations that run separately, because they end the session that all other requests need."""
 
 
 @pytest.mark.parametrize(("surface", "route"), [("exclude", "/tasks"), ("include", "/api/{user_id}/tasks")])
 def test_every_answer_to_generated_requests_is_as_documented(
     service: Service, ada: Account, tmp_path: Path, surface: str, route: str
 ) -> None:
-    """No 5xx, what is valid is accepted, what is not refused, answers fit schemas.
+    """No response is 5xx, valid requests are accepted, invalid ones are refused, and responses fit schemas.
 
     Each surface alone: that a task of one can be deleted by the other is more than schemathesis knows.
     """

@@ -32,7 +32,7 @@ FIELDS: dict[str, Any] = {
     "new_password": WRONG,
     "refresh_token": BROKEN_TOKEN,
 }
-"""What is secret, in the fields where it belongs; the routes of tasks have none of them."""
+"""The secret fields of requests. The routes of tasks have no secret field."""
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Watched:
 
     @property
     def secrets(self) -> list[str]:
-        """Everything that may be nowhere; of a token, each part too long to be there by chance."""
+        """All texts that must appear nowhere. Of a token, these are the parts too long to match by chance."""
         return [MARK, BASIC, *itertools.chain(*([token, token[-32:]] for token in self.tokens))]
 
 
@@ -98,7 +98,7 @@ def drive_every_route(watched: Watched) -> None:
 
 
 def spend_refresh_tokens(watched: Watched) -> None:
-    """Spend a good one, and use it again when that gives a thief away."""
+    """Use a refresh token twice, the second time after the grace, which ends the session."""
     spent = watched.tokens[-1]
     watched.sign_in("/auth/refresh", refresh_token=spent)
     watched.database.sql("UPDATE refresh_tokens SET spent_at = spent_at - interval '1 hour'")
@@ -106,7 +106,7 @@ def spend_refresh_tokens(watched: Watched) -> None:
 
 
 def fail_every_way(watched: Watched, server: Postgres) -> None:
-    """Refused, crashing on a statement that quotes its row, and without a database."""
+    """Send requests that are refused, that crash on an error with the row in it, and that lack a database."""
     data = {"email": OTHER_EMAIL, "password": PASSWORD}
     assert watched.send("POST", "/auth/register", json={**data, "email": EMAIL.upper()}).status_code == 400
     assert watched.send("POST", "/auth/register", json={**data, "password": OTHER_EMAIL}).status_code == 400
@@ -130,7 +130,7 @@ def fail_every_way(watched: Watched, server: Postgres) -> None:
 def watched(
     server: Any, new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Watched]:
-    """Everything, driven once; the tests look at what is left of it."""
+    """Runs all requests once. The tests search the log, the responses and the metrics afterwards."""
     database = new_database()
     url = database.url.replace("postgres@", f"postgres:{DATABASE_PASSWORD}@")
     assert MARK in url
@@ -152,13 +152,13 @@ def assert_in_none(watched: Watched, text: str) -> None:
 
 
 def test_every_kind_of_answer_was_seen(watched: Watched) -> None:
-    """Else the other tests here could not fail."""
+    """The other tests of this module depend on it, because they could not fail without these responses."""
     seen = {answer.status_code for answer in watched.answers}
     assert seen >= {200, 201, 204, 400, 401, 404, 405, 413, 415, 500, 503}
 
 
 def test_no_secret_is_in_the_log(watched: Watched) -> None:
-    """Nor a whole email."""
+    """The log has no whole email either."""
     text = watched.service.log.read_bytes().decode()
     assert len(text.splitlines()) > len(watched.answers)
     assert_in_none(watched, text)

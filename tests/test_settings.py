@@ -32,7 +32,7 @@ def load(monkeypatch: pytest.MonkeyPatch, **settings: str) -> Settings:
     return load_settings()
 
 
-# Wrong ones
+# Invalid settings
 
 WRONG = [
     ("PORT", "eight thousand"),
@@ -206,7 +206,7 @@ def test_the_database_has_two_names(monkeypatch: pytest.MonkeyPatch, name: str) 
     assert settings.database_url.get_secret_value() == GOOD["DATABASE_URL"]
 
 
-# Right ones
+# Valid settings
 
 
 def test_without_any_setting_there_are_the_defaults_of_the_contract() -> None:
@@ -329,7 +329,7 @@ def test_no_secret_is_in_the_representation(monkeypatch: pytest.MonkeyPatch) -> 
     assert SHORT not in shown
 
 
-# As processes
+# Settings of whole processes
 
 
 def failing_start(command: str = "serve", **settings: str) -> tuple[int, list[str]]:

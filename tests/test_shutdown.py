@@ -32,7 +32,7 @@ def readiness(service: Service) -> httpx2.Response:
 
 
 def not_ready(service: Service) -> httpx2.Response:
-    """Ask until a process says that it is not ready any more; of several, another may yet be."""
+    """Ask until a process reports that it is not ready. Other processes may still be ready."""
     deadline = time.monotonic() + 20
     while (answer := readiness(service)).status_code != 503:
         assert time.monotonic() < deadline

@@ -17,7 +17,7 @@ from tests.conftest import Postgres
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running
 
 WARM_UP = 2
-"""The first time that a connection meets a statement, it is prepared, which costs a round trip more."""
+"""A connection prepares a statement at its first use, which takes one more round trip."""
 
 ROUTES: dict[tuple[str, str], dict[str, Any] | None] = {
     ("POST", "/tasks"): {"title": "Buy bread"},
@@ -34,7 +34,7 @@ ROUTES: dict[tuple[str, str], dict[str, Any] | None] = {
 
 
 class Sent(NamedTuple):
-    """A statement and its values as they are on the wire: of a text, the bytes in UTF-8."""
+    """A statement and its values in the wire format. A text is its bytes in UTF-8."""
 
     sql: str
     values: tuple[bytes | None, ...] = ()
@@ -77,7 +77,7 @@ class Proxy:
 
 
 def _pump(source: socket.socket, target: socket.socket, look: Callable[[bytes], None]) -> None:
-    with source, suppress(OSError):  # either end may be the first to go
+    with source, suppress(OSError):  # either end may close first
         while data := source.recv(65536):
             look(data)
             target.sendall(data)
@@ -251,7 +251,7 @@ def test_a_token_that_is_none_is_refused_without_the_database(
 def test_every_statement_on_tasks_names_the_caller_and_a_miss_costs_a_second(
     watched: Service, proxy: Proxy, route: tuple[str, str]
 ) -> None:
-    """Ownership is part of the statement, whoever asks for whatever."""
+    """Each statement contains the ownership condition, for every caller and every task."""
     ada, bob, gone = (watched.register() for _ in range(3))
     task, deleted = ada.create(), ada.create()
     ada.client.delete(f"/tasks/{deleted['id']}")

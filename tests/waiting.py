@@ -8,7 +8,7 @@ _PAUSE_SECONDS = 0.02
 
 
 def until(holds: Callable[[], object], seconds: float = 30) -> None:
-    """Wait until something is so; fails when it takes longer."""
+    """Wait until `holds()` is true; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain"
@@ -16,7 +16,7 @@ def until(holds: Callable[[], object], seconds: float = 30) -> None:
 
 
 async def until_async(holds: Callable[[], object], seconds: float = 30, what: str = "end of it") -> None:
-    """Wait until something is so, and let others go on meanwhile; raises TimeoutError."""
+    """Wait until `holds()` is true without blocking the event loop; raises TimeoutError after `seconds`."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:

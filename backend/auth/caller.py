@@ -1,4 +1,4 @@
-"""The caller: a token's claims, and the subquery that has a row only while their session lives."""
+"""The caller of a request: a token's claims, and the subquery that has a row only during a live session."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from backend.auth.models import sessions, users
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The user, and for our own tokens the session, that a verified token names."""
+    """The user that a verified token names. A token of this service also names a session."""
 
     user_id: str
     issuer: str
@@ -21,14 +21,15 @@ class Caller:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The values that the subquery `caller` takes."""
+        """The parameters of the subquery `caller`."""
         return {"caller_id": self.user_id, "caller_issuer": self.issuer, "caller_session": self.session_id}
 
 
 CALLER_ID = bindparam("caller_id", type_=Text)
-"""The caller's id as a value.
+"""The caller's id as a parameter.
 
-Rows are compared with it and not with the subquery `caller`: a value tells a part of a spread table at once.
+Statements compare rows with this parameter, not with the subquery `caller`, because Citus needs a value to
+find the shard.
 """
 CALLER_SESSION = bindparam("caller_session", type_=Uuid)
 
@@ -40,8 +41,8 @@ def _caller() -> CTE:
     is_known = select(users.c.issuer == bindparam("caller_issuer", type_=Text)).where(
         users.c.id == CALLER_ID, users.c.disabled_at.is_(None)
     )
-    # A session goes with its user, and disabling the user ends it, so the user is not looked up as well:
-    # of the two, one is run.
+    # PostgreSQL runs one of the two subqueries. A live session needs no look at the user, because deleting
+    # or disabling a user ends their sessions.
     is_alive = case(
         (CALLER_SESSION.is_(None), is_known.scalar_subquery()), else_=has_session.scalar_subquery()
     )
@@ -49,7 +50,7 @@ def _caller() -> CTE:
 
 
 caller = _caller()
-"""The caller's id, or no row when the session or the user is gone: every statement of theirs has it."""
+"""The caller's id; no row when the session or the user is gone. Every statement of a caller includes it."""
 
 IS_LET_IN = select(caller.c.id).exists()
-"""Whether `caller` has a row."""
+"""The condition that `caller` has a row."""

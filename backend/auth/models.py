@@ -1,7 +1,7 @@
 """The tables of accounts and sessions, with the limits of the API as constraints.
 
-`user_id` comes first in each key and index, because Citus spreads the rows of all tables by it (README,
-"Past one machine"). An index without it says which look over all users needs it.
+Keys and indexes start with `user_id`, because Citus distributes the rows by it (README, "Past one
+machine"). A comment at each index without it names the query over all users that needs the index.
 """
 
 from datetime import datetime
@@ -28,15 +28,15 @@ from sqlalchemy import (
 from sqlmodel import Field, SQLModel
 
 LOCAL = "local"
-"""The issuer of the users who registered here."""
+"""The issuer of users who registered at this service."""
 EXTERNAL = "better-auth"
-"""The issuer of all others, whichever kind of token they come with."""
+"""The issuer of all other users, for each kind of external token."""
 
 HASH_COST = (
     "((substring(password_hash, "
     "'[$,=]([4-9]|0[4-9]|[12][0-9]|3[01])[$][./A-Za-z0-9]{22}[$]?[./A-Za-z0-9]{31}$'))::integer)"
 )
-"""The cost of a hash of either scheme, in SQL; null where there is none that could be checked."""
+"""The cost of a stored hash of either scheme, in SQL; null for a missing or malformed hash."""
 
 
 def _created_at() -> Column[datetime]:
@@ -44,7 +44,7 @@ def _created_at() -> Column[datetime]:
 
 
 class User(SQLModel, table=True):
-    """Somebody who keeps tasks; `issuer` says who vouches for them, and never changes."""
+    """A user, who owns tasks. `issuer` is the authority for the user's identity, and never changes."""
 
     __tablename__ = "users"
     __table_args__ = (
@@ -56,7 +56,7 @@ class User(SQLModel, table=True):
             "(email IS NOT NULL AND email_key IS NOT NULL AND password_hash IS NOT NULL)",
             name="users_local_complete",
         ),
-        # For the highest cost of all hashes, which a failed sign-in asks for.
+        # `HIGHEST_COST` reads this index after a failed sign-in.
         Index("users_password_cost", text(HASH_COST)),
     )
 
@@ -64,26 +64,26 @@ class User(SQLModel, table=True):
     issuer: str = Field(sa_column=Column(Text, nullable=False))
     email: str | None = Field(sa_column=Column(Text))
     email_key: str | None = Field(sa_column=Column(Text))
-    """The case-folded email of a local user, as in `emails`; null for others, whose emails may repeat."""
+    """The case-folded email of a local user, as in `emails`. Null for external users, who may share one."""
     email_verified: bool = Field(
         default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
     )
     pending_email: str | None = Field(sa_column=Column(Text))
-    """The email that a change, not confirmed yet, asks for."""
+    """The new email of a change that is not confirmed yet."""
     disabled_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
-    """Since when an operator refuses this user; null otherwise."""
+    """The time when an operator disabled the user; null for an enabled user."""
     mail_voided_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
-    """A mail that was asked for earlier gets no token any more, also when it still waits to be sent."""
+    """Mails requested before this time get no token, even while they wait in the outbox."""
     name: str | None = Field(sa_column=Column(Text))
     password_hash: str | None = Field(sa_column=Column(Text))
     created_at: datetime = Field(sa_column=_created_at())
 
 
 class Email(SQLModel, table=True):
-    """The one local user who has an email.
+    """The email of a local user, unique over all users.
 
-    A table of its own, because uniqueness over all users can't be an index of `users`: that is spread by
-    user, and this by email. Citus allows no foreign key between the two.
+    The email has its own table, because Citus can enforce uniqueness only by the column that distributes
+    the table. `users` is distributed by user, `emails` by email. Citus allows no foreign key between them.
     """
 
     __tablename__ = "emails"
@@ -93,10 +93,10 @@ class Email(SQLModel, table=True):
 
 
 class Session(SQLModel, table=True):
-    """One sign-in on one device; no row, no access."""
+    """One sign-in on one device. An access token is valid only while its session has a row."""
 
     __tablename__ = "sessions"
-    # For the sweep of sessions whose owners never return.
+    # `EXPIRED_OWNERS` reads this index to find expired sessions of users who never return.
     __table_args__ = (Index("sessions_expires_at", "expires_at"),)
 
     user_id: str = Field(
@@ -111,13 +111,13 @@ class Session(SQLModel, table=True):
     uses_cookie: bool = Field(
         default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
     )
-    """Whether its refresh token goes into a cookie, out of the reach of scripts."""
+    """True when the refresh token is in a cookie, which scripts cannot read."""
     refresh_generation: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
-    """Counts how often all refresh tokens of the session were voided; only those of this count are good."""
+    """The number of times that all refresh tokens were voided. Only tokens of this generation are valid."""
 
 
 class RefreshToken(SQLModel, table=True):
-    """A refresh token, known by its SHA-256 alone; a spent one is kept so that its reuse is noticed."""
+    """A refresh token, stored as its SHA-256 alone. Spent tokens are kept, because their reuse must show."""
 
     __tablename__ = "refresh_tokens"
     __table_args__ = (
@@ -128,7 +128,7 @@ class RefreshToken(SQLModel, table=True):
             ondelete="CASCADE",
         ),
         Index("refresh_tokens_by_session", "user_id", "session_id", "spent_at"),
-        # For tokens that don't say whose they are: those issued before migration 0009.
+        # The lookup of tokens issued before migration 0009 needs this index, because they carry no user id.
         Index("refresh_tokens_by_digest", "digest"),
     )
 
@@ -140,14 +140,14 @@ class RefreshToken(SQLModel, table=True):
     """The moment of the first use."""
     uses: int = Field(sa_column=Column(SmallInteger, nullable=False, server_default=text("0")))
     generation: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
-    """The session's `refresh_generation` when the token was issued; it never changes."""
+    """The session's `refresh_generation` when the token was issued. It never changes."""
 
 
 class KnownAddress(SQLModel, table=True):
-    """An address from which a user has signed in; failed sign-ins elsewhere do not lock it out."""
+    """An address from which a user has signed in. Failed sign-ins from other addresses do not lock it out."""
 
     __tablename__ = "known_addresses"
-    # For the number of accounts that share an address.
+    # `COUNT_ACCOUNTS` reads this index.
     __table_args__ = (Index("known_addresses_by_address", "address", "last_used_at"),)
 
     user_id: str = Field(

@@ -1,6 +1,6 @@
-"""Spreads the tables of a migrated database over the nodes of a Citus cluster, all or none of them.
+"""Distributes the tables of a migrated database over the nodes of a Citus cluster, in one transaction.
 
-The rows of a user are kept together, so that each statement of theirs runs on one node.
+All rows of a user are on one node, because each statement of the user must run on one node.
 """
 
 import time
@@ -16,9 +16,9 @@ BY_USER: Final = {
     "users": "id",
     **dict.fromkeys(("sessions", "refresh_tokens", "mail_tokens", "known_addresses", "tasks"), "user_id"),
 }
-"""The tables that are spread by user, and by which column; a table goes before those that refer to it."""
+"""The tables distributed by user, with their distribution column. A table precedes those that refer to it."""
 BY_EMAIL: Final = {"emails": "email_key"}
-"""The outbox and `alembic_version` stay on the coordinator."""
+"""The table distributed by email. The outbox and `alembic_version` stay on the coordinator."""
 
 _TABLES = "SELECT logicalrelid::regclass::text AS name FROM pg_dist_partition WHERE partmethod = 'h'"
 _WORKERS = "SELECT count(*) FROM pg_dist_node WHERE isactive AND shouldhaveshards"
@@ -28,13 +28,14 @@ _EMPTY = (
     "SELECT truncate_local_data_after_distributing_table(name) "
     "FROM unnest('{users,emails}'::regclass[]) AS name"
 )
-"""Deletes the coordinator's own copy of the rows; what refers to users goes with them."""
+"""Deletes the coordinator's local copy of the rows, and of all rows that refer to users."""
 
 
 async def distribute(url: str, confirm: Callable[[str], None], show: Callable[[str], None]) -> None:
-    """Spread what is not spread yet; `confirm` is told what is about to be done, and raises to prevent it.
+    """Distribute the tables that are not distributed yet.
 
-    `show` is told of each step. Raises `SchemaError`; then nothing was changed.
+    `confirm` gets the plan, and raises to prevent it. `show` gets a line for each step. Raises
+    `SchemaError`; then nothing was changed.
     """
     if not await is_current(url):
         raise SchemaError("DATABASE_URL: the schema is not current; run `python -m backend migrate` first")
@@ -58,7 +59,7 @@ async def distribute(url: str, confirm: Callable[[str], None], show: Callable[[s
 
 
 async def _left(connection: asyncpg.Connection) -> dict[str, str]:
-    """Return the tables that are not spread yet; raises `SchemaError` where Citus is not ready."""
+    """Return the tables that are not distributed yet; raises `SchemaError` if Citus is not ready."""
     if await connection.fetchval("SELECT 1 FROM pg_extension WHERE extname = 'citus'") is None:
         raise SchemaError("DATABASE_URL: there is no extension citus; see the README, Past one machine")
     if not await connection.fetchval(_WORKERS):

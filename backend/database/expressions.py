@@ -1,7 +1,7 @@
-"""Moments in SQL, as Citus takes them in statements that change a spread table.
+"""SQL expressions for timestamps that Citus accepts in statements that change a distributed table.
 
-Citus refuses a call that depends on more than its arguments within CASE or COALESCE, and with a column as
-an argument. A subquery is not looked into, and in UTC an addition depends on no setting.
+Citus refuses a function that is not immutable in CASE or COALESCE, or with a column as an argument. It does
+not inspect subqueries. An addition in UTC is immutable, because it depends on no setting.
 """
 
 from datetime import datetime
@@ -13,10 +13,10 @@ _UTC = literal("UTC", Text)
 
 
 def moment_of(call: ColumnElement[datetime]) -> ColumnElement[datetime]:
-    """Return the moment of a call such as `now()`, for CASE and COALESCE."""
+    """Return the timestamp of a call such as `now()`, for use in CASE and COALESCE."""
     return select(call).scalar_subquery()
 
 
 def moment_after(moment: ColumnElement[datetime], period: ColumnElement[Any]) -> ColumnElement[datetime]:
-    """Return a column's moment and a period more."""
+    """Return the timestamp of a column plus `period`."""
     return func.timezone(_UTC, func.timezone(_UTC, moment) + period)

@@ -53,7 +53,7 @@ class Connection(asyncpg.Connection):
 
     @property
     def is_shared(self) -> bool:
-        """Whether a pooler lends this session, so that other connections use it too."""
+        """True when a pooler lends this session to other connections too."""
         return getattr(self.get_settings(), "IntervalStyle", "iso_8601") != "iso_8601"
 
     def stop_preparing(self: Any) -> None:  # asyncpg has no public name for its cache

@@ -1,6 +1,6 @@
 """The table of tasks, with the limits of the API as constraints.
 
-`user_id` comes first in its key and its indexes, because Citus spreads the rows by it (README, "Past one
+Its key and indexes start with `user_id`, because Citus distributes the rows by it (README, "Past one
 machine").
 """
 
@@ -30,13 +30,13 @@ def _now() -> Column[datetime]:
 
 
 class Task(SQLModel, table=True):
-    """Something to be done by the one user who owns it."""
+    """A task of one user."""
 
     __tablename__ = "tasks"
     __table_args__ = (
         CheckConstraint("char_length(title) BETWEEN 1 AND 200", name="tasks_title_length"),
         CheckConstraint("char_length(description) <= 1000", name="tasks_description_length"),
-        # For the look that tells another user's task from none.
+        # `ANYBODYS_TASK` reads this index to distinguish another user's task from a missing one.
         Index("tasks_by_id", "id"),
         Index("tasks_by_created", "user_id", "created_at", "id"),
         Index("tasks_by_status_created", "user_id", "completed", "created_at", "id"),
@@ -55,17 +55,17 @@ class Task(SQLModel, table=True):
         sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False)
     )
     id: int = Field(sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
-    """Unique over all users."""
+    """The id is unique over all users."""
     title: str = Field(sa_column=Column(Text, nullable=False))
     title_key: str = Field(sa_column=Column(Text(collation="C"), nullable=False))
-    """The case-folded title: ordered by code point, it sorts the same whatever the database's locale."""
+    """The case-folded title. It sorts by code point, because the order must not depend on the locale."""
     description: str | None = Field(sa_column=Column(Text))
     completed: bool = Field(sa_column=Column(Boolean, nullable=False, server_default=false()))
     created_at: datetime = Field(sa_column=_now())
     updated_at: datetime = Field(sa_column=_now())
     idempotency_key: str | None = Field(sa_column=Column(Text))
     idempotency_digest: bytes | None = Field(sa_column=Column(LargeBinary))
-    """SHA-256 of what the request asked for, where it had a key."""
+    """The SHA-256 of the request's fields; null for a request without a key."""
 
 
 tasks: Table = SQLModel.metadata.tables["tasks"]

@@ -1,4 +1,4 @@
-"""Creates, lists, reads, changes and deletes tasks of the caller, for the routes under both prefixes."""
+"""Creates, lists, reads, changes and deletes the caller's tasks, for the routes under both prefixes."""
 
 import asyncio
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class Expected(NamedTuple):
 
 
 LOOK_SECONDS = 1.0
-"""How long a miss may wait to be told 403 from 404; past it the answer is 404."""
+"""The longest wait to distinguish 403 from 404 for a task the caller lacks. After it the status is 404."""
 _look = asyncio.Lock()
 
 FOREIGN_TASK: dict[int, type[AppError]] = {403: TaskForbiddenError, 404: ConcealedTaskError}
@@ -41,7 +41,7 @@ FOREIGN_TASK: dict[int, type[AppError]] = {403: TaskForbiddenError, 404: Conceal
 async def create_task(
     database: Database, caller: Caller, data: TaskCreate, key: str | None
 ) -> tuple[Row | dict[str, Any], bool]:
-    """Return a task, and whether it is new: a `key` that was used before returns the task it created.
+    """Return a task, and True if it is new. A `key` that was used before returns the task it created.
 
     Raises `RevokedTokenError`, and `IdempotencyKeyReusedError` if the key was used with other fields.
     """
@@ -73,7 +73,7 @@ def _same(task: Row, digest: bytes) -> dict[str, Any]:
 def _digest(data: TaskCreate) -> bytes:
     """Return a digest of the fields, which does not depend on the spelling of the JSON.
 
-    It leaves defaults out, so that a field that a later version adds changes no digest.
+    It leaves defaults out, because a field that a later version adds must not change the digest.
     """
     return sha256(data.model_dump_json(exclude_defaults=True).encode()).digest()
 
@@ -152,15 +152,16 @@ async def _one(
         if own["id"] is not None:
             raise PreconditionFailedError
     owner = await _find_owner(database, caller, task_id)
-    if owner is None or owner == caller.user_id:  # one of theirs was created between the two statements
+    if owner is None or owner == caller.user_id:  # the caller created it between the two statements
         raise TaskNotFoundError
     raise FOREIGN_TASK[contract.foreign_task](reason="foreign_task")
 
 
 async def _find_owner(database: Database, caller: Caller, task_id: int) -> str | None:
-    """Return whose task this is, None where it is nobody's or that is not to be found out in time.
+    """Return the id of the task's user; None for a missing task or after `LOOK_SECONDS`.
 
-    It looks at the tasks of all users. One look at a time, so that misses never take all connections.
+    The query reads the tasks of all users. A process runs one at a time, because such queries could
+    otherwise take all connections.
     """
     try:
         async with asyncio.timeout(LOOK_SECONDS), _look:
@@ -172,7 +173,7 @@ async def _find_owner(database: Database, caller: Caller, task_id: int) -> str |
 
 
 async def _sure(database: Database, statement: Statement, caller: Caller, **values: Any) -> Row:
-    """Return the row of a statement that has one while the session lives; raises `RevokedTokenError`."""
+    """Return the row of a statement that returns one during a live session; raises `RevokedTokenError`."""
     row = await database.one(statement, **values, **caller.values)
     if row is None:
         raise RevokedTokenError

@@ -1,6 +1,7 @@
-"""The statements on tasks, compiled once: each has `caller` in it and reaches that user's tasks alone.
+"""SQL statements on tasks, compiled once.
 
-A row means that the caller's session lives; its `id` is null where they have no such task.
+Each includes `caller`, and all but `ANYBODYS_TASK` reach the caller's tasks alone. A returned row means that
+the caller's session is live. Its `id` is null when the caller has no such task.
 """
 
 import operator
@@ -48,9 +49,9 @@ _is_this = (tasks.c.id == bindparam("task_id", type_=BigInteger)) & _is_theirs
 _is_callers = _is_this & IS_LET_IN
 _expected = bindparam("expected", type_=ARRAY(DateTime(timezone=True)))
 _is_as_expected = or_(_expected.is_(None), tasks.c.updated_at == any_(_expected))
-"""Whether `updated_at` is one of the moments that the client allows; null allows any.
+"""The condition that `updated_at` is one of the moments that the client allows. Null allows any.
 
-As part of the statement that changes, it holds for the very version of the row that is changed.
+It is part of the changing statement, because it must hold for the row version that is changed.
 """
 _key = tasks.c.idempotency_key
 _CHANGEABLE = (*TaskUpdate.model_fields, "title_key")
@@ -65,7 +66,7 @@ _later = func.greatest(
     moment_of(func.clock_timestamp()),
     moment_after(tasks.c.updated_at, literal_column("interval '1 microsecond'", Interval)),
 )
-"""Later than the last change, even when that one's clock was ahead or it held this one up."""
+"""A time after the last change, even if that change's clock was ahead or its lock delayed this statement."""
 
 
 def _create(*more: str) -> Insert:
@@ -82,9 +83,10 @@ def _create_once() -> Statement:
 
 
 def _update() -> Update:
-    """Keep what is not sent as it is in the row's newest version, so that no write of another is undone.
+    """Return an update that leaves unsent fields as the row's newest version has them.
 
-    One statement for every set of fields: with one for each set their number would double with each field.
+    It therefore undoes no concurrent write. One statement serves every set of fields, because one for each
+    set would double the number of statements with each field.
     """
     new = {name: case((_sent(name), _new(name)), else_=tasks.c[name]) for name in _CHANGEABLE}
     changes = or_(*(tasks.c[name].is_distinct_from(value) for name, value in new.items()))
@@ -122,8 +124,8 @@ def _list(status: Status, sort: Sort, order: Order, *, goes_on: bool) -> Stateme
         last = tuple_(bindparam("after_key", type_=key.type), bindparam("after_id", type_=BigInteger))
         page = page.where(is_after(position, last))
     directed = [direction(column) for column in (key, tasks.c.id)]
-    # Limited within, so that the index gives the first rows in order and nothing is sorted.
-    # As a subquery, so that PostgreSQL does not know it: for a large page of few it would rather sort.
+    # The limit is inside the subquery, because an index then returns the first rows in order without a sort.
+    # The limit's value is a subquery too, because PostgreSQL would prefer a sort for a known large limit.
     limit = select(bindparam("row_limit", type_=Integer)).scalar_subquery()
     rows = page.order_by(*directed).limit(limit).subquery("page")
     return Statement(select(rows).select_from(caller.outerjoin(rows, true())))
@@ -132,10 +134,10 @@ def _list(status: Status, sort: Sort, order: Order, *, goes_on: bool) -> Stateme
 CREATE_TASK = Statement(_create().returning(*_columns))
 
 CREATE_TASK_ONCE = _create_once()
-"""Its `id` is null where a task of the caller's has the key already.
+"""Creates a task with a key; its `id` is null when a task of the caller has the key already.
 
-A statement of its own, so that a request without a key pays nothing. It waits for another that is about to
-create a task with the key.
+The statement is separate, because a request without a key must not pay for it. It waits for a concurrent
+creation with the same key.
 """
 
 FIND_BY_KEY = Statement(
@@ -147,7 +149,7 @@ FIND_BY_KEY = Statement(
 READ_TASK = Statement(select(*_columns).select_from(caller.outerjoin(tasks, _is_this)))
 
 UPDATE_TASK = _changing(_update())
-"""Its values come from `update_values`."""
+"""`update_values` returns its parameters."""
 
 TOGGLE_TASK = _changing(
     update(tasks).where(_is_callers, _is_as_expected).values(completed=~tasks.c.completed, updated_at=_later)
@@ -160,7 +162,7 @@ ANYBODYS_TASK = Statement(
         caller.outerjoin(tasks, tasks.c.id == bindparam("task_id", type_=BigInteger))
     )
 )
-"""The one look at tasks that may be another's; it asks all parts of the table."""
+"""The only statement that reads other users' tasks. It reads all shards."""
 
 LIST_TASKS = {
     (status, sort, order, goes_on): _list(status, sort, order, goes_on=goes_on)

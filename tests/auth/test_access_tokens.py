@@ -62,7 +62,7 @@ def signed(header: dict[str, Any], claims: dict[str, Any], key: bytes = KEY, has
 
 @dataclass(frozen=True)
 class Token:
-    """A good token of ada's, to make bad ones of."""
+    """A valid token of Ada's, from which tests make invalid ones."""
 
     text: str
     header: dict[str, Any]
@@ -109,7 +109,7 @@ def assert_refused(service: Service, response: httpx2.Response, code: str, reaso
         assert challenge == f'Bearer error="invalid_token", error_description="{body["detail"]}"'
 
 
-# What is in one
+# The claims of a token
 
 
 def test_a_token_says_who_and_which_session_and_no_more(
@@ -166,7 +166,7 @@ def test_a_secret_is_rotated_without_signing_anyone_out() -> None:
         access_tokens().verify(after, read_header(after))
 
 
-# What is let in
+# Accepted tokens
 
 ACCEPTED: dict[str, Callable[[Token], str]] = {
     "as issued": lambda good: f"Bearer {good.text}",
@@ -189,7 +189,7 @@ def test_a_good_token_is_let_in(service: Service, ada: Account, good: Token, cas
     assert (response.status_code, response.json()) == (200, ada.tokens["user"])
 
 
-# What is not: tokens that we would have signed, but for one value
+# Refused tokens: each differs from a valid one in one value
 
 HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     **{
@@ -283,7 +283,7 @@ def test_a_session_of_somebody_else_is_refused(
     )
 
 
-# And tokens that we would never have signed
+# Refused tokens that the service never signs
 
 PUBLIC_KEY = (
     rsa.generate_private_key(65537, 2048)
@@ -293,7 +293,7 @@ PUBLIC_KEY = (
 
 
 def _with_own_key(good: Token, **header: Any) -> str:
-    """A token by the attacker's key, with a header that says where to find it."""
+    """A token signed with an attacker's key, whose header names the key's address."""
     return signed({**good.header, **header}, good.claims, OTHER_SECRET.encode())
 
 
@@ -355,7 +355,7 @@ FORGED: dict[str, tuple[Callable[[Token], str], str]] = {
 
 
 def _raw(header: str, claims: str) -> str:
-    """A token of these parts as they are, signed by our own secret."""
+    """A token of exactly these parts, signed with the service's secret."""
     content = f"{header}.{claims}"
     return f"{content}.{base64url(hmac.digest(KEY, content.encode(), 'sha256'))}"
 
@@ -394,7 +394,7 @@ TWINS: dict[str, Callable[[str], str]] = {
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["header", "claims", "signature"])
 @pytest.mark.parametrize("twin", TWINS)
 def test_a_token_has_one_spelling(service: Service, good: Token, place: int, twin: str) -> None:
-    """Signed as it is spelled, so that nothing else can be at fault."""
+    """The signature fits the altered spelling, so only the spelling can be the reason."""
     parts = [_unaligned(good.header), _unaligned(good.claims)]
     plain = _raw(*parts)
     spelled = [TWINS[twin](each) if index == place else each for index, each in enumerate(parts)]
@@ -406,7 +406,7 @@ def test_a_token_has_one_spelling(service: Service, good: Token, place: int, twi
     assert present(service, f"Bearer {plain}").status_code == 200
 
 
-# How it is sent
+# Transport of the token
 
 NOT_SENT: dict[str, tuple[Callable[[Token], str | bytes], str]] = {
     "the scheme alone": (lambda _: "Bearer", "malformed"),
@@ -435,7 +435,7 @@ def test_what_is_no_bearer_token_counts_as_none_and_the_answer_says_how_to_send_
 
 @pytest.mark.parametrize("value", ["Bearer ", "Bearer    "])
 def test_an_empty_token_counts_as_none(service: Service, value: str) -> None:
-    """By a client that does not mind what it sends."""
+    """The test uses a client that does not validate headers."""
     with closing(http.client.HTTPConnection(service.url.removeprefix("http://"))) as connection:
         connection.request("GET", "/auth/me", headers={"Authorization": value})
         response = connection.getresponse()
@@ -461,7 +461,7 @@ def test_a_token_anywhere_but_in_its_header_counts_as_none(service: Service, goo
 
 
 def test_of_two_claims_of_one_name_the_last_counts(service: Service, ada: Account, good: Token) -> None:
-    """RFC 7519 section 4, and both times that a header is read."""
+    """RFC 7519 section 4 allows this. Both places that read the header take the last value."""
     header, claims = (unbase64url(each).decode() for each in good.parts[:2])
     twice = _raw(
         base64url(f'{{"typ": "rt+jwt", {header[1:]}'.encode()),

@@ -72,7 +72,7 @@ def test_a_new_password_is_answered_with_tokens_and_is_the_only_one_from_then_on
 
 
 def test_every_other_session_ends_and_this_one_goes_on(service: Service, ada: Account, bob: Account) -> None:
-    """With its older access tokens until they expire, and the refresh token of the answer."""
+    """Its older access tokens work until they expire. The response has its new refresh token."""
     others = [login(service, ada).json() for _ in range(2)]
     (mine,) = (each["id"] for each in ada.client.get("/auth/sessions").json() if each["current"])
     tokens = change(ada).json()
@@ -87,7 +87,7 @@ def test_every_other_session_ends_and_this_one_goes_on(service: Service, ada: Ac
 
 
 def test_the_old_refresh_token_works_no_more_from_the_first_moment(service: Service, ada: Account) -> None:
-    """Not even as long as one that two tabs use: who else has it is whom the change shuts out."""
+    """The grace for two tabs does not apply, because the change must lock out a holder of the old token."""
     tokens = change(ada).json()
     assert refusal(refresh(service, ada.tokens)) == (401, "invalid_refresh_token")
     assert (status(service, tokens), refresh(service, tokens).status_code) == (200, 200)
@@ -212,7 +212,7 @@ def test_both_hold_at_once_on_another_process(
 def test_of_several_changes_at_once_one_counts_and_its_password_is_right(
     service: Service, ada: Account, database: Postgres
 ) -> None:
-    """The others are refused: what they took for the password was none any more."""
+    """The others are refused, because their current password is no longer right."""
     clients = [ada, *(Account(_signed_in(service, ada), ada.email, ada.tokens) for _ in range(4))]
     passwords = [f"{NEW}, number {number}" for number in range(len(clients))]
     ready = Barrier(len(clients))
@@ -232,7 +232,7 @@ def test_of_several_changes_at_once_one_counts_and_its_password_is_right(
     assert signed_in == [number == won for number in range(len(clients))]
     assert not login(service, ada).is_success
     assert status(service, answers[won].json()) == 200
-    # The winner's, and the sign-in of just now.
+    # The session of the successful change, and that of the sign-in above.
     assert len(database.sql("SELECT FROM sessions WHERE user_id = $1", ada.id)) == 2
 
 
@@ -242,14 +242,14 @@ def _signed_in(service: Service, account: Account) -> httpx2.Client:
 
 @contextmanager
 def held(database: Postgres, select: str, *values: Any) -> Iterator[None]:
-    """Hold the rows of a `SELECT … FOR UPDATE`, so that whoever wants them waits in the middle."""
+    """Lock the rows of a `SELECT … FOR UPDATE`, so that a request that needs them waits midway."""
     with done_at_the_end(database, f"{select} FOR UPDATE", *values):
         yield
 
 
 @contextmanager
 def done_at_the_end(database: Postgres, statement: str, *values: Any) -> Iterator[None]:
-    """Run a statement that returns rows, whose effect nobody sees before the end of the block."""
+    """Run a statement that returns rows, and commit it at the end of the block."""
     with asyncio.Runner() as runner:
         connection = runner.run(_connect(database))
         try:
@@ -268,7 +268,7 @@ async def _connect(database: Postgres) -> Any:
 def has_stopped(
     database: Postgres, request: Future[httpx2.Response], waiting: int, seconds: float = 20
 ) -> bool:
-    """Return whether the request got as far as a lock, rather than to its end."""
+    """Return True if the request waits for a lock, False if it has ended."""
     waiting_now = "WHERE datname = current_database() AND wait_event_type = 'Lock'"
     blocked = f"SELECT FROM {ACTIVITY} {waiting_now}"  # a name of ours
     deadline = time.monotonic() + seconds
@@ -298,7 +298,7 @@ def late_login(service: Service) -> Callable[[Account], httpx2.Response]:
 def test_a_sign_in_by_the_old_password_does_not_outlive_the_change(
     service: Service, ada: Account, database: Postgres, threads: ThreadPoolExecutor, first: str
 ) -> None:
-    """Whichever of the two is stopped in the middle while the other comes through."""
+    """Each of the two is once stopped midway while the other runs to its end."""
     other = login(service, ada).json()
     rows, before, after = {
         "the change": (NEWEST_SESSION, change, late_login(service)),
@@ -325,7 +325,7 @@ TOKENS = "SELECT FROM refresh_tokens WHERE user_id = $1 ORDER BY created_at LIMI
 def test_a_refresh_that_meets_a_change_gets_nothing_that_outlives_it(
     service: Service, ada: Account, database: Postgres, threads: ThreadPoolExecutor, first: str
 ) -> None:
-    """Whichever of the two is stopped in the middle while the other comes."""
+    """Each of the two is once stopped midway while the other arrives."""
     login(service, ada)
     rows, before, after = {
         "the change": (NEWEST_SESSION, change, late_refresh(service)),
@@ -363,7 +363,7 @@ ENDS: dict[str, Callable[[Account], httpx2.Response]] = {
 def test_no_refresh_token_issued_before_an_end_works_after_it(
     service: Service, database: Postgres, case: str
 ) -> None:
-    """Refreshes in tight loops, of a session with two tabs and of another, against one end after another."""
+    """Two tabs of one session and another session refresh in tight loops, while sessions end one by one."""
     before, until = database.sql(DEADLOCKS), time.monotonic() + RACE_SECONDS
     rounds = 0
     while time.monotonic() < until or rounds < 3:
@@ -385,7 +385,7 @@ def test_no_refresh_token_issued_before_an_end_works_after_it(
 def refresh_on(
     service: Service, tokens: dict[str, Any], started: Barrier, answered: Event
 ) -> list[dict[str, Any]]:
-    """Refresh again and again until it is refused, once the end was answered at the latest."""
+    """Refresh in a loop until a refusal, which must come once the end has been acknowledged."""
     client, issued = service.client(), [tokens]
     issued.append(client.post("/auth/refresh", json={"refresh_token": tokens["refresh_token"]}).json())
     started.wait(30)
@@ -400,7 +400,7 @@ def refresh_on(
 
 
 def test_sessions_that_end_each_other_at_once_do_not_deadlock(service: Service, database: Postgres) -> None:
-    """Of two that end all others, one goes on; the other is told that it has ended."""
+    """Two sessions end all others at once: one continues, and the other gets 401."""
     before = database.sql(DEADLOCKS)
     for _ in range(10):
         ada = service.register()
@@ -460,7 +460,7 @@ OVERTAKEN: dict[str, Callable[[Account, str], httpx2.Response]] = {
 def test_what_waits_for_the_deletion_of_its_account_is_401(
     ada: Account, database: Postgres, threads: ThreadPoolExecutor, case: str
 ) -> None:
-    """Not that the task is unknown or the password wrong: when it is answered, the caller is gone."""
+    """It gets neither 404 nor a wrong password, because the caller is gone by the time of the response."""
     task = f"/tasks/{ada.create()['id']}"
     with done_at_the_end(database, "DELETE FROM users WHERE id = $1 RETURNING id", ada.id):
         late = threads.submit(OVERTAKEN[case], ada, task)

@@ -59,7 +59,7 @@ def own_tokens() -> Iterator[TokenServer]:
 
 @pytest.fixture
 def hanging(own_tokens: TokenServer, new_service: Callable[..., Service]) -> tuple[Service, SigningKey]:
-    """A service whose token server takes questions and does not answer, and the key that it has."""
+    """A service with a token server that accepts requests and never responds, and that server's key."""
     key = new_key()
     own_tokens.publish(key)
     own_tokens.answers.clear()
@@ -131,7 +131,7 @@ def test_an_external_user_cannot_sign_in_here_with_their_email(federated: Servic
 
 
 def test_the_session_cache_of_better_auth_is_no_access_token(federated: Service, eve: ExternalUser) -> None:
-    """It is a JWT of the same user, signed by the same key; its `typ` tells."""
+    """It is a JWT of the same user, signed by the same key. Only its `typ` differs."""
     cookie = eve.browser.cookies["better-auth.session_data"]
     assert jwt.get_unverified_header(cookie)["kid"] == jwt.get_unverified_header(eve.token())["kid"]
     assert refused(federated, cookie) == "type"
@@ -140,7 +140,7 @@ def test_the_session_cache_of_better_auth_is_no_access_token(federated: Service,
 def test_keys_outlive_their_server_and_a_new_one_is_found_at_once(
     new_better_auth: Callable[..., BetterAuth], new_service: Callable[..., Service]
 ) -> None:
-    """Stopped, hung, started again with another algorithm, rotated in the middle: nobody is signed out."""
+    """The server stops, hangs, restarts with another algorithm and rotates its keys. Tokens stay valid."""
     server = new_better_auth()
     service = new_service(BETTER_AUTH_URL=server.url)
     user = server.sign_up()
@@ -167,7 +167,7 @@ def test_keys_outlive_their_server_and_a_new_one_is_found_at_once(
 def test_a_server_that_was_never_reached_is_503_until_it_is(
     new_better_auth: Callable[..., BetterAuth], new_service: Callable[..., Service]
 ) -> None:
-    """And 500 where the user is in the path, as for a database; our own tokens do not wait for it."""
+    """Paths with the user get 500, as without a database. The service's own tokens work meanwhile."""
     server = new_better_auth(JWT_ALGORITHM="RS256")
     user = server.sign_up()
     token = user.token()
@@ -195,7 +195,7 @@ def test_a_server_that_hangs_is_waited_for_once_by_a_request(
     assert len(own_tokens.fetches) == 1
 
 
-# Whose token it is
+# The user of a token
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -235,7 +235,7 @@ def test_issuer_and_audience_are_the_origin_of_the_token_server(
 def test_issuer_and_audience_may_be_set_for_both_kinds_of_token(
     tokens: TokenServer, new_service: Callable[..., Service]
 ) -> None:
-    """The address has a path, which the origin has not; both settings replace it."""
+    """The address has a path and the origin has none. Both settings replace the default."""
     service = new_service(
         BETTER_AUTH_URL=f"{tokens.url}/app/",
         BETTER_AUTH_SECRET=SHARED_SECRET,
@@ -359,7 +359,7 @@ def test_an_external_sub_that_is_a_local_users_id_is_401_and_logged(
 
 
 def test_a_token_of_ours_whose_sub_is_an_external_user_is_401(trusting: Service, tokens: TokenServer) -> None:
-    """The other direction: not even our own secret speaks for a user of another issuer."""
+    """In the other direction, a token signed with the service's own secret cannot name an external user."""
     ask(trusting, tokens.token(KEYS["EdDSA"], "external"))
     ours = trusting.register().tokens["access_token"]
     response = ask(trusting, resigned(ours, sub="external"))
@@ -385,7 +385,7 @@ def test_an_external_user_whose_row_is_gone_or_anothers_is_signed_out(
 def test_only_the_first_request_of_an_external_user_costs_a_statement_more(
     server: EmbeddedServer, new_service: Callable[..., Service], new_database: Callable[[], Postgres]
 ) -> None:
-    """Counted by PostgreSQL itself; a new token of the same user is not a first request."""
+    """PostgreSQL counts the statements. A new token of the same user is no first request."""
     database = new_database()
     database.sql(
         f"ALTER DATABASE {database.url.rsplit('/', 1)[1].partition('?')[0]} SET log_statement = 'all'"
@@ -404,7 +404,7 @@ def test_only_the_first_request_of_an_external_user_costs_a_statement_more(
     assert [len(lines) for lines in later] == [1, 1]
 
 
-# Who cannot make one
+# Forged tokens
 
 
 def _encode(part: object) -> bytes:
@@ -431,7 +431,7 @@ def _public_forms(key: SigningKey) -> list[bytes]:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_public_key_is_no_secret(trusting: Service, tokens: TokenServer, algorithm: str) -> None:
-    """Key confusion: HS256 with what everybody can fetch, named by its kid or not."""
+    """Key confusion: HS256 with a public key as the secret, with or without its kid."""
     key = KEYS[algorithm]
     claims = claims_for("external", iss=tokens.url, aud=tokens.url)
     for secret in (*_public_forms(key), b""):
@@ -444,7 +444,7 @@ def test_a_public_key_is_no_secret(trusting: Service, tokens: TokenServer, algor
 def test_the_header_cannot_choose_the_algorithm_of_a_key(
     trusting: Service, tokens: TokenServer, named: str, signed_by: str
 ) -> None:
-    """One key, one algorithm: a thief's own key under a known kid, whatever either says."""
+    """Each key has one algorithm. An attacker's key under a known kid fails with every algorithm."""
     thief = new_key(signed_by)
     token = tokens.token(SigningKey(signed_by, thief.private, KEYS[named].id))
     assert refused(trusting, token) == ("signature" if named == signed_by else "algorithm")
@@ -462,7 +462,7 @@ def test_an_algorithm_that_nobody_configured_is_401(
 
 
 def test_no_address_or_key_in_a_header_is_followed(trusting: Service, tokens: TokenServer) -> None:
-    """`jku`, `x5u`, `jwk`: the thief's server is never asked, and the thief's key never used."""
+    """`jku`, `x5u`, `jwk`: the service never asks the attacker's server or uses the attacker's key."""
     thief = new_key()
     claims = claims_for("external", iss=tokens.url, aud=tokens.url)
     with token_server([thief]) as trap:
@@ -536,7 +536,7 @@ def test_a_token_or_a_key_without_an_id_verifies_nothing_and_costs_no_fetch(
 def test_of_two_keys_with_one_id_the_last_usable_one_counts(
     own_tokens: TokenServer, new_service: Callable[..., Service]
 ) -> None:
-    """And one that is there twice counts once."""
+    """A key that is published twice counts once."""
     first, last = new_key(), new_key("ES256")
     unusable = {**first.published, "kid": last.id, "use": "enc"}
     own_tokens.keys = [{**first.published, "kid": last.id}, last.published, last.published, unusable]
@@ -549,7 +549,7 @@ def test_of_two_keys_with_one_id_the_last_usable_one_counts(
 
 
 def make_fetch(service: Service, tokens: TokenServer) -> None:
-    """Let the service fetch the set anew: a kid that nobody has published makes it."""
+    """Make the service fetch the keys again, by a token with an unpublished kid."""
     count = len(tokens.fetches)
     assert refused(service, tokens.token(new_key())) == "unknown_key"
     assert len(tokens.fetches) == count + 1
@@ -607,7 +607,7 @@ def test_a_failed_fetch_withdraws_nothing(
 def test_a_known_token_alone_keeps_the_key_set_fresh(
     own_tokens: TokenServer, new_service: Callable[..., Service]
 ) -> None:
-    """A stale set is renewed though every token that comes was verified before."""
+    """A stale set is renewed even if every incoming token is in the cache."""
     key = new_key()
     own_tokens.publish(key)
     program = program_with(
@@ -629,7 +629,7 @@ def test_a_known_token_alone_keeps_the_key_set_fresh(
 def test_a_flood_of_unknown_keys_makes_one_fetch_and_slows_nobody(
     own_tokens: TokenServer, new_service: Callable[..., Service]
 ) -> None:
-    """While the one fetch that they are good for hangs, good tokens are answered as ever."""
+    """The unknown keys cause one fetch, which hangs. Valid tokens are accepted without delay meanwhile."""
     good = new_key()
     own_tokens.publish(good)
     service = new_service(BETTER_AUTH_URL=own_tokens.url)
@@ -734,7 +734,7 @@ ODD_KEYS = {
 
 @pytest.mark.parametrize("odd", ODD_KEYS.values(), ids=ODD_KEYS.keys())
 def test_a_key_that_nobody_understands_does_not_hide_the_others(own_tokens: TokenServer, odd: object) -> None:
-    """RFC 7517 section 5: ignore what is not understood."""
+    """RFC 7517 section 5: unknown members and key types are ignored."""
     good = new_key()
     own_tokens.body = json.dumps({"keys": [odd, good.published]}).encode()
 
@@ -773,7 +773,7 @@ def test_a_hung_server_is_given_up_and_asked_again_later(
 def test_the_next_fetch_for_an_unknown_key_comes_when_its_time_is_over(
     own_tokens: TokenServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Until then a new key waits, after that it is found."""
+    """A new key is refused until then, and accepted afterwards."""
     assert jwks.FORCED_FETCH_SECONDS == 30
     old, new = new_key(), new_key()
     own_tokens.publish(old)
@@ -808,7 +808,7 @@ def test_old_keys_are_renewed_in_the_background_and_withdrawn_ones_dropped(
         own_tokens.publish(staying)
         await asyncio.sleep(0.3)
         own_tokens.answers.clear()
-        async with asyncio.timeout(jwks.FETCH_TIMEOUT_SECONDS / 2):  # nobody waits for the renewal
+        async with asyncio.timeout(jwks.FETCH_TIMEOUT_SECONDS / 2):  # no request waits for the renewal
             await keys.find(withdrawn.id)
         assert keys._fetch is not None
         own_tokens.answers.set()

@@ -38,7 +38,7 @@ def service(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture
 def users(database: Postgres) -> Callable[[], list[tuple[str, str | None, str]]]:
-    """Tell who is in the database, which is empty at first."""
+    """Return a function that reads the users of the database, which is empty at first."""
     for table in ("users", "emails"):
         database.sql(f"DELETE FROM {table}")  # noqa: S608  # a name from above
     every = "SELECT email, name, password_hash FROM users ORDER BY email"
@@ -76,7 +76,7 @@ def record(**fields: Any) -> str:
     return json.dumps({"email": "ada@example.com", "name": "Ada", "password_hash": HASH} | fields) + "\n"
 
 
-# What is brought in
+# Accepted files
 
 ADA, BOB = ("ada@example.com", "Ada", HASH), ("bob@example.com", None, OTHER_HASH)
 BOTH = line() + line("bob@example.com", "", OTHER_HASH)
@@ -231,13 +231,13 @@ def test_an_imported_user_signs_in_and_is_upgraded(
     assert (tokens.status_code, tokens.json()["user"]["name"]) == (200, "Ada")
     assert users()[0][2].startswith("$bcrypt-sha256$v=2,t=2b,r=4$")
     assert client.post("/auth/login", json=wrong | {"password": PASSWORD}).status_code == 200
-    # To run it again takes back neither the upgrade nor a new password.
+    # A second import undoes neither the upgrade nor a new password.
     upgraded = users()
     assert run(line()).returncode == 0
     assert users() == upgraded
 
 
-# What is refused
+# Refused files
 
 BAD_LINES: dict[str, tuple[str, str]] = {
     "no email": (line("no email"), "email"),
@@ -336,7 +336,7 @@ def test_every_bad_line_is_named_and_counted(run: Run, users: Users) -> None:
 
 
 def test_what_the_database_refuses_leaves_nothing_either(run: Run, users: Users, database: Postgres) -> None:
-    """All or nothing also where it breaks in the middle, after a thousand."""
+    """No user is imported even if the database refuses one after a thousand others."""
     database.sql("ALTER TABLE users ADD CONSTRAINT refuses CHECK (email <> 'user1500@example.com')")
     result = run("".join(line(f"user{number}@example.com") for number in range(1501)))
     database.sql("ALTER TABLE users DROP CONSTRAINT refuses")

@@ -43,7 +43,7 @@ def test_what_is_stored_of_the_session_is_gone(ada: Account, database: Postgres)
 
 @pytest.mark.parametrize("how", ["logout", "expired", "deleted", "account deleted"])
 def test_an_ended_session_is_refused_everywhere(ada: Account, database: Postgres, how: str) -> None:
-    """Whatever the body, the id or the query, and although the token has not expired."""
+    """The access token has not expired, and the body, the id and the query do not matter."""
     ends: dict[str, Callable[[], object]] = {
         "logout": lambda: ada.client.post("/auth/logout"),
         "expired": lambda: database.sql("UPDATE sessions SET expires_at = now() WHERE user_id = $1", ada.id),
@@ -63,7 +63,7 @@ def test_an_ended_session_is_refused_everywhere(ada: Account, database: Postgres
 def test_logout_holds_at_once_on_another_process(
     service: Service, new_service: Callable[..., Service], database: Postgres
 ) -> None:
-    """Also where the token was in use, and in the other direction."""
+    """The other process has used the token before. The test repeats with the processes exchanged."""
     other = new_service(DATABASE_URL=database.url)
     for here, there in ((service, other), (other, service)):
         account = here.register()

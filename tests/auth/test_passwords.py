@@ -32,11 +32,11 @@ from tests.service import (
 
 ADDRESS = "192.0.2.7"
 CURRENT = "$bcrypt-sha256$v=2,t=2b,r=4$"
-"""How a hash begins that is of today's scheme, at the cost that the tests run with."""
+"""The prefix of a hash of the current scheme, at the cost that the tests use."""
 
 
 def post(service: Service, path: str, **data: Any) -> httpx2.Response:
-    """Send JSON in ASCII alone, since a lone surrogate has no UTF-8."""
+    """Send JSON in ASCII alone, because a lone surrogate has no UTF-8."""
     headers = {"Content-Type": "application/json"}
     return service.client().post(path, content=json.dumps(data), headers=headers)
 
@@ -45,7 +45,7 @@ def sign_in(service: Service, email: str, password: str) -> int:
     return post(service, "/auth/login", email=email, password=password).status_code
 
 
-# Which are allowed
+# The rules for passwords
 
 ALLOWED = {
     "the shortest": "q7 Zp!x0",
@@ -118,7 +118,7 @@ def test_a_password_that_breaks_a_rule_is_refused(service: Service, database: Po
     assert database.sql("SELECT FROM users WHERE email_key = 'itself@example.com'") == []
 
 
-# How they are kept
+# The stored hashes
 
 
 def give_hash(database: Postgres, account: Account, stored: str) -> None:
@@ -217,7 +217,7 @@ def test_a_hash_with_stray_bits_verifies_without_a_line_that_is_no_json(
     assert all(line.startswith(b"{") for line in service.log.read_bytes().splitlines())
 
 
-# That checking them holds nobody up
+# Hash checks delay no other request
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def slow(
 ) -> Iterator[tuple[Service, Postgres]]:
     """A service whose hashes take some 50 ms, and that has one thread for them on a machine of any size.
 
-    One process that takes itself for one of many, since WORKERS divides the threads.
+    WORKERS divides the threads, so the single process is told that it is one of many.
     """
     database, port = new_database(), str(free_port())
     settings = environment(
@@ -255,14 +255,14 @@ def slow(
 
 
 def sign_in_seconds(service: Service, email: str, password: str) -> float:
-    """Return how long a sign-in takes that fails."""
+    """Return the seconds that a failed sign-in takes."""
     response = service.client().post("/auth/login", json={"email": email, "password": password})
     assert response.status_code == 401
     return response.elapsed.total_seconds()
 
 
 def known_to_unknown(service: Service, email: str, password: str) -> float:
-    """Compare the fastest refusals of this email and of one that nobody has: the least that each takes."""
+    """Return the ratio of the fastest refusals for this email and for an unknown one."""
     known, unknown = inf, inf
     for _ in range(4):
         known = min(known, sign_in_seconds(service, email, password))
@@ -287,7 +287,7 @@ def test_a_refusal_takes_the_same_time_whether_or_not_the_email_exists(
     account = service.register()
     if kept != "today's hash":
         give_hash(database, account, plain_bcrypt(PASSWORD, cost=10) if "bcrypt" in kept else "damaged")
-    # Three times, for a machine that has other things to do: hash threads give way to everybody.
+    # Three attempts, because hash threads have low priority and the machine may be busy.
     assert any(1 / 3 < known_to_unknown(service, account.email, password) < 3 for _ in range(3))
 
 
@@ -295,7 +295,7 @@ def test_a_full_queue_answers_503_while_the_service_goes_on(slow: tuple[Service,
     service, _ = slow
     account = service.register()
     login = {"email": account.email, "password": PASSWORD}
-    # Of somebody else: a user's sessions are limited, and so many sign-ins would end this one.
+    # Another account signs in, because so many sign-ins would end this account's oldest session.
     signed_in = {"Authorization": service.register().client.headers["Authorization"]}
 
     async def storm() -> tuple[list[httpx2.Response], list[httpx2.Response]]:
@@ -319,7 +319,7 @@ def test_a_full_queue_answers_503_while_the_service_goes_on(slow: tuple[Service,
     assert {(each.status_code, each.json()["code"]) for each in refused} == {(503, "service_unavailable")}
     assert all(int(each.headers["Retry-After"]) > 0 for each in refused)
     assert len(accepted) >= MIN_QUEUE
-    # Nobody was refused who had waited as long as the queue is, and nobody else waited at all.
+    # Refused requests did not wait, and requests that waited were not refused.
     drained = max(each.elapsed.total_seconds() for each in accepted)
     assert max(each.elapsed.total_seconds() for each in refused) < drained / 2
     assert {each.status_code for each in others} == {200}

@@ -42,7 +42,7 @@ def digest(token: str) -> bytes:
 
 
 def let_pass(database: Postgres, token: str, seconds: float) -> None:
-    """Let a token have been spent so many seconds earlier."""
+    """Backdate the use of a spent token by so many seconds."""
     earlier = "(spent_at AT TIME ZONE 'UTC' - $2::interval) AT TIME ZONE 'UTC'"  # as Citus takes it
     change = f"UPDATE refresh_tokens SET spent_at = {earlier} WHERE digest = $1 RETURNING 1"  # noqa: S608
     assert database.sql(change, digest(token), timedelta(seconds=seconds))
@@ -161,7 +161,7 @@ def test_of_fifty_uses_at_once_three_get_working_pairs(
 def test_a_token_used_again_later_ends_the_whole_session(
     service: Service, ada: Account, database: Postgres
 ) -> None:
-    """Whatever came of it: also tokens that were never used. The end survives the refused request."""
+    """All later tokens of the session end too, used or not. The 401 does not roll that back."""
     login = {"email": ada.email, "password": PASSWORD}
     elsewhere = service.client().post("/auth/login", json=login).json()
     tokens = [ada.tokens]
@@ -185,7 +185,7 @@ def test_a_token_used_again_later_ends_the_whole_session(
 def test_a_stolen_token_is_worth_nothing_once_both_have_used_it(
     service: Service, ada: Account, database: Postgres, first: str
 ) -> None:
-    """RFC 9700 section 4.14.2: nobody can tell who of the two is the thief."""
+    """RFC 9700 section 4.14.2: the server cannot tell which of the two clients stole the token."""
     stolen = ada.tokens["refresh_token"]
     agents = ["thief", "owner"] if first == "the thief" else ["owner", "thief"]
     won = refresh(service, stolen, **{"User-Agent": agents[0]}).json()
@@ -200,7 +200,7 @@ def test_a_stolen_token_is_worth_nothing_once_both_have_used_it(
     assert database.sql("SELECT FROM sessions WHERE user_id = $1", ada.id) == []
 
 
-# What is no good refresh token
+# Invalid refresh tokens
 
 UNKNOWN: dict[str, Callable[[Account], str]] = {
     "never given out": lambda _: "x" * 43,
@@ -242,7 +242,7 @@ def test_an_expired_or_ended_session_cannot_be_refreshed(
         assert not works(service, account.tokens["access_token"])
 
 
-# How long a session lives
+# The lifetime of a session
 
 
 def is_about(moment: datetime, expected: datetime) -> bool:
@@ -296,7 +296,7 @@ def expire(database: Postgres, account: Account, number: int) -> list[bytes]:
 def test_the_expired_sessions_of_a_user_go_when_they_sign_in(
     service: Service, ada: Account, database: Postgres
 ) -> None:
-    """Their refresh tokens as well, and none that is alive."""
+    """Their refresh tokens go too. Live sessions stay."""
     made = expire(database, ada, 15)
     answer = service.client().post("/auth/login", json={"email": ada.email, "password": PASSWORD})
     assert answer.is_success, answer.text
@@ -308,7 +308,7 @@ def test_the_expired_sessions_of_a_user_go_when_they_sign_in(
 def test_the_expired_sessions_of_all_users_are_swept_after_a_sign_in(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres]
 ) -> None:
-    """Also those of users who never return; at most once in an hour, which is no time here."""
+    """The sweep includes users who never return. It runs hourly, but at once in this test."""
     database = new_database()
     program = program_with("backend.auth.sessions.sweep.SWEEP_SECONDS = 0")
     service = new_service(program=program, DATABASE_URL=database.url)
@@ -340,13 +340,13 @@ def test_a_refresh_token_with_another_users_id_is_none(service: Service, ada: Ac
     assert works(service, bob.tokens["access_token"])
 
 
-# How it is kept
+# Storage of the token
 
 
 def test_tokens_spent_longer_ago_than_a_session_may_be_idle_are_pruned(
     service: Service, ada: Account, database: Postgres
 ) -> None:
-    """Not the one that a client might still come back with, whose reuse ends the session."""
+    """Later tokens stay, because a client may still send one and its reuse must end the session."""
     chain = [ada.tokens["refresh_token"]]
     for _ in range(3):
         chain.append(renew(service, chain[-1])["refresh_token"])
@@ -365,7 +365,7 @@ def test_tokens_spent_longer_ago_than_a_session_may_be_idle_are_pruned(
 def test_a_refresh_token_is_known_by_its_sha256_alone(
     service: Service, ada: Account, database: Postgres
 ) -> None:
-    """Also once it is spent, and in any column of any table."""
+    """No column of any table has the token, before or after its use."""
     tokens = [ada.tokens["refresh_token"], renew(service, ada.tokens["refresh_token"])["refresh_token"]]
     rows = database.sql("SELECT digest FROM refresh_tokens WHERE user_id = $1", ada.id)
     assert {row["digest"] for row in rows} == {digest(token) for token in tokens}

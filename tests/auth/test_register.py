@@ -60,7 +60,7 @@ def test_an_email_is_taken_in_every_letter_case(service: Service, first: str, se
 
 
 def test_an_email_is_stored_normalised(service: Service) -> None:
-    """The domain in lower case, everything in NFC; the case of the mailbox is its owner's."""
+    """The domain is lowercased and the whole is in NFC. The local part keeps its case."""
     response = register(service, "Zoe\u0308@EXAMPLE.com")
     assert response.json()["user"]["email"] == "Zo\u00eb@example.com"
 
@@ -69,7 +69,7 @@ def test_an_email_is_stored_normalised(service: Service) -> None:
 def test_white_space_at_both_ends_of_an_email_goes_first_wherever_it_is_taken(
     service: Service, space: str
 ) -> None:
-    """A keyboard of a phone leaves it there."""
+    """A phone's keyboard may append it."""
     email = f"trimmed{ord(space[0])}@example.com"
     sent = f"{space}{email}{space}"
     assert register(service, sent).json()["user"]["email"] == email
@@ -124,7 +124,7 @@ def test_of_many_who_take_one_email_at_once_one_gets_it(service: Service) -> Non
 def test_what_is_no_email_is_refused(service: Service, email: Any) -> None:
     response = service.client().post(
         "/auth/register",
-        # Escaped, since a lone surrogate has no UTF-8.
+        # Escaped, because a lone surrogate has no UTF-8.
         content=json.dumps({"email": email, "password": PASSWORD}),
         headers={"Content-Type": "application/json"},
     )

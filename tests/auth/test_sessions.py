@@ -99,7 +99,7 @@ def test_an_expired_session_is_not_listed_and_not_there_to_be_ended(
     assert ada.client.delete(f"/auth/sessions/{session_id}").status_code == 404
 
 
-# The end
+# Ending sessions
 
 
 def test_one_session_is_ended_and_no_other(service: Service, ada: Account) -> None:
@@ -169,7 +169,7 @@ def test_an_ended_session_ends_no_other(service: Service, ada: Account, method: 
 def test_it_holds_at_once_on_another_process(
     service: Service, new_service: Callable[..., Service], database: Postgres
 ) -> None:
-    """Also where the token was in use a moment ago, and for a refresh token."""
+    """The other process has just used the token. The refresh token is refused too."""
     elsewhere = new_service(DATABASE_URL=database.url)
     for path in ("/auth/sessions", "/auth/sessions/{}"):
         ada = service.register()
@@ -186,7 +186,7 @@ def test_it_holds_at_once_on_another_process(
 
 
 def add_sessions(database: Postgres, account: Account, number: int) -> list[str]:
-    """Let the account have that many more sessions, each used a minute before the one listed before it."""
+    """Add so many sessions to the account, each last used a minute before the one listed before it."""
     add = (
         "INSERT INTO sessions (id, user_id, expires_at, last_used_at) SELECT gen_random_uuid(), $1, "
         "now() + interval '1 day', now() - interval '1 hour' - n * interval '1 minute' "
@@ -198,7 +198,7 @@ def add_sessions(database: Postgres, account: Account, number: int) -> list[str]
 def test_one_session_beyond_a_hundred_ends_the_one_used_longest_ago(
     service: Service, ada: Account, database: Postgres
 ) -> None:
-    """Not the one begun longest ago: a refresh is a use."""
+    """The session begun longest ago may stay, because a refresh counts as a use."""
     added = add_sessions(database, ada, 99)
     sign_in(service, ada)
     assert {session["id"] for session in sessions(ada.client)}.issuperset(added[:-1])
@@ -242,7 +242,7 @@ def test_a_hundred_is_the_most_also_of_many_sign_ins_at_once(
     assert len(database.sql("SELECT FROM sessions WHERE user_id = $1", ada.id)) == 100
 
 
-# What it costs
+# The number of statements
 
 
 @pytest.fixture

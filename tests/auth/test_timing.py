@@ -40,7 +40,7 @@ def try_token(client: httpx2.Client, email: str) -> httpx2.Response:
 def test_an_unknown_email_and_a_wrong_password_take_the_same_time(
     slow: Service, attempt: Callable[[httpx2.Client, str], httpx2.Response], status: int
 ) -> None:
-    """The least that each takes, turn by turn; more turns before it fails, for others share the processor."""
+    """The emails take turns, and the least times count. A failure repeats, because the CPU is shared."""
     compare(slow, slow.register().email, attempt, status)
 
 

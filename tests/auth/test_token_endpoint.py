@@ -10,7 +10,7 @@ from tests.service import PASSWORD, Account, Service
 
 
 def test_the_form_signs_in(service: Service, ada: Account) -> None:
-    """With what Swagger UI sends, the client's own fields included."""
+    """The form has all fields that Swagger UI sends, those of the client included."""
     form = {"grant_type": "password", "username": ada.email, "password": PASSWORD}
     client = service.client()
     response = client.post("/auth/token", data={**form, "scope": "", "client_id": "", "client_secret": ""})
@@ -31,7 +31,7 @@ def refresh(service: Service, refresh_token: str, **fields: str) -> httpx2.Respo
 
 
 def test_a_refresh_token_is_spent_for_new_tokens(service: Service, ada: Account, database: Postgres) -> None:
-    """As `/auth/refresh` does (RFC 6749 section 6), with the fields of a client that libraries send along."""
+    """The grant works like `/auth/refresh` (RFC 6749 section 6). Libraries add the client's fields."""
     response = refresh(
         service, ada.tokens["refresh_token"], client_id="x", client_secret="y", scope="z"
     )  # ignored

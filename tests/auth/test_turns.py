@@ -23,7 +23,7 @@ def turns(threads: int = 1) -> Iterator[Turns]:
 
 
 class Work:
-    """Work that ends once it may, and whose it was, in the order in which it began."""
+    """Work that blocks until it may end, and the addresses of the work in the order of its start."""
 
     def __init__(self) -> None:
         self.began: list[str] = []
@@ -73,7 +73,7 @@ def test_addresses_that_wait_are_let_in_one_after_the_other() -> None:
 
 
 def test_one_address_that_fills_the_line_leaves_room_for_others() -> None:
-    """Each newcomer takes the place of the newest of the address with the most waiting."""
+    """A new address replaces the newest waiting job of the address that has the most."""
 
     async def fill(line: Turns) -> None:
         work = Work()
@@ -112,7 +112,7 @@ def test_in_a_line_that_is_shared_evenly_a_newcomer_is_refused() -> None:
 
 
 def test_a_request_that_is_cancelled_gives_up_its_place() -> None:
-    """Whether it waits, is let in at that moment, or is hashed: then when the thread is done."""
+    """A waiting or just admitted request does so at once, a running one when its thread is done."""
 
     async def cancel(line: Turns) -> None:
         work = Work()

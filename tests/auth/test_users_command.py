@@ -1,4 +1,4 @@
-"""`python -m backend users`: what an operator sees and changes, on a running service."""
+"""`python -m backend users`: an operator lists and changes accounts of a running service."""
 
 import json
 import os
@@ -89,7 +89,7 @@ def standing(account: Account) -> int:
     return account.client.get("/auth/me").status_code
 
 
-# What an operator sees
+# Listing users
 
 
 def test_list_shows_the_newest_first_within_its_filters(service: Service, users: Run) -> None:
@@ -160,7 +160,7 @@ def test_a_person_sees_a_table(service: Service, database: Postgres) -> None:
     assert account.email in shown.decode()
 
 
-# What an operator changes
+# Changing users
 
 
 def test_a_disabled_user_is_refused_at_the_next_request(service: Service, users: Run) -> None:
@@ -390,7 +390,7 @@ def test_nothing_secret_and_no_email_is_logged(service: Service, users: Run) -> 
     assert email not in service.log.read_text()
 
 
-# What is refused
+# Refused commands
 
 WHO = ("show", "reset-link", "disable", "enable", "sign-out", "delete")
 

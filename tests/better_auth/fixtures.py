@@ -59,5 +59,5 @@ def federated(
 
 @pytest.fixture
 def eve(better_auth: BetterAuth) -> ExternalUser:
-    """Somebody who signed up elsewhere."""
+    """A user of the Better Auth server."""
     return better_auth.sign_up()

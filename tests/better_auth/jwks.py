@@ -29,7 +29,7 @@ class SigningKey:
 
     @property
     def leaked(self) -> dict[str, Any]:
-        """The private key as an entry of a JWKS, where it never belongs."""
+        """The private key as an entry of a JWKS, which no server may publish."""
         return {**OKPAlgorithm.to_jwk(self.private, as_dict=True), "kid": self.id}
 
     @property
@@ -56,7 +56,7 @@ def new_key(algorithm: str = "EdDSA", rsa_bits: int = 2048) -> SigningKey:
 
 
 class TokenServer:
-    """Answers every request alike, with its keys unless `body` is set; `fetches` says when each came."""
+    """Answers every request with `body`, or else with its keys. `fetches` has the time of each request."""
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
@@ -102,7 +102,7 @@ def token_server(keys: Sequence[SigningKey] = ()) -> Iterator[TokenServer]:
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, *_: Any) -> None:
-            """Let clients go away."""
+            """Ignore clients that disconnect."""
 
     with Server(("127.0.0.1", 0), Handler) as listener:
         server = TokenServer(listener.server_address[1])

@@ -18,14 +18,14 @@ from tests.npm import installed
 from tests.service import PASSWORD, START_SECONDS, free_port
 
 HERE = Path(__file__).parent
-SECRET = "N7xq2mV9rT4wZ8bK1cJ6yH3uF5sD0pLe"  # the server's own, which nobody else knows
+SECRET = "N7xq2mV9rT4wZ8bK1cJ6yH3uF5sD0pLe"  # no other program knows this secret
 
 _numbers = count(1)
 
 
 @dataclass
 class ExternalUser:
-    """Somebody who has signed up at the Better Auth server, with the browser in which they did."""
+    """A user of the Better Auth server, with the cookies of their browser."""
 
     browser: httpx2.Client
     id: str
@@ -92,7 +92,7 @@ class BetterAuth:
         httpx2.post(f"{self.url}/rotate", trust_env=False, verify=False, timeout=30).raise_for_status()
 
     def sign_up(self, **fields: Any) -> ExternalUser:
-        """Sign up somebody new."""
+        """Sign up a new user."""
         person = {"name": "Eve", "email": f"eve{next(_numbers)}@example.org", "password": PASSWORD, **fields}
         browser = httpx2.Client(base_url=self.url, trust_env=False, verify=False, timeout=30)
         self.clients.append(browser)

@@ -39,7 +39,7 @@ def url_of(user_id: str) -> str:
 
 
 def test_an_external_user_does_everything_with_their_tasks(federated: Service, eve: ExternalUser) -> None:
-    """With the token of a real Better Auth."""
+    """The token comes from a real Better Auth."""
     client, tasks = federated.client(eve.token()), f"/api/{eve.id}/tasks"
     created = client.post(tasks, json={"title": " Buy milk ", "description": "Two litres"})
     task = created.json()

@@ -20,7 +20,7 @@ FLAGS = [
     "--no-first-run",
     "--no-proxy-server",
     "--window-size=1280,1600",
-    # Its own errands go to other hosts.
+    # Chromium's own background requests go to other hosts.
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
@@ -40,7 +40,7 @@ class Browser:
         self.driver.get(url)
 
     def log(self, kind: str) -> list[dict[str, Any]]:
-        """Return what has come to a log since the last look."""
+        """Return the entries of a log since the last call."""
         entries: list[dict[str, Any]] = self.driver.get_log(kind)  # type: ignore[no-untyped-call]
         return entries
 
@@ -72,7 +72,7 @@ class Browser:
         )
 
     def asked_hosts(self) -> set[str]:
-        """Return every host and port that the page asked for something."""
+        """Return every host and port that the page sent a request to."""
         events = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
         urls = [
             urlsplit(event["params"]["request"]["url"])
@@ -82,7 +82,7 @@ class Browser:
         return {url.netloc for url in urls if url.scheme in {"http", "https", "ws", "wss"}}
 
     def stored(self) -> dict[str, str]:
-        """Return what the page has stored in the browser, for every later page of this origin."""
+        """Return the page's stored data, which every later page of this origin can read."""
         script = "return {...localStorage, ...sessionStorage}"
         values: dict[str, str] = self.driver.execute_script(script)
         return values | {cookie["name"]: cookie["value"] for cookie in self.driver.get_cookies()}

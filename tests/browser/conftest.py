@@ -41,7 +41,7 @@ def page(service: Service) -> Iterator[str]:
 
 @pytest.fixture
 def run(browser: Browser, page: str) -> Run:
-    """Run the body of an async function in the page, which begins signed out; what it throws is returned."""
+    """Return a function that runs an async function's body in the signed-out page."""
     browser.driver.get(page)
     browser.driver.delete_all_cookies()
     browser.driver.execute_script("localStorage.clear()")
@@ -51,7 +51,7 @@ def run(browser: Browser, page: str) -> Run:
 
 @pytest.fixture
 def user(run: Run) -> dict[str, Any]:
-    """Somebody who has just registered in the page."""
+    """A user who has just registered in the page."""
     fields = {"email": new_email(), "password": PASSWORD}
     account: dict[str, Any] = run("return register(args[0])", fields)
     return account

@@ -33,12 +33,12 @@ def local(url: str) -> str:
 
 
 def new_email() -> str:
-    """Return an email that nobody has yet."""
+    """Return a unique email."""
     return f"spa{time.monotonic_ns()}@example.com"
 
 
 class Listener(ThreadingHTTPServer):
-    """A server that can end its connections: Chromium keeps some for requests to come."""
+    """A server that can end its connections, because Chromium keeps idle ones."""
 
     def __init__(self, *arguments: Any) -> None:
         self._accepted: list[socket.socket] = []
@@ -87,7 +87,7 @@ def serving(files: Mapping[str, str]) -> Iterator[None]:
 
 
 def runner(browser: Browser) -> Run:
-    """Return what runs the body of an async function in the page; what it throws is returned."""
+    """Return a function that runs an async function's body in the page, and returns its result or error."""
 
     def run_script(body: str, *arguments: Any) -> Any:
         return browser.driver.execute_async_script(SCRIPT.replace("BODY", body), *arguments)
@@ -96,7 +96,7 @@ def runner(browser: Browser) -> Run:
 
 
 def import_client(browser: Browser, url: str) -> None:
-    """Have the page use the client of the service at this address from here on."""
+    """Load the client of the service at this address into the page."""
     script = """
     const [url, done] = arguments;
     const use = (app) => { globalThis.app = app; return ""; };

@@ -53,7 +53,7 @@ def test_one_tab_refreshes_at_a_time(  # noqa: PLR0917  # by name
     service: Service,
     database: Postgres,
 ) -> None:
-    """Each spends the token that the one before left in the cookie, so none needs the grace."""
+    """Each tab spends the token that the tab before left in the cookie, so no tab needs the grace."""
     browser.driver.refresh()
     with holding(database, REFRESHES):
         for _ in range(2):

@@ -13,7 +13,7 @@ from tests.operations.haproxy import balanced
 from tests.service import PASSWORD, Account, Service
 
 DONE = ".auth-container:has([aria-label='Remove authorization']) .btn-done"
-"""What closes the dialog, beside the way in that was taken: its fields have gone by then."""
+"""The button that closes the dialog, in the section of the completed sign-in, whose fields are gone."""
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_authorize_and_try_it_out_work_behind_a_proxy_that_strips_the_root_path(
 
 
 def asked_urls(browser: Browser) -> list[str]:
-    """Return every address that the page asked for something, but for those that hold it themselves."""
+    """Return every address that the page requested, without URLs that contain their data."""
     events = [json.loads(entry["message"])["message"] for entry in browser.log("performance")]
     sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
     return [one["request"]["url"] for one in sent if not one["request"]["url"].startswith("data:")]

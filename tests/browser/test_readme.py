@@ -1,4 +1,4 @@
-"""The README's pages, as they stand there, in Chromium."""
+"""The README's pages, run unchanged in Chromium."""
 
 import os
 import signal

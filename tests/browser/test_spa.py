@@ -48,7 +48,7 @@ def test_the_page_follows_links_through_all_pages(run: Run) -> None:
 def test_a_page_loaded_anew_refreshes_once_by_the_cookie(
     run: Run, user: dict[str, Any], browser: Browser, service: Service
 ) -> None:
-    """However many requests meet it at once; no script of the page can read a token."""
+    """Concurrent requests share the refresh. No script of the page can read a token."""
     browser.driver.refresh()
     statuses = run("return Promise.all([1, 2, 3, 4, 5].map(async () => (await api('/tasks')).status))")
     assert statuses == [200] * 5
@@ -88,7 +88,7 @@ def test_a_session_that_ended_elsewhere_signs_the_page_out(
 
 @pytest.mark.usefixtures("user")
 def test_the_page_reads_every_error_across_origins(run: Run, service: Service) -> None:
-    """400, 401, 403, 404 and what never reaches a route, each with its body."""
+    """The page can read the bodies of 400, 401, 403, 404 and of errors before routing."""
     foreign = service.register().create()["id"]
     calls = {
         "api('/tasks', { method: 'POST', body: { title: '' } })": (400, "validation_error"),

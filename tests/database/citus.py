@@ -17,9 +17,9 @@ from backend.database.url import connect_arguments
 
 URL = os.environ.get("TEST_CITUS_URL", "")
 ACTIVITY = "citus_stat_activity" if URL else "pg_stat_activity"
-"""The view of what the server does, on all its nodes."""
+"""The view of activity on all nodes."""
 SHARDS = 4
-"""For each table; making the default of 32 takes seconds."""
+"""The number of shards of each table, because Citus takes seconds to make its default of 32."""
 
 
 class Cluster:
@@ -34,7 +34,7 @@ class Cluster:
         self._nodes = [own, *(worker for worker in self._workers if worker != own)]
 
     def create(self, name: str, *, spread: bool = True) -> str:
-        """Make a migrated database whose tables are spread or about to be; return its URL."""
+        """Make a migrated database, with distributed tables if `spread`; return its URL."""
         self._names.append(name)
         asyncio.run(self._create(name))
         url = f"/{name}".join(URL.rsplit(f"/{self._coordinator['database']}", 1))
@@ -54,7 +54,7 @@ class Cluster:
             await _sql(own, "SELECT citus_add_node($1, $2)", *worker)
 
     def drop(self) -> None:
-        """Drop all that were made."""
+        """Drop all databases that `create` made."""
         for name in self._names:
             for node in self._nodes:
                 asyncio.run(_sql(self._on(node), f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))

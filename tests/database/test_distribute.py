@@ -1,4 +1,4 @@
-"""`python -m backend distribute`: all tables of users are spread over the nodes of a cluster, or none."""
+"""`python -m backend distribute` distributes all tables of users over a cluster's nodes, or none."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def command(database: Postgres, *arguments: str) -> subprocess.CompletedProcess[
 
 @pytest.fixture
 def on_cluster() -> Iterator[Postgres]:
-    """A migrated database of a cluster, with rows and nothing spread."""
+    """A migrated database of a cluster, with rows and without distributed tables."""
     with citus.cluster() as cluster:
         database = Postgres(cluster.create("test_distribute", spread=False))
         for statement in FILL:
@@ -44,7 +44,7 @@ def on_cluster() -> Iterator[Postgres]:
 
 
 def spread(database: Postgres) -> dict[str, int]:
-    """Return the tables that are spread, and the group of tables that each is kept together with."""
+    """Return the distributed tables, each with its colocation group."""
     rows = database.sql("SELECT table_name::text, colocation_id FROM citus_tables")
     return {row["table_name"]: row["colocation_id"] for row in rows}
 

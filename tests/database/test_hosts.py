@@ -64,7 +64,7 @@ def hosts_of(url: str, seconds: float = 8) -> Hosts:
 
 
 async def port_of(hosts: Hosts) -> tuple[int, float]:
-    """Connect; return the port that it came to, and after how many seconds."""
+    """Connect; return the port of the chosen host, and the seconds that it took."""
     start = time.monotonic()
     connection = await hosts.connect()
     try:
@@ -117,7 +117,7 @@ def test_a_silent_host_delays_the_next_by_a_quarter_of_its_share_of_the_time(
 
 
 def test_connect_timeout_is_of_each_host(silent: int, cluster: Cluster) -> None:
-    """The meaning that libpq gives it. Without it each host would have 30 seconds."""
+    """The timeout applies to each host, as in libpq. Without it each host has 30 seconds."""
     start = time.monotonic()
     with pytest.raises(NoHostError, match=r"no answer.*no answer"):
         asyncio.run(port_of(hosts_of(cluster.url(silent, silent, connect_timeout="2"), seconds=60)))
@@ -220,7 +220,7 @@ def test_a_host_that_fell_silent_is_tried_after_the_others(cluster: Cluster) -> 
 
 
 class CancelledOnSuccess(Hosts):
-    """Cancels its caller in the step of the event loop in which a host gives its connection."""
+    """Cancels its caller in the step of the event loop in which a host returns its connection."""
 
     caller: asyncio.Task[Connection]
     opened: Connection | None = None
@@ -243,7 +243,7 @@ def test_a_request_that_is_cancelled_as_a_host_answers_leaves_no_connection(clus
     asyncio.run(cancel())
 
 
-# What the service makes of it
+# The service with several hosts
 
 
 def database(url: str, seconds: float) -> Database:
@@ -255,7 +255,7 @@ def database(url: str, seconds: float) -> Database:
 
 
 def test_a_write_reaches_the_primary_where_the_url_names_the_standby_first(cluster: Cluster) -> None:
-    """Without target_session_attrs in the URL."""
+    """The URL does not set target_session_attrs."""
 
     async def write() -> None:
         async with database(cluster.url(cluster.standby.port, cluster.primary.port), 5) as opened:
@@ -267,7 +267,7 @@ def test_a_write_reaches_the_primary_where_the_url_names_the_standby_first(clust
 
 
 def test_a_write_reaches_a_primary_that_takes_longer_to_answer_than_its_standby(cluster: Cluster) -> None:
-    """As a primary far away does, or one that starts on demand."""
+    """A remote primary answers later, and so does one that starts on demand."""
 
     async def pass_on_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(2)

@@ -32,7 +32,7 @@ def sleepy(new_service: Callable[..., Service], quiet: Postgres) -> Service:
 
 
 def connections(server: Postgres, database: Postgres) -> Connections:
-    """Return what each connection to a database last did, and when; asked in another one."""
+    """Return the last statement of each connection to a database and its time, read over another database."""
     name = database.url.partition("?")[0].rpartition("/")[2]
     return server.sql(
         "SELECT pid, query, query_start, state_change FROM pg_stat_activity"
@@ -68,7 +68,7 @@ def until_none_is_left(server: Postgres, database: Postgres, seconds: float) -> 
 def test_an_idle_service_holds_no_connection_and_makes_none_until_there_is_work(
     server: EmbeddedServer, quiet: Postgres, sleepy: Service
 ) -> None:
-    """Of a service with several processes."""
+    """The service has several processes."""
     outside = Postgres(server.url)
     users = [sleepy.register() for _ in range(8)]
     answers = at_once(*(partial(user.client.get, "/tasks") for user in users * 2))

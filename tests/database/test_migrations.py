@@ -31,7 +31,7 @@ TABLES = {
     "tasks",
 }
 
-# Everything that decides what the tables take and how fast they are: columns, constraints and indexes.
+# All columns, constraints and indexes, because they decide the accepted values and the speed.
 COLUMNS = """
 SELECT table_name::text, column_name::text, data_type::text, is_nullable::text, column_default::text,
     collation_name::text, identity_generation::text
@@ -88,7 +88,7 @@ def command(database: Postgres, *arguments: str, directory: Path = ROOT) -> subp
 
 @pytest.fixture
 def new_migration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Follow the migrations that there are by one that does this."""
+    """Add a migration with this body after the existing ones."""
     migrations = Path(shutil.copytree(revision.MIGRATIONS, tmp_path / "migrations"))
     for module in (revision, schema):
         monkeypatch.setattr(module, "MIGRATIONS", migrations)
@@ -261,7 +261,7 @@ def test_the_database_takes_what_is_just_within_the_limits(
 def test_the_database_itself_refuses_what_the_contract_does(
     with_ada: Postgres, table: str, row: dict[str, Any], constraint: str
 ) -> None:
-    """Shown by SQL, past the service."""
+    """The test writes by SQL, because the service would refuse the values first."""
     with pytest.raises(asyncpg.IntegrityConstraintViolationError) as refused:
         insert(with_ada, table, row)
     assert refused.value.constraint_name == constraint
@@ -282,7 +282,7 @@ def test_columns_have_the_types_of_the_design(migrated: Postgres, column: tuple[
 
 
 def test_a_deleted_user_takes_sessions_tokens_and_tasks_along(with_ada: Postgres) -> None:
-    """But not their email, which is no row of theirs: the statement that deletes a user leaves it."""
+    """The row in `emails` stays, because no foreign key connects it to the user."""
     session = {"id": uuid4(), "user_id": "ada"}
     insert(with_ada, "users", EXTERNAL)
     with_ada.sql("INSERT INTO sessions (id, user_id, expires_at) VALUES ($1, $2, now())", *session.values())

@@ -1,4 +1,4 @@
-"""Tables that are parted by user: each statement names its user, so that one part of a table will do.
+"""Tables partitioned by user: each statement touches one partition, because it names its user.
 
 PostgreSQL's own partitions stand for the shards of a Citus cluster (README, "Past one machine").
 """
@@ -25,7 +25,7 @@ KEYS = {
     "users": "id",
     "emails": "email_key",
 }
-"""The tables that are parted, and by which column."""
+"""The partitioned tables, and their partition columns."""
 
 ASKS_ALL_PARTS = {
     "tasks.statements.ANYBODYS_TASK": "tells another's task from none, after a miss",
@@ -43,7 +43,7 @@ STATEMENTS = dict(all_statements())
 
 
 def part(database: Postgres) -> Postgres:
-    """Put each table of `KEYS` in place of one with parts and the same columns, indexes and constraints."""
+    """Replace each table of `KEYS` by a partitioned one with the same columns, indexes and constraints."""
     asyncio.run(_part(database.url))
     return database
 
@@ -74,20 +74,20 @@ async def _part(url: str) -> None:
 
 @pytest.fixture(scope="module")
 def database(new_database: Callable[[], Postgres]) -> Postgres:
-    """A database whose tables have parts; it takes the place of the shared one in this module."""
+    """A database with partitioned tables, which replaces the shared one in this module."""
     return part(new_database())
 
 
 @pytest.fixture(scope="module")
 def service(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service on it, in the place of the shared one."""
+    """A service on that database, which replaces the shared one in this module."""
     log = tmp_path_factory.mktemp("parted") / "log"
     with running(log, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET) as running_service:
         yield running_service
 
 
 def parts_of(database: Postgres, plans: str, name: str, statement: Statement) -> set[str]:
-    """Return the parts that a statement's plan reads or changes once its values are known."""
+    """Return the partitions that a statement's plan reads or changes for given values."""
     report = asyncio.run(_explain(database.url, plans, statement, values_of(name, statement)))
     nodes = _nodes(json.loads(report)[0]["Plan"])
     return {node["Relation Name"] for node in nodes if node.get("Relation Name") in PARTED}
@@ -136,7 +136,7 @@ def test_every_exception_is_a_statement() -> None:
 
 
 def _take_over(module: Any) -> None:
-    """Run the tests of a module here too, on the tables with parts."""
+    """Run the tests of a module here too, on the partitioned tables."""
     for name, value in vars(module).items():
         if name.startswith("test_") or hasattr(value, "_fixture_function"):
             globals().setdefault(name, value)

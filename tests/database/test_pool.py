@@ -39,7 +39,7 @@ class Scene:
 
     @property
     def open(self) -> int:
-        """How many of them are open."""
+        """The number of open connections."""
         return sum(not connection.is_closed() for connection in self.made)
 
     @asynccontextmanager
@@ -71,7 +71,7 @@ def scene(server: EmbeddedServer) -> Scene:
 
 
 def play(test: Coroutine[Any, Any, Result]) -> Result:
-    """Run a test on an event loop of its own; one that gets stuck fails."""
+    """Run a test on an event loop of its own, with a time limit."""
 
     async def in_time() -> Result:
         async with asyncio.timeout(15):
@@ -120,7 +120,7 @@ def test_who_waits_is_served_in_the_order_of_asking_and_before_who_comes_later(s
     async def use(pool: Pool, number: int) -> None:
         connection = await pool.take()
         served.append(number)
-        # Each second one fails, so that a place is handed on as well as a connection.
+        # Every second attempt fails, because a place must be handed on as well as a connection.
         (pool.discard if number % 2 else pool.give)(connection)
 
     async def run() -> None:

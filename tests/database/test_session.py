@@ -27,7 +27,7 @@ def with_setting(database: Postgres, name: str, value: str) -> str:
 def test_settings_of_the_database_change_nothing_in_a_session(
     new_empty_database: Callable[[], Postgres], tmp_path: Path
 ) -> None:
-    """Nor in the migrations. The database's limit of a millisecond per statement would end the start."""
+    """Migrations run too, although a limit of one millisecond per statement would stop the start."""
     database = new_empty_database()
     url = [with_setting(database, name, value) for name, value in ODD.items()][-1]
     with running(tmp_path / "log", DATABASE_URL=url, JWT_SECRET=JWT_SECRET) as service:

@@ -57,7 +57,7 @@ class Secured:
 
     @contextmanager
     def showing(self, certificates: Path) -> Iterator[None]:
-        """Show other certificates for the length of the block, and close all connections."""
+        """Present other certificates for the length of the block, and close all connections."""
         names = ("server.pem", "server.key")
         own = {name: (self.directory / name).read_bytes() for name in names}
         self._show({name: (certificates / name).read_bytes() for name in names})
@@ -71,7 +71,7 @@ class Secured:
         self.inside.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1", USER)
 
     def prepare(self) -> None:
-        """Wait until it answers, and make what Neon gives."""
+        """Wait until the server answers, and create the role and the database as Neon does."""
         deadline = time.monotonic() + 30
         while time.monotonic() < deadline:
             with suppress(OSError, asyncpg.CannotConnectNowError):

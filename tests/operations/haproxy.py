@@ -11,7 +11,7 @@ from tests.certificates import make_certificates
 from tests.service import Service, free_port, wait_until_healthy
 
 CHECK_SECONDS = 0.2
-"""How often HAProxy looks whether a process is ready; two refusals take it out, one answer takes it back."""
+"""The interval of HAProxy's readiness checks. Two failures remove a process, one success restores it."""
 
 _CONFIGURATION = """
 defaults

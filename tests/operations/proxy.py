@@ -14,7 +14,7 @@ _FILTER = struct.pack("HL", 1, ctypes.addressof(_KEEP_NOTHING))
 
 
 class Loss(Enum):
-    """What becomes of a message that the proxy was told to look out for."""
+    """The treatment of a message that `lose` has named."""
 
     CUT_BEFORE = "the connection breaks before the server has it"
     CUT_AFTER = "the connection breaks when the server has answered it"
@@ -47,14 +47,14 @@ class Proxy:
         self._links: list[_Link] = []
         self._watched: tuple[bytes, Loss] | None = None
         self.lost = threading.Event()
-        """Set once the message that `lose` was told of has come."""
+        """Set once the message that `lose` has named arrives."""
         self._threads: list[threading.Thread] = []
         self._accepting = threading.Thread(target=self._accept)
         self._accepting.start()
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """The port of the proxy."""
         return int(self._listener.getsockname()[1])
 
     @property
@@ -72,7 +72,7 @@ class Proxy:
         self._clear.clear()
 
     def drop_packets(self) -> None:
-        """Let the kernel throw away what comes from the service, unacknowledged; its SYNs as well."""
+        """Let the kernel drop all packets from the service without acknowledgement, including SYNs."""
         for end in (self._listener, *(link.client for link in self._links)):
             with suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, _FILTER)
@@ -86,7 +86,7 @@ class Proxy:
         self._clear.set()
 
     def forget(self) -> None:
-        """Heal for new connections; those that there are stay silent, as after a router's restart."""
+        """Forward new connections. Existing ones stay silent, as after a router's restart."""
         if not self._clear.is_set():
             self._clear = threading.Event()
             self._clear.set()

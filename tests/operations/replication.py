@@ -33,7 +33,7 @@ class Node:
     port: int
 
     def database(self, name: str = "tasks") -> Postgres:
-        """Return a database of this node, whatever the other one does."""
+        """Return a database of this node, independent of the other node."""
         return Postgres(f"postgresql://postgres@127.0.0.1:{self.port}/{name}?sslmode=disable")
 
     def kill(self) -> None:
@@ -42,7 +42,7 @@ class Node:
 
     @contextmanager
     def hung(self) -> Iterator[None]:
-        """Let the server do nothing for the length of the block."""
+        """Suspend the server for the length of the block."""
         self._signal(signal.SIGSTOP)
         try:
             yield
@@ -121,7 +121,10 @@ def _copy(primary: Node, directory: Path) -> None:
 
 
 def _synchronise(cluster: Cluster) -> None:
-    """From here on a commit waits for the standby; only of the primary, so that the other can go on alone."""
+    """Make commits on the primary wait for the standby.
+
+    The standby lacks the setting, because it must be able to go on alone.
+    """
     database = cluster.primary.database("postgres")
     database.sql("CREATE DATABASE tasks")
     database.sql("ALTER SYSTEM SET synchronous_standby_names = 'standby'")

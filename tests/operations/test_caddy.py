@@ -26,7 +26,7 @@ OPTIONS = """{{
 {site} {{
 	tls {directory}/server.pem {directory}/server.key
 """
-"""What a test changes in the README's file: the name and its certificate, which Caddy would fetch."""
+"""The test's changes to the README's file: the name, and a certificate instead of one from ACME."""
 
 
 @pytest.fixture

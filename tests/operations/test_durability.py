@@ -26,12 +26,12 @@ TASKS_EACH_TIME = 4
 
 
 class Writer:
-    """Somebody who creates, changes and deletes tasks until the service is gone."""
+    """A client that creates, changes and deletes tasks until the service is gone."""
 
     def __init__(self, account: Account) -> None:
         self.account = account
         self.acknowledged: dict[str, dict[str, Any] | None] = {}
-        """By title, each task as the last answer had it; None when that one was of its deletion."""
+        """The tasks by title, as their last responses had them. None means deleted."""
         self.in_doubt = ""
         """The title of the task that was being written when the service went."""
 
@@ -54,14 +54,14 @@ class Writer:
             self.acknowledged[title] = None
 
     def check(self, client: httpx2.Client) -> None:
-        """Assert that each acknowledged write is there exactly once, and nothing that was never sent."""
+        """Assert that each acknowledged write exists exactly once, and that every task was sent."""
         tasks = client.get("/tasks").raise_for_status().json()
         found = {task["title"]: task for task in tasks}
         assert len(found) == len(tasks)
         assert found.keys() <= {*self.acknowledged, self.in_doubt}
         known = {title: task for title, task in self.acknowledged.items() if title != self.in_doubt}
         assert {title: found.get(title) for title in known} == known
-        # Whatever became of the last one: from here on it is known.
+        # The outcome of the last write is known from here on.
         self.acknowledged[self.in_doubt] = found.get(self.in_doubt)
 
 
@@ -74,7 +74,7 @@ def kill(service: Service, _: Path) -> None:
 
 
 def kill_with_its_database(service: Service, data_dir: Path) -> None:
-    """Nothing of either is left, but the data directory."""
+    """Only the data directory remains of the service and its PostgreSQL."""
     service.process.kill()
     service.process.wait()
     postmaster = int((data_dir / "postgres" / "data" / "postmaster.pid").read_text().split()[0])
@@ -100,7 +100,7 @@ def data_dir() -> Iterator[Path]:
 def test_each_acknowledged_write_is_there_once_however_the_service_ends(
     data_dir: Path, tmp_path: Path
 ) -> None:
-    """Ended in the middle of writes; the sessions go on as well."""
+    """The service ends during writes. The sessions survive too."""
     writers: list[Writer] = []
     for number, end in enumerate((kill, terminate, kill_with_its_database, None)):
         with running(tmp_path / f"log{number}", DATA_DIR=str(data_dir)) as service:

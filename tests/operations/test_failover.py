@@ -84,7 +84,7 @@ def serving(log: Path, url: str) -> AbstractContextManager[Service]:
 def check_that_the_standby_is_waited_for(writers: list[Writer], cluster: Cluster) -> None:
     """Assert that no write is acknowledged while the standby is stopped."""
     with cluster.standby.hung():
-        # What it took before may yet be told; the service gives up on the first of the others later.
+        # Writes that the standby already has may still be acknowledged. The others time out later than this.
         until(lambda: not any(writer.wrote_since(time.monotonic() - 1) for writer in writers))
 
 

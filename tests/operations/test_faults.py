@@ -121,7 +121,7 @@ class Clerk:
     tasks: str
     refusal: int
     acknowledged: dict[str, int] = field(default_factory=dict)
-    """By title, the id of the task."""
+    """The ids of the tasks, by title."""
     unacknowledged: list[str] = field(default_factory=list)
     reads: int = 0
     refused_reads: int = 0
@@ -173,7 +173,7 @@ class Scene:
     service: Service
 
     def somebody(self) -> Account:
-        """Return a new account, whose client has a working connection."""
+        """Return a new account whose client has a working connection."""
         return self.service.register()
 
     @contextmanager
@@ -189,7 +189,7 @@ class Scene:
         self.check_books(clerks)
 
     def check_books(self, clerks: list[Clerk]) -> None:
-        """Assert that each acknowledged write is there once, and each other one at most once."""
+        """Assert that each acknowledged write exists once, and each other write at most once."""
         for clerk in clerks:
             rows = self.cluster.sql("SELECT id, title FROM tasks WHERE user_id = $1", clerk.account.id)
             found = Counter(row["title"] for row in rows)
@@ -199,7 +199,7 @@ class Scene:
             assert clerk.acknowledged.items() <= {row["title"]: row["id"] for row in rows}.items()
 
     def terminate_all(self) -> None:
-        """Let the server end every connection, as on a failover."""
+        """Make the server end every connection, as on a failover."""
         for row in self.cluster.sql(OTHERS):
             self.cluster.sql("SELECT pg_terminate_backend($1)", row["pid"])
 
@@ -252,13 +252,13 @@ def each_writes(clerks: list[Clerk], *, times: int = 1, seconds: float = 30) -> 
 
 
 def each_is_refused(clerks: list[Clerk]) -> None:
-    """Wait until each clerk has been told that the database cannot be reached."""
+    """Wait until each clerk has got the error for an unreachable database."""
     known = [len(clerk.unacknowledged) for clerk in clerks]
     until(lambda: all(len(c.unacknowledged) > n for c, n in zip(clerks, known, strict=True)))
 
 
 def assert_alive_but_not_ready(scene: Scene, account: Account) -> None:
-    """Assert that what needs no database is answered without one, at once."""
+    """Assert that requests without need of the database get their responses at once."""
     client = scene.service.client()
     dead = resigned(account.tokens["access_token"], exp=int(time.time()) - 1)
     begun = time.monotonic()

@@ -89,7 +89,7 @@ class Pooler:
     port: int
 
     def plain_url(self, database: Postgres) -> str:
-        """Return a URL that does not say that a pooler is there."""
+        """Return a URL that does not name a pooler."""
         name = database.url.partition("?")[0].rpartition("/")[2]
         return f"postgresql://postgres:{POOLER_PASSWORD}@127.0.0.1:{self.port}/{name}"
 
@@ -196,7 +196,7 @@ class User:
         self.task_ids: list[int] = []
 
     def send(self, method: str, path: str, status: int = 200, **options: Any) -> Any:
-        """Send a request, and return what is in the answer."""
+        """Send a request, and return the content of its response."""
         response = next(self._clients).request(method, path, headers=self._headers, **options)
         assert response.status_code == status, f"{method} {path}: {response.text}"
         return response.json() if response.content else None
@@ -262,7 +262,7 @@ def follows_links(user: User) -> None:
 
 
 def keeps_tasks(user: User) -> None:
-    """On both surfaces. The next process must see a task that one process wrote."""
+    """Use both prefixes. The next process must see a task that one process wrote."""
     for base in ("/tasks", f"/api/{user.id}/tasks"):
         tasks = [user.send("POST", base, 201, json={"title": f"Task {number}"}) for number in range(3)]
         one, two = (f"{base}/{task['id']}" for task in tasks[:2])
@@ -385,7 +385,7 @@ def test_two_make_the_schema_at_once_and_leave_nothing_in_the_way_of_the_next(
 
 
 def test_a_host_that_is_called_a_pooler_is_sent_nothing_prepared(pooler: Pooler, database: Postgres) -> None:
-    """Without a setting. For a prepared statement PgBouncer would answer that it does not exist."""
+    """The test sets nothing. PgBouncer would answer that a prepared statement does not exist."""
     # The name counts wherever it stands, and the second host is never asked for.
     url = pooler.url(database, host=f"localhost:{pooler.port},ep-cool-darkness-pooler.invalid")
     settings = Settings.model_validate({"database_url": url, "jwt_secret": JWT_SECRET})
@@ -438,7 +438,7 @@ def test_behind_a_pooler_that_nobody_named_no_process_runs_the_statement_of_anot
             list(threads.map(changes_tasks_at_random, users, range(8)))
             for service in both:
                 assert_nothing_failed(service)
-                # It is found at the first connection; with "on" only when a statement was lost.
+                # The first connection detects the pooler. With "on", only a lost statement does.
                 warnings = len(warnings_of_pooler(service))
                 assert warnings == 1 or (prepared == "on" and warnings == 0)
 

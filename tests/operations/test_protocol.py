@@ -143,7 +143,7 @@ def test_a_head_that_begins_behind_another_has_the_same_limit(service: Service, 
 
 
 def test_fields_behind_a_body_are_no_headers(service: Service, sockets: ExitStack) -> None:
-    """RFC 9110 section 6.5.1: nobody signs in or changes their address there, however it arrives."""
+    """RFC 9110 section 6.5.1: trailers cannot carry a token or a client's address."""
     trailer = b"Authorization: Bearer %s\r\n\r\n" % service.register().tokens["access_token"].encode()
     request = (
         b"GET /tasks HTTP/1.1\r\nHost: api\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
@@ -205,7 +205,7 @@ def test_a_request_that_trickles_behind_another_is_ended_with_408(hasty: Service
 
 
 def test_a_body_that_is_late_is_refused_like_all_else(hasty: Service, sockets: ExitStack) -> None:
-    """With CORS headers, or a page would take it for a network error, and under the id that the log has."""
+    """The response has CORS headers, because a page would see a network error, and the log's request id."""
     client = connect(sockets, hasty)
     given = b"Origin: http://localhost:3000\r\nX-Request-ID: too-late\r\nContent-Length: 100\r\n\r\n{"
     client.sendall(POST + given)
@@ -357,7 +357,7 @@ def test_an_absolute_target_without_a_path_means_the_root(
 def test_a_request_that_would_upgrade_has_its_body(
     service: Service, sockets: ExitStack, framing: bytes, pieces: int
 ) -> None:
-    """As Java's HttpClient and `curl --http2` send it; a body taken for a request would be an attack."""
+    """Java's HttpClient and `curl --http2` send such requests. A body read as a request is an attack."""
     upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
     data = (POST + upgrade + framing % BODY) * 2 + GET + upgrade + b"Content-Length: 0\r\n\r\n"
     data += GET + b"Connection: close\r\n\r\n"
@@ -373,7 +373,7 @@ def test_a_request_that_would_upgrade_has_its_body(
 def test_requests_are_not_collected_faster_than_they_are_answered(
     service: Service, sockets: ExitStack
 ) -> None:
-    """Whether or not the client reads the answers."""
+    """The limit holds for clients that read the responses and for those that do not."""
     process = psutil.Process(service.process.pid)
     before = process.memory_info().rss
     client = connect(sockets, service)
@@ -430,7 +430,7 @@ def test_a_request_that_begins_just_before_a_connection_would_be_closed_is_serve
 
 
 def test_each_request_has_its_own_time(hasty: Service, sockets: ExitStack) -> None:
-    """Also where each piece ends one and begins the next."""
+    """It holds even if each piece ends one request and begins the next."""
     request = GET + b"\r\n"
     client = connect(sockets, hasty)
     client.sendall(request[:5])
@@ -442,7 +442,7 @@ def test_each_request_has_its_own_time(hasty: Service, sockets: ExitStack) -> No
 
 
 def test_a_connection_that_its_client_resets_leaves_no_memory(service: Service) -> None:
-    """Such connections come and go faster than any timer ends, and no limit on connections counts them."""
+    """Such connections close before any timer ends, and the limit on connections does not count them."""
     process = psutil.Process(service.process.pid)
     for times in (500, 4000):  # the first to warm up
         before = process.memory_info().rss
@@ -483,7 +483,7 @@ def test_idle_and_trickling_clients_make_room_for_those_who_ask(hasty: Service, 
 
 
 def test_the_longest_idle_makes_room(hasty: Service, sockets: ExitStack) -> None:
-    """One that was answered a moment ago may be sending its next request."""
+    """A connection with a recent response may be about to send its next request."""
     clients = [connect(sockets, hasty) for _ in range(MOST)]
     for client in [*clients, *clients[: MOST // 2]]:
         client.sendall(GET + b"\r\n")
@@ -540,7 +540,7 @@ def long_list(database: Postgres) -> Callable[[Service], bytes]:
 
 
 def slow_reader(sockets: ExitStack, service: Service, request: bytes) -> socket.socket:
-    """Ask, and take in little at once."""
+    """Send a request, and return a socket with a small receive buffer."""
     client = sockets.enter_context(socket.socket())
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     client.settimeout(20)

@@ -91,7 +91,7 @@ def test_a_session_that_ends_on_one_replica_is_dead_on_all_at_once(
 
 @needs_loopback_addresses
 def test_wrong_guesses_count_across_replicas(replicas: list[Service], proxy: Service) -> None:
-    """Ten, wherever HAProxy sent them, and then none is answered anywhere; the owner signs in at home."""
+    """After ten guesses at any replicas, every replica refuses more. The owner can sign in from home."""
     home = proxy.client(transport=at(HOME))
     credentials = {"email": "owner@example.com", "password": PASSWORD}
     home.post("/auth/register", json=credentials).raise_for_status()
@@ -107,7 +107,7 @@ def test_wrong_guesses_count_across_replicas(replicas: list[Service], proxy: Ser
 
 @needs_loopback_addresses
 def test_the_log_has_the_address_that_haproxy_saw(replicas: list[Service], proxy: Service) -> None:
-    """Not HAProxy's own, and not what the client says of itself."""
+    """The log has neither HAProxy's address nor the address that the client claims."""
     client = proxy.client(transport=at(HOME), headers={"X-Forwarded-For": "192.0.2.1"})
     ids = [client.get("/tasks").headers["X-Request-ID"] for _ in range(REPLICAS)]
     lines = [service.lines(event="http.request", path=None) for service in replicas]
@@ -137,7 +137,7 @@ def test_a_rolling_restart_of_every_process_under_load_fails_no_request(
 def test_a_killed_replica_takes_no_more_with_it_than_what_it_was_answering(
     replicas: list[Service], shared: dict[str, str], database: Postgres, tmp_path: Path
 ) -> None:
-    """Of each client at most one request, which HAProxy answers with 502 or ends, as RFC 9112 says it may."""
+    """Each client loses at most one request, which HAProxy answers with 502 or closes (RFC 9112)."""
     with (
         running(tmp_path / "log", **shared) as doomed,
         balanced([doomed, *replicas], tmp_path) as proxy,

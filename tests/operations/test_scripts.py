@@ -271,7 +271,7 @@ def test_no_secret_is_an_argument_of_a_program(person: Person, secret: str, comm
             request = b""
             while secret.encode() not in request:
                 request += connection.recv(65536)
-            # The script waits for a response now, which never comes.
+            # The script now waits for a response that never comes.
             running = psutil.Process(script.pid)
             commands = [command_of(process) for process in [running, *running.children(recursive=True)]]
         assert script.wait(30) != 0

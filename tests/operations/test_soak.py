@@ -30,7 +30,7 @@ from tests.test_rate_limits import Redis
 
 USERS = 12
 USER_PAUSE = 0.5
-"""Seconds between two things that a user does, on the average: so few that other tests may run meanwhile."""
+"""The average seconds between two acts of a user, long enough for other tests to run beside."""
 SHORT_SECONDS = 20.0
 MOST_FAULT_PAUSE = 5.0
 PROGRESS_SECONDS = 10.0
@@ -49,13 +49,13 @@ SETTINGS = {
 
 @pytest.fixture
 def seconds(request: pytest.FixtureRequest) -> float:
-    """How long to soak."""
+    """The length of the soak in seconds."""
     return float(request.config.getoption("--soak")) or SHORT_SECONDS
 
 
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
-    """What decides about chance: the faults and the acts are the same again, not the moments."""
+    """The random seed. It reproduces the faults and the acts, but not their times."""
     given: int | None = request.config.getoption("--soak-seed")
     return SystemRandom().randrange(10**6) if given is None else given
 
@@ -67,7 +67,7 @@ def chance(seed: int) -> Random:
 @contextmanager
 def stage_of(log: Path, journal: Journal, seed: int) -> Iterator[Stage]:
     with ExitStack() as stack:
-        # Whoever stops it early, by SIGTERM as well, leaves nothing running.
+        # An early stop, by SIGTERM too, leaves no process running.
         stack.callback(
             signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, signal.default_int_handler)
         )
@@ -85,7 +85,7 @@ def stage_of(log: Path, journal: Journal, seed: int) -> Iterator[Stage]:
 
 
 async def soak(stage: Stage, journal: Journal, vitals: Vitals, seed: int, seconds: float) -> None:
-    """Let the users live under faults, then ask everybody for their tasks."""
+    """Run the users under faults, then get the tasks of every user."""
     vitals.rest()
     for user in stage.users:
         user.others = [other for other in stage.users if other is not user]
@@ -147,7 +147,7 @@ def end(stage: Stage, journal: Journal) -> None:
 
 
 def read_log(log: Path, journal: Journal) -> None:
-    """It tells of no defect, and of no worker that died by itself."""
+    """Check that the log has no defect, and no worker that died by itself."""
     died = 0
     with log.open() as lines:
         for line in lines:
@@ -159,14 +159,14 @@ def read_log(log: Path, journal: Journal) -> None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Tell so; nobody may have reaped one that is dead."""
+    """Return True for a running process. A dead one may still be a zombie."""
     with suppress(psutil.NoSuchProcess):
         return process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
 def is_promised(line: str) -> bool:
-    """Tell whether a line of the log is one of JSON that tells of no defect."""
+    """Return True if a line of the log is JSON and reports no defect."""
     if not line.startswith("{"):
         return False
     read = json.loads(line)
@@ -200,7 +200,7 @@ def summary(stage: Stage, journal: Journal, vitals: Vitals) -> str:
     return "\n".join(["the soak is over", journal.summary(), vitals.summary(), f"{'cost:':18}{cost}"])
 
 
-# The judges are judged first
+# Tests of the checks themselves
 
 
 TASK = {
@@ -215,7 +215,7 @@ TASK = {
 
 @pytest.fixture
 def books() -> Books:
-    """One task is as acknowledged; of another, the change got no answer; of a third, the creation."""
+    """Books with an acknowledged task, one with an unanswered change, and one with an unanswered creation."""
     books = Books("ada", {1: TASK, 2: TASK | {"id": 2}})
     with pytest.raises(UnansweredError), books.writing(2, {"completed": True}):
         raise UnansweredError

@@ -14,11 +14,11 @@ from tests.service import Account
 from tests.waiting import until
 
 NO_ANSWER = 0
-"""Stands for the status of a request whose connection ended."""
+"""The recorded status of a request whose connection ended."""
 
 
 class Writer:
-    """Somebody who creates one task after the other, whatever the answers."""
+    """A client that creates one task after another, also after errors."""
 
     def __init__(self, account: Account, name: str) -> None:
         self.account, self._name = account, name
@@ -26,10 +26,10 @@ class Writer:
         self.acknowledged: dict[str, float] = {}
         """The moment of each success, by title."""
         self.refusals: list[int] = []
-        """The statuses of everything else."""
+        """The statuses of all other responses."""
 
     def write(self, stop: Event) -> None:
-        """Return when told to."""
+        """Create tasks until `stop` is set."""
         for number in count():
             if stop.is_set():
                 return
@@ -63,7 +63,7 @@ def writing(accounts: list[Account]) -> Iterator[list[Writer]]:
 
 @contextmanager
 def at_work(*jobs: Callable[[Event], None]) -> Iterator[None]:
-    """Have these done for the length of the block, each until its event is set; fails if one did."""
+    """Run these jobs for the length of the block, each until its event is set; fails if one failed."""
     is_over = Event()
     with ThreadPoolExecutor(len(jobs)) as threads:
         done = [threads.submit(job, is_over) for job in jobs]
@@ -81,7 +81,7 @@ def wait_for_writes(writers: list[Writer], tasks: int, since: float = 0) -> None
 
 
 def check_books(writers: list[Writer], database: Postgres) -> None:
-    """Assert that what was acknowledged is there once, and what was not at most once."""
+    """Assert that each acknowledged write exists once, and each other write at most once."""
     rows = database.sql("SELECT title, count(*) FROM tasks WHERE title LIKE 'Writer %' GROUP BY title")
     found = {row["title"]: row["count"] for row in rows}
     assert set(found.values()) == {1}

@@ -53,12 +53,12 @@ def test_updates_of_different_fields_undo_nothing(ada: Account) -> None:
         assert [answer.status_code for answer in answers] == [200] * 3
         found = stored(ada, task)
         assert found | fields == found
-        # Each answer shows what its own write left: the last of them is what is there.
+        # Each response shows the task after its own write, so the last one must equal the stored task.
         assert max((answer.json() for answer in answers), key=moment) == found
 
 
 def test_every_toggle_counts(ada: Account) -> None:
-    """Each of an odd number of toggles flips, so half of them, and one, see it completed."""
+    """Each of an odd number of toggles flips the task, so one more than the rest return it completed."""
     task = ada.create()
     answers = at_once(*[toggling(ada, task)] * 25)
     assert [answer.status_code for answer in answers] == [200] * 25
@@ -77,7 +77,7 @@ def test_the_last_write_wins(ada: Account) -> None:
 
 
 def test_updated_at_only_moves_forward(ada: Account, database: Postgres) -> None:
-    """Even when the last change was made by a clock that is ahead of this one."""
+    """It does so even if the last change came from a machine whose clock is ahead."""
     task = ada.create()
     ahead = datetime.now(UTC) + timedelta(hours=1)
     database.sql("UPDATE tasks SET updated_at = $2 WHERE id = $1", task["id"], ahead)
@@ -106,5 +106,5 @@ def test_nothing_brings_a_deleted_task_back(ada: Account) -> None:
 
 
 def moment(task: dict[str, Any]) -> datetime:
-    """When the change was made; a text with fewer digits must not be compared as a text."""
+    """Return `updated_at` as a moment, because texts with fewer digits do not compare in order."""
     return datetime.fromisoformat(task["updated_at"])

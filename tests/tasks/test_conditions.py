@@ -115,7 +115,7 @@ async def queue(database: Postgres, length: int) -> None:
 def test_without_a_condition_a_task_that_is_created_meanwhile_is_404_and_never_412(
     ada: Account, database: Postgres
 ) -> None:
-    """PostgreSQL's queue of locks puts the creation between the two statements of the request."""
+    """PostgreSQL's lock queue runs the creation between the two statements of the request."""
     # Prepares the first of the two on the connection that the service takes for the next request.
     assert ada.client.get(ada.client.post("/tasks", json={"title": "Old"}).headers["Location"]).is_success
     ((number,),) = (row.values() for row in database.sql(NEXT_ID))

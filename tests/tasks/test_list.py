@@ -34,7 +34,7 @@ def listed(account: Account, **query: Any) -> list[dict[str, Any]]:
 
 
 def walk(account: Account, **query: Any) -> Iterator[list[dict[str, Any]]]:
-    """Yield one page after the other, as `Link` leads."""
+    """Yield all pages, following `Link`."""
     response = account.client.get("/tasks", params=query)
     while True:
         assert response.status_code == 200, response.text
@@ -93,7 +93,7 @@ def test_by_default_all_tasks_come_in_the_order_of_their_creation(ada: Account) 
 def test_status_sort_and_order_combine(
     ada: Account, database: Postgres, status: str, sort: str, order: str
 ) -> None:
-    """Ties, which titles that differ by case and times of one statement are, go by `id` the same way."""
+    """Ties are sorted by `id` in the same direction: titles that differ by case, times of one statement."""
     insert(database, ada, TITLES[::2])
     insert(database, ada, TITLES[1::2])
     everything = listed(ada)
@@ -103,7 +103,7 @@ def test_status_sort_and_order_combine(
 
 
 def test_titles_that_were_sent_or_changed_sort_without_regard_to_case(ada: Account) -> None:
-    """Beyond ASCII too, as Unicode folds case."""
+    """Unicode case folding applies beyond ASCII."""
     for number, title in enumerate(TITLES):
         if number % 2:
             ada.create(title)
@@ -128,7 +128,7 @@ def test_tasks_move_as_they_are_renamed_and_completed(ada: Account) -> None:
 
 @pytest.mark.usefixtures("service")
 def test_title_order_does_not_depend_on_the_locale_of_the_database(database: Postgres) -> None:
-    """The column that is sorted by, and every index on it, brings its own collation."""
+    """The sorted column and each index on it have their own collation."""
     indexes = [str(index.name) for index in tasks.indexes if "title_key" in index.columns]
     rows = database.sql(
         "SELECT relname, collname FROM pg_attribute"
@@ -143,7 +143,7 @@ def test_title_order_does_not_depend_on_the_locale_of_the_database(database: Pos
 def test_a_walk_meets_each_task_that_stays_exactly_once(
     ada: Account, database: Postgres, status: str, sort: str, order: str
 ) -> None:
-    """Between any two pages others are deleted, the one that the cursor stands on too, and created."""
+    """Between pages other tasks are created and deleted, including the one at the cursor."""
     both = insert(database, ada, [f"{'Äa'[n % 2]}{n // 7} {n % 3}" for n in range(36)])
     staying = in_order([task for task in listed(ada) if task["id"] in both[::2]], status, sort, order)
     met, pages, under_cursor = [], 0, 0

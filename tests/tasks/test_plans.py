@@ -17,7 +17,7 @@ from backend.tasks import statements
 from tests.conftest import Postgres
 
 HEAVY = "0"
-"""The user who has 5,000 tasks, a tenth of them pending, as of everybody's."""
+"""The user with 5,000 tasks. A tenth of each user's tasks are pending."""
 
 FILL = """
     INSERT INTO users (id, issuer, email, email_key, password_hash)
@@ -35,7 +35,7 @@ FILL = """
     ANALYZE;
 """
 PLANNED_ANEW = 5
-"""How often PostgreSQL does so before it compares costs (its documentation on PREPARE)."""
+"""PostgreSQL plans a prepared statement anew this often before it compares costs (its manual on PREPARE)."""
 ON_ONE_TASK: dict[str, tuple[Statement, dict[str, Any]]] = {
     "READ_TASK": (statements.READ_TASK, {}),
     "UPDATE_TASK": (
@@ -68,7 +68,7 @@ class Planner:
         return self._runner.run(self._connection.fetchval(sql))
 
     def explain(self, plans: str, statement: Statement, **values: Any) -> list[dict[str, Any]]:
-        """Run the statement as it is sent, take it back, and return the nodes of its plan."""
+        """Run the statement as the service sends it, roll it back, and return the nodes of its plan."""
         arguments = ", ".join(_literal(value) for value in statement.arguments(values))
         self.execute(f"SET plan_cache_mode = force_{plans}_plan; BEGIN; PREPARE it AS {statement.sql}")
         given = f"({arguments})" if arguments else ""
@@ -77,7 +77,7 @@ class Planner:
         return list(_nodes(json.loads(report)[0]["Plan"]))
 
     def planned_anew(self, statement: Statement, values: list[dict[str, Any]]) -> Any:
-        """Run a statement with each of these values, and return how often PostgreSQL planned it anew."""
+        """Run a statement with each of these values, and return the number of plans that PostgreSQL made."""
         return self._runner.run(self._planned_anew(statement, values))
 
     async def _planned_anew(self, statement: Statement, values: list[dict[str, Any]]) -> Any:
@@ -129,7 +129,7 @@ def caller(user_id: str) -> dict[str, Any]:
 
 
 def scans_of(nodes: list[dict[str, Any]], table: str) -> list[dict[str, Any]]:
-    """Return the scans of `table`; here no table is read through, nothing sorted and no row read in vain."""
+    """Return the scans of `table`. Assert that there is no sequential scan, no sort and no discarded row."""
     scans = [node for node in nodes if "Scan" in node["Node Type"] and "Relation Name" in node]
     assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan"}, nodes
     assert not [node for node in nodes if "Sort" in node["Node Type"]], nodes
@@ -155,7 +155,7 @@ def test_a_list_reads_only_what_it_answers_in_the_order_of_an_index(
 
 @EITHER_PLAN
 def test_a_caller_costs_one_look_at_their_session_by_its_key(large: Planner, plans: str) -> None:
-    """However many sessions they have, and without a look at the user, with whom the session would go."""
+    """The user may have many sessions. The plan does not read the user, because deletion ends the session."""
     nodes = large.explain(plans, CONFIRM_CALLER, **caller(HEAVY))
     looks = [node for node in nodes if "Relation Name" in node and node["Actual Loops"]]
     assert [look["Index Name"] for look in looks] == ["sessions_pkey"]
@@ -197,7 +197,7 @@ def test_the_highest_cost_of_all_hashes_is_read_from_the_end_of_an_index(large: 
 
 @pytest.mark.parametrize("variant", statements.LIST_TASKS, ids=lambda variant: "-".join(map(str, variant)))
 def test_a_list_is_planned_once_for_all_users(skewed: Planner, variant: tuple[Any, ...]) -> None:
-    """Planning takes longer than listing, and PostgreSQL would go on with it for users unlike the average."""
+    """Planning takes longer than listing. PostgreSQL would plan each time for users unlike the average."""
     _, sort, _, goes_on = variant
     values = [caller(str(number)) | {"row_limit": 21} for number in range(1, 11)]
     if goes_on:

@@ -42,7 +42,7 @@ NO_CHANGES = [
 
 @pytest.fixture
 def task(ada: Account, database: Postgres) -> dict[str, Any]:
-    """A task of Ada's that nobody has touched for a long time."""
+    """A task of Ada's with an old `updated_at`."""
     task = ada.create("Buy milk", description="Two litres")
     then = datetime.fromisoformat(LONG_AGO)
     database.sql("UPDATE tasks SET created_at = $2, updated_at = $2 WHERE id = $1", task["id"], then)
@@ -180,7 +180,7 @@ def test_an_id_is_never_given_twice(ada: Account) -> None:
 @pytest.mark.parametrize("text", PAYLOADS)
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
 def test_text_comes_back_exactly_as_it_was_sent(ada: Account, method: str, text: str) -> None:
-    """SQL and HTML are text like any other, in JSON that no browser runs."""
+    """SQL and HTML are plain text, in JSON that no browser executes."""
     fields = {"title": text, "description": f" \t{text}\r\n"}
     if method == "POST":
         response = ada.client.post("/tasks", json=fields)

@@ -54,7 +54,7 @@ def test_the_surfaces_differ_for_invalid_data_and_foreign_tasks(
 
 
 def test_a_foreign_task_cannot_be_told_from_none(ada: Account, bob: Account) -> None:
-    """Not by the body either; the log alone knows."""
+    """The bodies are equal too. Only the log records the difference."""
     foreign, none = bob.create()["id"], 2**62
     answers = [ada.client.get(f"/api/{ada.id}/tasks/{task_id}") for task_id in (foreign, none)]
     bodies = [answer.json() | {"request_id": ""} for answer in answers]
@@ -65,7 +65,7 @@ def test_a_foreign_task_cannot_be_told_from_none(ada: Account, bob: Account) -> 
 def test_another_users_address_is_403_before_anything_is_looked_at(
     service: Service, ada: Account, bob: Account
 ) -> None:
-    """Whatever the task, the body or the query; and logged as `wrong_user`."""
+    """The task, the body and the query do not matter. The log has the reason `wrong_user`."""
     theirs, task_id = f"/api/{bob.id}/tasks", bob.create()["id"]
     bad = {"content": b"{", "headers": {"Content-Type": "text/plain"}}
     requests = [
@@ -88,7 +88,7 @@ def test_another_users_address_is_403_before_anything_is_looked_at(
 
 
 def test_a_dead_token_at_another_users_address_is_401(service: Service, ada: Account, bob: Account) -> None:
-    """Expired, or signed out: who has no valid token does not learn whose address it is."""
+    """The token has expired or its session has ended. The response does not show that the user differs."""
     expired = service.client(resigned(ada.tokens["access_token"], exp=int(time.time()) - 1))
     ada.client.post("/auth/logout")
     for client, code in ((expired, "token_expired"), (ada.client, "token_revoked")):
@@ -101,7 +101,7 @@ def test_a_dead_token_at_another_users_address_is_401(service: Service, ada: Acc
 
 
 def the_job(client: httpx2.Client, tasks: str, foreign_task: int) -> list[tuple[httpx2.Response, str]]:
-    """Do everything that can be done to tasks, right and wrong; return the answers, named."""
+    """Send valid and invalid requests of every kind on tasks; return the responses with their names."""
     answers: list[tuple[httpx2.Response, str]] = []
 
     def do(method: str, path: str = "", **options: Any) -> httpx2.Response:
@@ -139,7 +139,7 @@ def the_job(client: httpx2.Client, tasks: str, foreign_task: int) -> list[tuple[
 
 
 def comparable(response: httpx2.Response, tasks: str, ids: dict[str, str]) -> tuple[int, str, str]:
-    """Return status, headers and body, without what differs from one request to the next."""
+    """Return status, headers and body, without the values that differ in each request."""
     text = response.text
     headers = dict(response.headers)
     for name in ("date", "x-request-id", "content-length"):
@@ -170,7 +170,7 @@ def expected(of_self_contained: tuple[int, str, str]) -> tuple[int, str, str]:
 def test_the_same_job_has_the_same_answers_byte_for_byte_but_for_the_differences(
     service: Service, bob: Account
 ) -> None:
-    """Ids, times, cursors and request ids aside; two users, so that both begin with nothing."""
+    """Ids, times, cursors and request ids may differ. Each prefix has its own user, who has no tasks yet."""
     foreign = bob.create()["id"]
     answers: list[list[tuple[int, str, str]]] = []
     names: list[list[str]] = []

@@ -48,7 +48,7 @@ class In(BaseModel):
 
 
 class Out(BaseModel):
-    """An answer that tells only this much."""
+    """A response model with fewer fields than the returned object."""
 
     id: int
 
@@ -64,14 +64,14 @@ class Asked(BaseModel):
 
 @dataclass
 class Site:
-    """An application, and the order of what its handlers and dependencies did."""
+    """An application, and the log of its handlers and dependencies in their order."""
 
     app: FastAPI
     log: list[Any] = field(default_factory=list)
     overrides: dict[Callable[..., Any], Callable[..., Any]] = field(default_factory=dict)
 
     async def send(self, method: str, path: str, **options: Any) -> tuple[Any, ...]:
-        """Return the whole answer and what was done for it."""
+        """Return the whole response, and the log of the request."""
         self.log.clear()
         transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
         async with httpx2.AsyncClient(transport=transport, base_url="http://api") as client:
@@ -300,7 +300,7 @@ def site(route: type[APIRoute]) -> Site:  # noqa: C901, PLR0915  # one route of 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        # Validated as JSON or as Python: what is no object is told in two ways.
+        # The message for a body that is no object depends on the validation, as JSON or as Python.
         problems = [[e["loc"], e["type"].replace("_attributes", ""), e["msg"]] for e in error.errors()]
         return JSONResponse([p[:2] if p[1] == "model_type" else p for p in problems], 422)
 
@@ -407,13 +407,13 @@ def test_every_route_of_the_api_is_planned() -> None:
 
 
 class RefusedError(AppError):
-    """Nobody asks."""
+    """The request has no token."""
 
     status, code = 401, "refused"
 
 
 class Doorkeeper:
-    """A guard that lets a token in, and says whether the session is alive when it is asked."""
+    """A guard that accepts a token and reports on request if the session is alive."""
 
     def __init__(self, log: list[str]) -> None:
         self.log, self.is_alive = log, True
@@ -460,7 +460,7 @@ def guarded(doorkeeper: Doorkeeper, returned: Any) -> FastAPI:
 
 
 async def body_that_is_asked_for(log: list[str]) -> AsyncIterator[bytes]:
-    """Yield a body, and say so when somebody reads it."""
+    """Yield a body, and log when it is read."""
     log.append("body")
     yield b"{"
 

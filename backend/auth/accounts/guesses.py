@@ -1,4 +1,4 @@
-"""One attempt at a password: within the limits on guessing, and as long as for an unknown email."""
+"""Checks a password within the rate limits. A failure takes as long as for an unknown email."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,9 +18,10 @@ class Guess:
     key: str
 
     async def cost_of_failure(self, password: str, account: Row | None) -> int:
-        """Return 0 where the password is right, else the cost whose time the failure took.
+        """Return 0 for the right password, otherwise the cost whose time the check took.
 
-        At home the account's own limit does not count. Raises `RateLimitedError`.
+        The account's limit does not apply to a home address: the user has signed in from it, and few
+        accounts share it. Raises `RateLimitedError`.
         """
         limits, hasher = self.sign_in.limits, self.sign_in.hasher
         may_be_home = account is not None and account["is_own_address"]
@@ -37,18 +38,18 @@ class Guess:
     async def _is_home(self) -> bool:
         """Return whether few accounts share the client's address.
 
-        It is asked at a limit and after a failure alone, because it looks at the addresses of all users.
+        It runs only at a limit and after a failure, because it reads the addresses of all users.
         """
         try:
             accounts = await self.database.one(statements.COUNT_ACCOUNTS, address=self.client.address)
-        except DatabaseError:  # some of the addresses can't be reached
+        except DatabaseError:  # a node with some of the addresses may be down
             return False
         return accounts is not None and accounts["count"] <= statements.MAX_ACCOUNTS_AT_HOME
 
     async def prolong(self, cost: int) -> None:
-        """Let a failure that took the time of `cost` take that of the costliest hash of all users."""
+        """Extend a failure that took the time of `cost` to the time of the highest stored cost."""
         sign_in = self.sign_in
-        with suppress(DatabaseError):  # then the last known cost will do
+        with suppress(DatabaseError):  # the last known cost is used instead
             row = await self.database.one(statements.HIGHEST_COST)
             sign_in.highest_cost = (row and row["highest_cost"]) or 0
         await sign_in.hasher.prolong(cost, self.client.address, sign_in.highest_cost)

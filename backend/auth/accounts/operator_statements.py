@@ -1,7 +1,7 @@
-"""The operator's statements on accounts, compiled once.
+"""SQL statements of the operator's commands on accounts, compiled once.
 
-`backend.auth.sessions.statements` says in which order they lock rows. A statement that ends sessions goes
-after `LOCK_USER`, in its transaction.
+`backend/auth/sessions/statements.py` defines the lock order. A statement that ends sessions runs after
+`LOCK_USER` in the same transaction.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ FIELDS = (
     *("id", "issuer", "email", "email_verified", "pending_email"),
     *("name", "created_at", "disabled_at", "sessions"),
 )
-"""What an operator sees of a user; `sessions` counts those that are good."""
+"""The fields of a user that the commands show. `sessions` counts the live sessions."""
 
 
 def _shown(user_id: ColumnElement[str]) -> tuple[ColumnElement[Any], ...]:
@@ -56,7 +56,7 @@ LIST_USERS = Statement(
     .order_by(users.c.created_at.desc(), users.c.id.desc())
     .limit(bindparam("limit", type_=Integer))
 )
-"""The newest users first, within the filters; it asks all parts of the table."""
+"""The users that match the filters, newest first. The query reads all shards."""
 
 FIND_USER = Statement(select(*_shown(USER_ID), users.c.email_key).where(users.c.id == USER_ID))
 
@@ -76,7 +76,7 @@ def _disable() -> Statement:
 
 
 DISABLE_USER = _disable()
-"""The number of sessions that end with it; links that were mailed are void as well."""
+"""Disables a user and voids mailed links; returns the number of ended sessions."""
 
 ENABLE_USER = Statement(
     update(users).where(users.c.id == USER_ID).values(disabled_at=null()).returning(users.c.id)
@@ -92,4 +92,4 @@ def _sign_out() -> Statement:
 SIGN_OUT_USER = _sign_out()
 
 DELETE_USER = Statement(delete(users).where(users.c.id == USER_ID).returning(users.c.id, users.c.email_key))
-"""Their sessions and tasks go with them; `LEAVE_EMAIL` goes after it, in its transaction."""
+"""Deletes a user with their sessions and tasks. `LEAVE_EMAIL` runs after it in the same transaction."""

@@ -1,4 +1,4 @@
-"""Accounts: registering, signing in, the profile, the password and the end of it."""
+"""Accounts: registration, sign-in, the profile, a change of password and deletion."""
 
 from contextlib import suppress
 from typing import Any
@@ -44,7 +44,8 @@ async def register(
 ) -> dict[str, Any] | None:
     """Create an account and sign it in; raises `EmailTakenError` or `PasswordRefusedError`.
 
-    Where emails must be verified first the result is None, for a taken email too; a mail tells its owner.
+    With required email verification the result is None. It is None for a taken email too, and the owner of
+    that email gets a mail.
     """
     passwords.check_rules(data.password, email=data.email, min_length=sign_in.password_min_length)
     await sign_in.limits.registration(client.address)
@@ -66,7 +67,7 @@ async def register(
 
 
 async def _register_unverified(database: Database, sign_in: SignIn, address: str, data: Registration) -> None:
-    """Do the same work whether or not the email is taken: one hash, one transaction, one mail."""
+    """Do the same work for a free and for a taken email: one hash, one transaction, one mail."""
     password_hash = await sign_in.hasher.hash(data.password, address)
     async with database.transaction() as transaction:
         user_id = await add_user(transaction, data.email, data.name, password_hash)
@@ -89,7 +90,7 @@ async def add_user(transaction: Transaction, email: str, name: str | None, passw
 
 
 async def login(database: Database, sign_in: SignIn, client: Client, data: Credentials) -> dict[str, Any]:
-    """Sign in; raises `InvalidCredentialsError` after one hash, the email known or not."""
+    """Sign in; raises `InvalidCredentialsError` after one hash, for a known and for an unknown email."""
     try:
         answer = await _login(database, sign_in, client, data)
     except (AppError, DatabaseError) as error:
@@ -122,14 +123,17 @@ async def _login(database: Database, sign_in: SignIn, client: Client, data: Cred
 
 
 async def _find_account(database: Database, key: str, client: Client) -> Row | None:
-    """Return the account of an email; for an unknown one nobody is looked up, which takes the same time."""
+    """Return the account of an email.
+
+    An unknown email also takes both queries, because its response must take the same time.
+    """
     owner = await database.one(statements.FIND_EMAIL, email_key=key)
     user_id = owner["user_id"] if owner else ""
     return await database.one(statements.FIND_ACCOUNT, user_id=user_id, email_key=key, address=client.address)
 
 
 def _check_may_sign_in(sign_in: SignIn, account: Row) -> None:
-    """Raise `AccountDisabledError` or `EmailUnverifiedError`; after the right password alone."""
+    """Raise `AccountDisabledError` or `EmailUnverifiedError`. The password must have been checked before."""
     events.identify(account["id"])
     if account["disabled_at"] is not None:
         raise AccountDisabledError(reason="account_disabled")
@@ -145,11 +149,11 @@ def _failed(account: Row | None) -> InvalidCredentialsError:
 async def _upgrade_hash(
     database: Database, sign_in: SignIn, client: Client, password: str, account: Row
 ) -> None:
-    """Store the password by today's scheme and cost, unless it has been changed meanwhile."""
+    """Store a hash of the current scheme and cost, unless the password has changed since the check."""
     stored = account["password_hash"]
     if not sign_in.hasher.is_outdated(stored):
         return
-    with suppress(DatabaseError, ServiceUnavailableError):  # the next login will do
+    with suppress(DatabaseError, ServiceUnavailableError):  # the next login tries again
         new_hash = await sign_in.hasher.hash(password, client.address)
         await database.one(statements.UPGRADE_HASH, user_id=account["id"], old_hash=stored, new_hash=new_hash)
 
@@ -157,11 +161,11 @@ async def _upgrade_hash(
 async def token(database: Database, sign_in: SignIn, client: Client, data: TokenGrant) -> dict[str, Any]:
     """Answer a grant (RFC 6749 section 5); raises `InvalidGrantError`, `UnsupportedGrantTypeError`.
 
-    The grant is judged before the fields that it needs; raises `MissingFieldsError`.
+    The grant type is checked before the fields that it needs; raises `MissingFieldsError`.
     """
     if not data.model_fields_set:
         raise MissingFieldsError("body")
-    # A parameter without a value is one that was left out (RFC 6749 section 3.2).
+    # A parameter without a value counts as omitted (RFC 6749 section 3.2).
     match data.grant_type or "password":
         case "password":
             return await _password_grant(database, sign_in, client, data)
@@ -213,7 +217,7 @@ async def change_password(
 ) -> tuple[dict[str, Any], bool]:
     """Change the password, end all other sessions; raises `WrongPasswordError`, `PasswordRefusedError`.
 
-    The result is the new tokens, and whether the session keeps its refresh token in a cookie.
+    Returns the new tokens, and True if the session keeps its refresh token in a cookie.
     """
     account = await confirm_password(database, sign_in, client, caller, data.current_password)
     passwords.check_rules(
@@ -264,7 +268,7 @@ async def delete_account(
 async def confirm_password(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, password: str
 ) -> Row:
-    """Return the caller's account if `password` is theirs; a wrong one counts as a failed sign-in."""
+    """Return the caller's account if `password` is right; a wrong one counts as a failed sign-in."""
     account = _own(await database.one(statements.READ_ACCOUNT, address=client.address, **caller.values))
     guess = Guess(database, sign_in, client, account["email_key"])
     if await guess.cost_of_failure(password, account):

@@ -1,7 +1,7 @@
-"""The statements on accounts, compiled once; each does its work in one round trip.
+"""SQL statements on accounts, compiled once; each is one round trip.
 
-`backend.auth.sessions.statements` says in which order they lock rows. Citus takes no statement that changes
-both `emails` and `users`, which are spread differently: such a change is a transaction.
+`backend/auth/sessions/statements.py` defines the lock order. A change of `emails` and `users` takes two
+statements in one transaction, because Citus distributes them differently and refuses one statement for both.
 """
 
 from sqlalchemy import (
@@ -39,7 +39,7 @@ from backend.auth.sessions.statements import (
 from backend.database import Statement
 
 MAX_ACCOUNTS_AT_HOME = 5
-"""Accounts that may share a known address, as a household does; more are clients of one proxy or network."""
+"""The most accounts that share a household's address. More accounts mean one proxy or network."""
 
 _email_key = bindparam("email_key", type_=Text)
 _new_user = {
@@ -57,13 +57,13 @@ _is_callers = and_(users.c.id == CALLER_ID, IS_LET_IN)
 
 
 def _has_signed_in(user_id: ColumnElement[str]) -> ColumnElement[bool]:
-    """Return whether the user has signed in from `ADDRESS` lately."""
+    """Return the condition that the user has signed in from `ADDRESS` within `ADDRESS_KNOWN_FOR`."""
     rows = select(known_addresses.c.user_id).where(known_addresses.c.user_id == user_id, _lately)
     return rows.exists().label("is_own_address")
 
 
 def _count_accounts() -> Statement:
-    # Looking ends at one account too many: an address may have thousands.
+    # The count stops one above the maximum, because an address may have thousands of accounts.
     rows = select(known_addresses.c.user_id).where(_lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1))
     return Statement(select(number_of(rows.subquery())))
 
@@ -98,7 +98,7 @@ def _sign_in() -> Statement:
             users.c.password_hash == bindparam("password_hash"),
             users.c.disabled_at.is_(None),
         )
-        # A change of the password waits for this sign-in, or this one for it.
+        # The row lock serializes this sign-in with a concurrent change of the password.
         .with_for_update(key_share=True, of=users)
         .cte("owner")
     )
@@ -123,7 +123,7 @@ def _change_password() -> Statement:
 
 
 FIND_EMAIL = Statement(select(emails.c.user_id).where(emails.c.email_key == _email_key))
-"""Whose the email is; no row when it is nobody's."""
+"""The id of the user with this email; no row when no user has it."""
 
 _taken = postgresql.insert(emails).values(email_key=_email_key, user_id=USER_ID)
 TAKE_EMAIL = Statement(
@@ -133,9 +133,9 @@ TAKE_EMAIL = Statement(
         where=emails.c.user_id == _taken.excluded.user_id,
     ).returning(emails.c.user_id)
 )
-"""A row when the email is the user's from here on, no row when it is another's.
+"""Assigns the email to the user; returns no row when another user has it.
 
-It waits for another transaction that is about to take or leave the same email.
+It waits for a concurrent transaction that takes or leaves the same email.
 """
 
 LEAVE_EMAIL = Statement(
@@ -145,13 +145,13 @@ LEAVE_EMAIL = Statement(
 )
 
 REGISTER = _register()
-"""A user with a first session; goes after `TAKE_EMAIL`, in its transaction."""
+"""Inserts a user with a first session; runs after `TAKE_EMAIL` in the same transaction."""
 
 INTRODUCE_USER = _introduce_user()
-"""The external user as their token has them, written or found; no row if the id is another issuer's."""
+"""Inserts or updates an external user from a token's claims; no row if another issuer has the id."""
 
 ADD_USER = Statement(postgresql.insert(users).values(_new_user).returning(users.c.id))
-"""A user without a session; goes after `TAKE_EMAIL`, in its transaction."""
+"""Inserts a user without a session; runs after `TAKE_EMAIL` in the same transaction."""
 
 FIND_ACCOUNT = Statement(
     select(
@@ -160,22 +160,22 @@ FIND_ACCOUNT = Statement(
     ).where(users.c.id == USER_ID, users.c.email_key == _email_key)
 )
 
-# Read from an index (see `users_password_cost`), so its words must be those of the index.
+# The expression must be that of the index `users_password_cost`, because PostgreSQL reads it from there.
 HIGHEST_COST = Statement(
     select(func.max(literal_column(HASH_COST, Integer)).label("highest_cost")).select_from(users)
 )
-"""The highest cost of all stored hashes, null where there is none; it asks all parts of the table."""
+"""The highest cost of all stored hashes; null when no hash has a cost. The query reads all shards."""
 
 COUNT_ACCOUNTS = _count_accounts()
-"""The number of accounts that have signed in from an address lately, as far as it matters.
+"""The number of accounts that recently signed in from an address, at most `MAX_ACCOUNTS_AT_HOME` + 1.
 
-It asks all parts of the table.
+The query reads all shards.
 """
 
 SIGN_IN = _sign_in()
-"""A session for the user whose password was checked, or no row when it has changed meanwhile.
+"""Begins a session for the user whose password was checked.
 
-`count` is the number of sessions that the user had before.
+It returns no row when the password has changed since. `count` is the earlier number of sessions.
 """
 
 UPGRADE_HASH = Statement(
@@ -200,9 +200,10 @@ READ_ACCOUNT = Statement(
 )
 
 CHANGE_PASSWORD = _change_password()
-"""A new password and refresh token, and the number of other sessions, which end; after `LOCK_CALLER`.
+"""Stores a new password hash and refresh token, and ends the user's other sessions.
 
-`id` is null if the old hash has changed.
+It runs after `LOCK_CALLER` in the same transaction. `count` is the number of ended sessions. `id` is null
+when the stored hash is not `old_hash` any more.
 """
 
 DELETE_ACCOUNT = changing(

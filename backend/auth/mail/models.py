@@ -28,10 +28,10 @@ def _now() -> Column[datetime]:
 
 
 class MailToken(SQLModel, table=True):
-    """The token of a link, known by its SHA-256 alone; for one purpose, one user and one address."""
+    """The token of a link, stored as its SHA-256 alone. It has one purpose, one user and one address."""
 
     __tablename__ = "mail_tokens"
-    # For the owner of a mailed link, whose token doesn't say whose it is.
+    # `OWNER_OF_TOKEN` reads this index, because the token of a mailed link carries no user id.
     __table_args__ = (Index("mail_tokens_by_digest", "digest"),)
 
     user_id: str = Field(
@@ -41,16 +41,17 @@ class MailToken(SQLModel, table=True):
     purpose: str = Field(sa_column=Column(Text, nullable=False))
     email: str = Field(sa_column=Column(Text, nullable=False))
     session_id: UUID | None = Field(sa_column=Column(Uuid))
-    """The session that asked for a change of email; it goes on afterwards."""
+    """The session that requested a change of email. The change does not end it."""
     created_at: datetime = Field(sa_column=_now())
     expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
     used_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
 
 
 class OutboxMail(SQLModel, table=True):
-    """A mail to be sent, kept until the server has accepted it; then for a while, against repetition.
+    """A mail in the outbox, kept until a mail server has accepted it.
 
-    It is no user's, because an address without an account has its rows too, so Citus doesn't spread it.
+    The row then stays for a while, because it suppresses repeated mails.
+    Citus does not distribute this table, because rows for addresses without an account have no user.
     """
 
     __tablename__ = "outbox"
@@ -64,14 +65,14 @@ class OutboxMail(SQLModel, table=True):
     email: str = Field(sa_column=Column(Text, nullable=False))
     email_key: str = Field(sa_column=Column(Text, nullable=False))
     user_id: str | None = Field(sa_column=Column(Text))
-    """The user whom a request with an access token concerns; the others are found by their email."""
+    """The user of an email change or of a notice. The sender finds the user of other mails by the email."""
     session_id: UUID | None = Field(sa_column=Column(Uuid))
     attempts: int = Field(sa_column=Column(SmallInteger, nullable=False, server_default=text("0")))
     created_at: datetime = Field(sa_column=_now())
     due_at: datetime = Field(sa_column=_now())
     done_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
     is_dropped: bool = Field(sa_column=Column(Boolean, nullable=False, server_default=false()))
-    """No mail went out: the address has no such account, or had the same mail within a minute."""
+    """True when no mail was sent: the address had no such account, or the same mail within a minute."""
 
 
 mail_tokens: Table = SQLModel.metadata.tables["mail_tokens"]

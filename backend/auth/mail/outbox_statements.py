@@ -1,4 +1,4 @@
-"""Statements of the process that sends mails, compiled once: claims, tokens for links, ends."""
+"""SQL statements that send the outbox, compiled once: they claim mails, add link tokens and finish mails."""
 
 from datetime import timedelta
 from typing import Any
@@ -40,9 +40,9 @@ LIFETIMES = {
 REPEATED_AFTER = timedelta(seconds=60)
 """A mail of the same kind to the same address within this time is dropped."""
 KEPT_FOR = timedelta(hours=1)
-"""A row that is done is pruned after this time."""
+"""A finished row is deleted after this time."""
 LEASE = timedelta(seconds=60)
-"""A row that a process has claimed is due again after this time, in case the process died."""
+"""A claimed row is due again after this time, because its process may have died."""
 CLAIMED_AT_ONCE = 20
 
 _repeated_after = literal(REPEATED_AFTER, Interval)
@@ -65,14 +65,14 @@ CLAIM = Statement(
     .values(attempts=outbox.c.attempts + 1, due_at=func.now() + literal(LEASE, Interval))
     .returning(outbox)
 )
-"""Mails that are due, which no other process gets before `LEASE` has passed."""
+"""Claims due mails. No other process claims them before `LEASE` has passed."""
 
 NEXT_DUE = Statement(
     select(func.extract("epoch", func.min(outbox.c.due_at) - func.now()).label("seconds")).where(
         outbox.c.done_at.is_(None)
     )
 )
-"""Seconds until the next mail is due; null where none waits."""
+"""Seconds until the next mail is due; null when no mail waits."""
 
 IS_REPEATED = Statement(
     select(literal(1)).where(
@@ -87,7 +87,10 @@ IS_REPEATED = Statement(
         .exists()
     )
 )
-"""A row when an earlier mail of the same kind went to the same address within `REPEATED_AFTER`."""
+"""Returns a row when the outbox has an earlier mail of this kind to this address within `REPEATED_AFTER`.
+
+Dropped mails do not count.
+"""
 
 
 def _finish(*, is_dropped: bool) -> Statement:
@@ -120,7 +123,8 @@ POSTPONE = Statement(
 
 
 def _token_for(kind: Kind, owner: Select[Any]) -> Statement:
-    # Locked, so that a change which voids mail tokens at the same moment finds this one, or this one it.
+    # The row lock orders this statement and a concurrent change that voids mail tokens.
+    # Either the change deletes the new token, or this statement sees the change.
     asked_at = func.coalesce(_created_at, func.now())
     owner = owner.where(or_(users.c.mail_voided_at.is_(None), users.c.mail_voided_at < asked_at))
     user = owner.with_for_update(key_share=True, of=users).cte("owner")
@@ -166,11 +170,11 @@ NEW_TOKEN = {
         ).where(_is_enabled, users.c.pending_email == _email),
     ),
 }
-"""A token for the user whom a mail of `created_at` concerns; no row when they don't wait for such a mail.
+"""Inserts a token for the user of a mail; returns no row when the user may not have such a mail any more.
 
-`created_at` is null for a link that no mail was asked for.
-
-The user's expired tokens go; used ones stay, because a link to verify is answered the same way again.
+`created_at` is the time of the mail's request, or null for a link without such a request.
+The statement deletes the user's expired tokens. Used tokens stay, because a verification link that is used
+again gets the same response.
 """
 
 HAS_ACCOUNT = Statement(

@@ -1,4 +1,4 @@
-"""Reset of a password, verification and change of an email, by links that are mailed."""
+"""Resets passwords, verifies emails and changes emails, by mailed links."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,19 +24,19 @@ from backend.web.errors import AppError
 
 
 async def request_reset(database: Database, sign_in: SignIn, client: Client, data: MailRequest) -> None:
-    """Have a link mailed to reset a password; raises `MailUnavailableError`, `RateLimitedError`."""
+    """Queue a mail with a reset link; raises `MailUnavailableError`, `RateLimitedError`."""
     await _ask(database, sign_in, client, Kind.RESET, data.email)
 
 
 async def request_verification(
     database: Database, sign_in: SignIn, client: Client, data: MailRequest
 ) -> None:
-    """Have a link mailed to verify an email; raises `MailUnavailableError`, `RateLimitedError`."""
+    """Queue a mail with a verification link; raises `MailUnavailableError`, `RateLimitedError`."""
     await _ask(database, sign_in, client, Kind.VERIFY, data.email)
 
 
 async def _ask(database: Database, sign_in: SignIn, client: Client, kind: Kind, email: str) -> None:
-    """Write one row, whatever the email; `Outbox` finds the account afterwards."""
+    """Write one row for any email. `Outbox` finds the account afterwards."""
     sign_in.outbox.check_available()
     await sign_in.limits.mail(client.address)
     await sign_in.outbox.put(database, kind, email)
@@ -76,13 +76,16 @@ async def verify_email(database: Database, data: MailToken) -> None:
 async def request_email_change(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, data: EmailChange
 ) -> None:
-    """Have a link mailed to the new address; raises `WrongPasswordError` and as `request_reset` does."""
+    """Queue a mail with a link to the new address; raises as `request_reset` does and `WrongPasswordError`.
+
+    The new email stays pending until its link is used.
+    """
     try:
         sign_in.outbox.check_available()
         await sign_in.limits.mail(client.address)
     except AppError:
         if await database.one(account_statements.CONFIRM_CALLER, **caller.values) is None:
-            raise RevokedTokenError from None  # which goes before any other refusal
+            raise RevokedTokenError from None  # this error precedes any other
         raise
     account = await confirm_password(database, sign_in, client, caller, data.password)
     new, outbox = data.new_email, sign_in.outbox
@@ -99,9 +102,9 @@ async def request_email_change(
 
 
 async def confirm_email_change(database: Database, sign_in: SignIn, data: MailToken) -> None:
-    """Take the address of a mailed token as the user's email; raises `MailTokenError`.
+    """Make the address of a mailed token the user's email; raises `MailTokenError`.
 
-    The session that asked for the change goes on; all others of the user end.
+    The session that requested the change continues. The user's other sessions end.
     """
     token = await _read_token(database, data.token, Kind.CHANGE)
     async with _spending(database, token) as (transaction, user):
@@ -115,9 +118,9 @@ async def confirm_email_change(database: Database, sign_in: SignIn, data: MailTo
 
 
 async def _move_email(transaction: Transaction, user: Row, key: str) -> None:
-    """Take the new email before the old one is left; raises `MailTokenError` where another has it."""
+    """Take the new email, then leave the old one; raises `MailTokenError` if another user has it."""
     taken = await transaction.one(account_statements.TAKE_EMAIL, email_key=key, user_id=user["id"])
-    if taken is None:  # somebody registered with it meanwhile
+    if taken is None:  # another user has registered with it since
         raise MailTokenError
     if key != user["email_key"]:
         old = {"email_key": user["email_key"], "user_id": user["id"]}
@@ -125,7 +128,7 @@ async def _move_email(transaction: Transaction, user: Row, key: str) -> None:
 
 
 async def drop_email_change(database: Database, caller: Caller) -> None:
-    """Drop a change of email that waits, if there is one; raises `RevokedTokenError`."""
+    """Drop the pending change of email, if there is one; raises `RevokedTokenError`."""
     if await database.one(statements.DROP_CHANGE, **caller.values) is None:
         raise RevokedTokenError
 
@@ -159,9 +162,9 @@ async def _read_token(database: Database, sent: str, *purposes: Kind) -> _Token:
 
 @asynccontextmanager
 async def _spending(database: Database, token: _Token) -> AsyncIterator[tuple[Transaction, Row]]:
-    """Spend the token together with what the block does, both or neither.
+    """Spend the token and run the block in one transaction.
 
-    Yields the user as they were before; raises `MailTokenError`.
+    Yields the user's row from before the change; raises `MailTokenError`.
     """
     async with database.transaction() as transaction:
         user = await transaction.one(statements.LOCK_USER, user_id=token.user_id)

@@ -1,7 +1,7 @@
-"""The statements of the routes on mail tokens and on the outbox, compiled once.
+"""SQL statements of the routes on mail tokens and on the outbox, compiled once.
 
-`backend.auth.sessions.statements` says in which order they lock rows. Citus takes no statement that changes
-both the outbox, an ordinary table, and a spread one: such a change is a transaction.
+`backend/auth/sessions/statements.py` defines the lock order. A change of the outbox and of another table
+takes two statements in one transaction, because Citus distributes the other table and not the outbox.
 """
 
 from enum import StrEnum
@@ -36,7 +36,10 @@ from backend.database.expressions import moment_of
 
 
 class Kind(StrEnum):
-    """The kinds of mail; those of a link are also its token's purpose; an invitation's is a reset."""
+    """The kinds of mail. The kind of a mail with a link is also the purpose of the link's token.
+
+    The token of an invitation has the purpose `RESET`.
+    """
 
     RESET = "reset"
     VERIFY = "verify"
@@ -47,7 +50,10 @@ class Kind(StrEnum):
     EMAIL_CHANGED = "email_changed"
     INVITATION = "invitation"
     RESET_BY_HAND = "reset_by_hand"
-    """No mail, but the purpose of a link that an operator hands over: it verifies no address."""
+    """The purpose of a reset link that an operator hands over, and no kind of mail.
+
+    The link verifies no address, because it was not mailed.
+    """
 
 
 _email = bindparam("email", type_=Text)
@@ -93,7 +99,10 @@ def _ask_for_change() -> Statement:
 
 
 ASK_FOR_CHANGE = _ask_for_change()
-"""The caller's row with the email as it is; its `id` is null if the password has changed meanwhile."""
+"""Stores the pending email; returns the caller's id and current email.
+
+`id` is null if the password has changed since it was checked.
+"""
 
 
 def _drop_change() -> Statement:
@@ -125,10 +134,10 @@ READ_TOKEN = Statement(
         _is_valid,
     )
 )
-"""A valid token, before anything is spent."""
+"""Reads a valid token without spending it."""
 
 OWNER_OF_TOKEN = Statement(select(mail_tokens.c.user_id).where(mail_tokens.c.digest == _digest))
-"""Whose the token of a mailed link is; it asks all parts of the table."""
+"""The user of a mailed token. The query reads all shards, because the token carries no user id."""
 
 LOCK_USER = Statement(
     select(users.c.id, users.c.email, users.c.email_key)
@@ -147,15 +156,18 @@ SPEND_TOKEN = Statement(
     .values(used_at=func.now())
     .returning(mail_tokens.c.user_id)
 )
-"""No row when the token is spent, expired or void; of many at once one gets the row."""
+"""Returns no row when the token is spent, expired or void. Of concurrent requests, one gets the row."""
 
 
 MAIL_VOIDED = {"mail_voided_at": moment_of(func.clock_timestamp())}
-"""What a change of a user's row sets beside `void_mail_tokens`, which can't see mails that still wait."""
+"""Values for the user's row, set together with `void_mail_tokens`.
+
+Mails that still wait in the outbox have no token yet. They get none, because `mail_voided_at` is later.
+"""
 
 
 def void_mail_tokens(user_id: ColumnElement[str], changed: CTE) -> CTE:
-    """Return the end of all mail tokens of a user, where `changed` has a row."""
+    """Return the deletion of all mail tokens of a user. Without a row in `changed` it deletes none."""
     return (
         delete(mail_tokens)
         .where(mail_tokens.c.user_id == user_id, has_row(changed))
@@ -222,7 +234,7 @@ def _verify_email() -> Statement:
         .with_for_update(key_share=True, of=users)
         .cte("owner")
     )
-    # A change that voided the token while this waited for the user's row leaves none to spend.
+    # While this statement waits for the user's row, a concurrent change may delete the token.
     spent = (
         update(mail_tokens)
         .where(_is_theirs, mail_tokens.c.digest == _digest, has_row(owner))
@@ -243,4 +255,4 @@ def _verify_email() -> Statement:
 
 
 VERIFY_EMAIL = _verify_email()
-"""The user, and whether the address was verified before; no row when the token is not valid."""
+"""The user's id, and `was_verified` from before. No row when the token is not valid."""

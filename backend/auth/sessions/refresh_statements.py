@@ -1,6 +1,6 @@
-"""The statements on refresh tokens, compiled once; each is one round trip.
+"""SQL statements on refresh tokens, compiled once; each is one round trip.
 
-`session_statements` says in which order they lock rows.
+`backend/auth/sessions/statements.py` defines the lock order.
 """
 
 from datetime import timedelta
@@ -21,7 +21,10 @@ from backend.database import Statement
 from backend.database.expressions import moment_after, moment_of
 
 REFRESH_GRACE = timedelta(seconds=10)
-"""A refresh token used again so soon was used by two tabs; later it was stolen (RFC 9700 section 4.14.2)."""
+"""Reuse of a refresh token within this time is taken for a second tab, because tabs refresh concurrently.
+
+Later reuse is taken for theft (RFC 9700 section 4.14.2).
+"""
 USES_WITHIN_GRACE = 3
 _spent_digest = bindparam("spent_digest", type_=LargeBinary)
 _token = and_(refresh_tokens.c.user_id == USER_ID, refresh_tokens.c.digest == _spent_digest)
@@ -54,7 +57,8 @@ def _refresh() -> Statement:
         .returning(sessions.c.id, sessions.c.refresh_generation)
         .cte("renewed")
     )
-    # By age and not by number, or a thief refreshes until the token that would give them away is gone.
+    # Pruning goes by age, not by number, because a thief could refresh until the stolen token is pruned.
+    # The reuse of that token would reveal the theft.
     pruned = (
         delete(refresh_tokens)
         .where(
@@ -89,14 +93,15 @@ def _spend(session: CTE) -> CTE:
 
 
 REFRESH = _refresh()
-"""The session goes on with a new refresh token; no row when the old one is unknown, expired, void or spent.
+"""Spends a refresh token, extends its session and inserts a new refresh token.
 
-`within_grace` tells a use that was not the first. Tokens spent longer ago than a session may be idle
-are pruned: a client that comes back so late is signed out anyway.
+It returns no row when the old token is unknown, expired, void or spent. `within_grace` is true for a use
+that was not the first. Tokens spent longer ago than a session may be idle are deleted, because a client
+that returns so late must sign in anyway.
 """
 
 END_BY_REFRESH_TOKEN = Statement(delete(sessions).where(_session_of_token).returning(sessions.c.id))
-"""Ends the live session of a refresh token that was not voided."""
+"""Ends the live session of a refresh token, spent or not, unless the token was voided."""
 
 END_REUSED = Statement(
     delete(sessions)
@@ -109,12 +114,12 @@ END_REUSED = Statement(
     )
     .returning(sessions.c.id)
 )
-"""Ends the session whose refresh token was used again too late."""
+"""Ends the session whose refresh token was reused after `REFRESH_GRACE`."""
 
 OWNER_OF_TOKEN = Statement(
     select(refresh_tokens.c.user_id).where(refresh_tokens.c.digest == bindparam("digest", type_=LargeBinary))
 )
-"""Whose a token is that doesn't say so, because it was issued before migration 0009.
+"""The user of a refresh token issued before migration 0009, which carries no user id.
 
-It asks all parts of the table.
+The query reads all shards.
 """

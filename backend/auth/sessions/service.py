@@ -1,4 +1,4 @@
-"""Sessions: begun by signing in, kept alive by refresh tokens, ended by their owner or by a thief."""
+"""Sessions: sign-in begins them, refresh tokens extend them, and the user or a reused token ends them."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,19 +27,19 @@ from backend.web.rate_limits import RateLimits, address_of
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Where a request comes from, as the list of sessions shows it."""
+    """The address and the program that sent a request, as the list of sessions shows them."""
 
     ip: str | None
     user_agent: str | None
 
     @property
     def address(self) -> str:
-        """What counts as one address for limits."""
+        """The IPv4 address or the IPv6 network that rate limits count."""
         return address_of(self.ip)
 
 
 class SignIn:
-    """What signing in needs besides the database: keys, hash threads, rules, limits and lifetimes."""
+    """The dependencies of sign-in except the database: keys, hash threads, rules, limits and lifetimes."""
 
     def __init__(self, settings: Settings) -> None:
         self.access_tokens = AccessTokens(settings)
@@ -48,7 +48,7 @@ class SignIn:
         self.outbox = Outbox(settings)
         self.sweep = Sweep()
         self.highest_cost = 0
-        """Of all stored hashes, when it was last asked for."""
+        """The highest cost of all stored hashes at the last query."""
         self.requires_verification = settings.email_verification == "required"
         self.password_min_length = settings.password_min_length
         self.lifetimes = {
@@ -59,7 +59,7 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class NewTokens:
-    """A refresh token that is about to be stored, for a session that may be new as well."""
+    """A refresh token that is about to be stored, for a new or an existing session."""
 
     sign_in: SignIn
     client: Client
@@ -73,7 +73,7 @@ class NewTokens:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What the statements take that store it."""
+        """The parameters of the statements that store the token."""
         return {
             "user_id": self.user_id,
             "session_id": self.session_id,
@@ -86,7 +86,7 @@ class NewTokens:
         }
 
     def issue(self, user: Row, session_id: UUID | None = None) -> dict[str, Any]:
-        """Return the answer that signs `user` in, to this new session or to the one that goes on."""
+        """Return the response that signs `user` in, to `session_id` or else to the new session."""
         return {
             "access_token": self.sign_in.access_tokens.issue(self.user_id, session_id or self.session_id),
             "token_type": "bearer",
@@ -99,8 +99,8 @@ class NewTokens:
 async def refresh(database: Database, sign_in: SignIn, client: Client, data: Refresh) -> dict[str, Any]:
     """Spend a refresh token for new tokens; raises `InvalidRefreshTokenError` (RFC 9700 section 4.14).
 
-    A token is good for `USES_WITHIN_GRACE` uses within `REFRESH_GRACE`. A later use ends the session, by
-    a statement of its own that the refusal does not take back.
+    A token is valid for `USES_WITHIN_GRACE` uses within `REFRESH_GRACE`. A later use ends the session in a
+    separate statement, which the error does not roll back.
     """
     user_id = await _owner(database, data.refresh_token)
     spent, new = opaque.digest(data.refresh_token), NewTokens(sign_in, client, user_id)
@@ -126,7 +126,7 @@ async def _owner(database: Database, refresh_token: str) -> str:
 
 
 async def list_sessions(database: Database, caller: Caller) -> list[dict[str, Any]]:
-    """Return the caller's live sessions, the last used first; raises `RevokedTokenError`."""
+    """Return the caller's live sessions, most recently used first; raises `RevokedTokenError`."""
     rows = await database.all(session_statements.LIST_SESSIONS, **caller.values)
     if not rows:
         raise RevokedTokenError
@@ -174,11 +174,11 @@ async def end_other_sessions(database: Database, caller: Caller) -> None:
 
 
 async def end_oldest_sessions(database: Database, signed_in: Row) -> None:
-    """End what the user has beyond `MAX_SESSIONS`, after a sign-in; `signed_in` is its row."""
-    # Sign-ins at the same moment do not see each other: near the limit each looks again.
+    """End the user's sessions beyond `MAX_SESSIONS`. `signed_in` is the row of the sign-in before."""
+    # From half the limit on, a sign-in counts again, because concurrent sign-ins do not see each other.
     if signed_in["count"] < session_statements.MAX_SESSIONS // 2:
         return
-    with suppress(DatabaseError):  # the next sign-in will do
+    with suppress(DatabaseError):  # the next sign-in tries again
         ended = await database.one(session_statements.END_OLDEST_SESSIONS, user_id=signed_in["id"])
         _record_ended(ended)
 

@@ -1,22 +1,23 @@
-"""The statements on sessions, compiled once, and the parts that sign-in and password statements share.
+"""SQL statements on sessions, compiled once, and the parts that sign-in and password statements share.
 
-Lock order, for every statement that waits for a lock:
+Every statement that waits for locks takes them in this order:
 
-1. the user's row, exclusively (a queue of shared locks would let refreshes starve a change of password);
-2. session rows; a statement that locks several of them holds the user's row;
+1. the user's row, exclusively, because a queue of shared locks would let refreshes starve a change of
+   password;
+2. session rows; a statement that locks several of them already holds the user's row;
 3. refresh tokens, then mail tokens;
-4. emails: a new one before the one that it replaces;
+4. emails: the new email before the old one;
 5. the outbox.
 
-A transaction may leave out a step, but never goes back. A registration takes its email first: nobody else
-can wait for its user, who is new. The sweeps of expired sessions skip locked rows.
+A transaction may skip a step but never goes back. A registration takes its email first, because no other
+transaction can wait for the row of a new user. The sweeps of expired sessions skip locked rows.
 
-Each statement compares the `user_id` of each table with a value, not with the column of a subquery: a value
-alone tells PostgreSQL and Citus at once which part of a table the rows are in.
+Each statement compares the `user_id` of each table with a parameter, not with the column of a subquery.
+Only a parameter tells PostgreSQL and Citus at once which partition or shard has the rows.
 
-A statement's snapshot is older than the lock that it waits for. Only the locked row itself is checked
-anew (PostgreSQL manual, "Read Committed Isolation Level"), so what a race decides stands in that row:
-a refresh compares the generation in the session's row, and counts the uses in the token's row.
+A statement's snapshot is older than the lock that it waits for. PostgreSQL then rechecks only the locked row
+(PostgreSQL manual, "Read Committed Isolation Level"). The values that decide a race are therefore columns of
+that row. A refresh compares the generation in the session's row, and counts the uses in the token's row.
 """
 
 from datetime import timedelta
@@ -48,10 +49,10 @@ from backend.auth.models import known_addresses, refresh_tokens, sessions, users
 from backend.database import Statement
 
 MAX_SESSIONS = 100
-"""The sessions that one user may have at a time."""
+"""The most sessions of one user at a time."""
 ADDRESS_KNOWN_FOR = timedelta(days=30)
 SWEPT_AT_ONCE = 100
-"""Owners of expired sessions that one round of the hourly sweep takes."""
+"""The most rows of `EXPIRED_OWNERS` in one round of the hourly sweep."""
 
 USER_FIELDS = ("id", "email", "email_verified", "pending_email", "name", "created_at")
 PROFILE = tuple(users.c[name] for name in USER_FIELDS)
@@ -64,12 +65,12 @@ _refresh_digest = bindparam("refresh_digest", type_=LargeBinary)
 
 
 def ago(period: timedelta) -> ColumnElement[Any]:
-    """Return the moment that was so long ago."""
+    """Return the moment `period` before now."""
     return func.now() - literal(period, Interval)
 
 
 def new_refresh_token(user_id: ColumnElement[str], session: CTE) -> CTE:
-    """Return the insertion of a refresh token of `session`, of the generation that is good there now."""
+    """Return the insertion of a refresh token for `session`, with the session's current generation."""
     return (
         insert(refresh_tokens)
         .from_select(
@@ -82,11 +83,11 @@ def new_refresh_token(user_id: ColumnElement[str], session: CTE) -> CTE:
 
 
 def void_sessions(user_id: ColumnElement[str], changed: CTE, kept: ColumnElement[Any]) -> tuple[CTE, CTE]:
-    """Return the end of all sessions of a user but `kept`, and `kept` with its refresh tokens voided.
+    """Return the deletion of a user's sessions except `kept`, and the voiding of `kept`'s refresh tokens.
 
-    Nothing happens where `changed` has no row. Spent tokens are voided as well. `kept` is a session's id, or
-    null to end all. An earlier statement of the same transaction must hold the user's row, or sessions that
-    begin meanwhile are not seen.
+    `kept` is a session's id, or null to delete all. Spent tokens are voided too. Neither statement changes
+    anything without a row in `changed`. An earlier statement of the same transaction must lock the user's
+    row, because the deletion would miss sessions that begin concurrently.
     """
     ended = (
         delete(sessions)
@@ -105,7 +106,7 @@ def void_sessions(user_id: ColumnElement[str], changed: CTE, kept: ColumnElement
 
 
 def has_row(rows: CTE) -> ColumnElement[bool]:
-    """Return whether there is one in `rows`."""
+    """Return the condition that `rows` has a row."""
     return select(literal_column("1")).select_from(rows).exists()
 
 
@@ -115,9 +116,10 @@ def number_of(rows: FromClause) -> ColumnElement[int]:
 
 
 def begin_session(owner: CTE) -> tuple[CTE, ...]:
-    """Return a session of the user `USER_ID`, its refresh token and address, and some tidying of theirs.
+    """Return the insertion of a session of `USER_ID`, with its refresh token and known address.
 
-    Nothing happens where `owner` has no row.
+    The user's outdated addresses and expired sessions are deleted. Without a row in `owner`, nothing is
+    inserted and no address is deleted.
     """
     session = (
         insert(sessions)
@@ -218,7 +220,10 @@ def _end_oldest_sessions() -> Statement:
 
 
 def changing(change: CTE) -> Statement:
-    """Return this change as the caller's: a row, whose `id` is null where nothing was changed."""
+    """Return a statement that makes `change` for the caller.
+
+    It returns one row, whose `id` is null when nothing changed. It returns no row without a live session.
+    """
     return Statement(select(change).select_from(caller.outerjoin(change, true())))
 
 
@@ -247,15 +252,18 @@ END_SESSION = changing(
 )
 
 LOCK_CALLER = Statement(select(_lock_caller().c.id))
-"""Goes before a statement that voids sessions, in its transaction; no row when the caller's has ended."""
+"""Runs before a statement that voids sessions, in the same transaction.
+
+It returns no row when the caller's session has ended.
+"""
 
 END_OTHER_SESSIONS = _end_other_sessions()
-"""The number of sessions that were ended, or no row when the caller's own has ended."""
+"""Returns the number of deleted sessions, or no row when the caller's own session has ended."""
 
 END_OLDEST_SESSIONS = _end_oldest_sessions()
-"""Ends the sessions past `MAX_SESSIONS` that were used longest ago.
+"""Ends the least recently used sessions beyond `MAX_SESSIONS`.
 
-Goes after the commit of a sign-in: of many at once, the last to commit sees them all.
+It runs after the commit of a sign-in, because the last of concurrent sign-ins to commit sees all sessions.
 """
 
 EXPIRED_OWNERS = Statement(
@@ -264,7 +272,7 @@ EXPIRED_OWNERS = Statement(
     .order_by(sessions.c.expires_at)
     .limit(literal(SWEPT_AT_ONCE))
 )
-"""Owners of sessions that expired longest ago; one may come several times. It asks all parts of the table."""
+"""The users of the sessions that expired longest ago, with repetitions. The query reads all shards."""
 
 SWEEP = Statement(select(number_of(_swept())))
-"""Deletes the user's expired sessions, but those that somebody else has locked."""
+"""Deletes the user's expired sessions, except those that another transaction has locked."""

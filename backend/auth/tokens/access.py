@@ -34,7 +34,7 @@ _REASONS: Final = {
     jwt.ImmatureSignatureError: "not_yet_valid",
     jwt.DecodeError: "malformed",  # last, because the first is a kind of it
 }
-"""What the log tells of an error of PyJWT."""
+"""The reason that the log gives for each error of PyJWT."""
 # Base64url without padding, whose unused last bits are zero: PyJWT takes padding too (RFC 7515 section 2).
 _BASE64URL = "(?:[A-Za-z0-9_-]{4})*(?:[A-Za-z0-9_-][AQgw]|[A-Za-z0-9_-]{2}[AEIMQUYcgkosw048])?"
 _SPELLING = re.compile(rf"{_BASE64URL}\.{_BASE64URL}\.{_BASE64URL}")

@@ -23,14 +23,14 @@ _numbers = count(1)
 
 @dataclass
 class Mailing:
-    """A service that sends mail, its database, and what it has sent."""
+    """A service that sends mail, its database, and its mailbox."""
 
     service: Service
     database: Postgres
     mailbox: Mailbox
 
     def register(self) -> Account:
-        """Register somebody new."""
+        """Register a new account."""
         return self.service.register(email=new_email())
 
     def ask(self, path: str, email: str) -> httpx2.Response:
@@ -38,12 +38,12 @@ class Mailing:
         return self.service.client().post(path, json={"email": email})
 
     def reset_token(self, email: str) -> str:
-        """Return the token of a reset that was asked for just now."""
+        """Request a reset, and return the token of its mail."""
         assert self.ask("/auth/password/forgot", email).status_code == 202
         return self.mailbox.wait(email, "Reset").token
 
     def verify_token(self, email: str) -> str:
-        """Return the token of a verification that was asked for just now."""
+        """Request a verification, and return the token of its mail."""
         assert self.ask("/auth/email/verification", email).status_code == 202
         return self.mailbox.wait(email, "Verify").token
 
@@ -52,17 +52,17 @@ class Mailing:
         return self.service.client().post(path, json=body)
 
     def settled(self, kind: str, email: str) -> None:
-        """Wait until the outbox has done with all mails of a kind to an address."""
+        """Wait until the outbox has finished all mails of a kind to an address."""
         statement = "SELECT id FROM outbox WHERE kind = $1 AND email = $2 AND done_at IS NULL"
         self.mailbox.until(lambda: not self.database.sql(statement, kind, email))
 
     def forget_repetition(self) -> None:
-        """Let a minute pass, as far as the outbox can tell."""
+        """Backdate the outbox by a minute, so that the next mail is no repeat."""
         self.database.sql("UPDATE outbox SET created_at = created_at - interval '61 seconds'")
 
 
 def new_email() -> str:
-    """Return an address that no other test has."""
+    """Return a unique address."""
     return f"mail{next(_numbers)}@example.com"
 
 
@@ -123,7 +123,7 @@ def new_mailing(
 
 @pytest.fixture
 def carol(mailing: Mailing) -> Iterator[Account]:
-    """Somebody with an account at `mailing`."""
+    """An account at `mailing`."""
     account = mailing.register()
     yield account
     account.client.close()

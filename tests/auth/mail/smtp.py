@@ -24,7 +24,7 @@ _TOKEN = re.compile(r"#token=([\w-]{43})")
 
 @dataclass
 class Received:
-    """One mail, as the server was told it and as it reads."""
+    """A received mail, with its envelope and its message."""
 
     recipients: list[str]
     message: EmailMessage
@@ -32,7 +32,7 @@ class Received:
 
     @property
     def subject(self) -> str:
-        """Its subject, which tells its kind."""
+        """The subject of the mail, which shows its kind."""
         return str(self.message["Subject"])
 
     def text(self, subtype: str = "plain") -> str:
@@ -50,20 +50,20 @@ class Received:
 
 @dataclass
 class Mailbox:
-    """What the server does with mail, and what it has accepted."""
+    """The mails that the server has accepted, and its settings."""
 
     port: int
     accepted: list[Received] = field(default_factory=list)
     attempts: int = 0
     refusal: str | None = None
-    """What each mail is refused with; None accepts it."""
+    """The reply that refuses each mail; None accepts it."""
     delay_seconds: float = 0.0
     is_dropping: bool = False
-    """The line is dropped before an answer to the data of a mail, which is accepted all the same."""
+    """If set, the server accepts a mail's data but drops the connection before its reply."""
     hangs_at_quit: bool = False
 
     def behave(self) -> None:
-        """Take mail as a server does that works, and count attempts from 0."""
+        """Restore normal operation, and count attempts from 0."""
         self.attempts, self.refusal, self.delay_seconds = 0, None, 0.0
         self.is_dropping = self.hangs_at_quit = False
 
@@ -89,7 +89,7 @@ class Mailbox:
             time.sleep(0.02)
 
     async def handle_DATA(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802  # aiosmtpd's name
-        """Take a mail or not."""
+        """Accept or refuse a mail."""
         self.attempts += 1
         await asyncio.sleep(self.delay_seconds)
         if self.refusal is not None:
@@ -103,7 +103,7 @@ class Mailbox:
         return "250 OK"
 
     async def handle_QUIT(self, server: SMTP, session: Session, envelope: Envelope) -> str:  # noqa: N802, ARG002  # aiosmtpd's name and arguments
-        """Say goodbye, or nothing for long."""
+        """Reply to QUIT, or delay the reply for long."""
         if self.hangs_at_quit:
             await asyncio.sleep(4)
         return "221 Bye"
@@ -152,7 +152,7 @@ def smtp_server(
     if starttls is not None:
         controller = _WithTLS(mailbox, starttls, **options)
     elif smtps is not None:
-        # aiosmtpd offers no sign-in within TLS that it did not begin, unless it is told so.
+        # aiosmtpd offers sign-in within TLS that it did not begin only with this setting.
         controller = Controller(
             mailbox,
             ssl_context=smtps,

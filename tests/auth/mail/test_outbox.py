@@ -29,21 +29,21 @@ Run = Callable[..., Mailing]
 def shared_hasty(
     new_database: Callable[[], Postgres], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Mailing]:
-    """A service that tries again at once, and gives an attempt a second."""
+    """A service that retries at once and limits each attempt to one second."""
     with running_mailing(new_database(), tmp_path_factory.mktemp("hasty"), program=AT_ONCE) as mailing:
         yield mailing
 
 
 @pytest.fixture
 def hasty(shared_hasty: Mailing) -> Iterator[Mailing]:
-    """The shared one; after each test its mail server is as it was."""
+    """The shared service. After each test its mail server is reset."""
     shared_hasty.mailbox.behave()
     yield shared_hasty
     shared_hasty.mailbox.behave()
 
 
 def asks(mailing: Mailing) -> str:
-    """Have somebody forget their password; return their email."""
+    """Request a reset for a new account; return its email."""
     account = mailing.register()
     mailing.ask(FORGOT, account.email).raise_for_status()
     return account.email

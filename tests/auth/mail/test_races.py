@@ -24,7 +24,7 @@ def test_verifying_while_the_password_is_reset_keeps_neither_from_being_done(
             mailing.mailbox.until(lambda: waiting(mailing.database) == 1)
             verifying = pool.submit(mailing.send, "/auth/email/verify", token=verify)
             mailing.mailbox.until(lambda: waiting(mailing.database) == 2)
-            # PostgreSQL looks for a deadlock once, after a second; one that arises later is another's.
+            # Each waiting request checks for a deadlock once, after a second. A later deadlock is another's.
             mailing.database.sql("SELECT pg_sleep(1.2)")
         assert resetting.result().status_code == 204
         assert code(verifying.result()) == (400, "token_invalid")

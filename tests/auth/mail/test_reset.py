@@ -172,7 +172,7 @@ def test_a_change_of_password_tells_the_owner(mailing: Mailing, carol: Account) 
 def test_the_mail_goes_to_the_account_s_own_address_never_to_one_that_merely_folds_to_it(
     mailing: Mailing, asked_with: str
 ) -> None:
-    """A stranger may own the address that differs in letters alone."""
+    """Another person may own an address that case-folds to the same letters."""
     number = new_email().partition("@")[0]
     email = f"strasse{number}@example.com"
     mailing.service.register(email=email)

@@ -1,4 +1,4 @@
-"""Verification of an email, and what EMAIL_VERIFICATION=required changes."""
+"""Verification of an email, and the effects of EMAIL_VERIFICATION=required."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The tasks of one user, as the answers of the service told them; a check compares them with a list.
+"""Records the tasks of one user from the service's responses; a check compares them with a list.
 
 A write without an answer happened once or not at all. The user never touches its task again, so that it
 has two possible states for ever.
@@ -21,15 +21,15 @@ class Books:
 
     user_id: str
     tasks: dict[int, Task] = field(default_factory=dict)
-    """By id, each as the last answer had it."""
+    """The tasks by id, as their last responses had them."""
     _in_doubt: dict[int, list[Task | None]] = field(default_factory=dict)
-    """By id, what each may hold; None when it may be gone."""
+    """The possible states of uncertain tasks, by id. None means that the task may be deleted."""
     _perhaps_created: dict[str, Task] = field(default_factory=dict)
-    """By title, which no two share, what was sent."""
+    """The sent fields of creations without a response, by their unique titles."""
 
     @contextmanager
     def creating(self, sent: Task) -> Iterator[None]:
-        """Note what comes of a creation when the block raises `UnansweredError`."""
+        """Record a possible creation when the block raises `UnansweredError`."""
         try:
             yield
         except UnansweredError:
@@ -38,7 +38,7 @@ class Books:
 
     @contextmanager
     def writing(self, task_id: int, changes: Task | None) -> Iterator[None]:
-        """Note what comes of a change, or of a deletion (None), when the block raises `UnansweredError`."""
+        """Record a possible change, or deletion (None), when the block raises `UnansweredError`."""
         try:
             yield
         except UnansweredError:
@@ -47,7 +47,7 @@ class Books:
             raise
 
     def problems(self, found: list[Task]) -> Iterator[str]:
-        """Tell where all tasks of the user, as somebody found them, are not what they must be."""
+        """Yield each difference between the tasks found for the user and the books."""
         by_id = {task["id"]: task for task in found}
         if len(by_id) < len(found):
             yield "a task is there twice"
@@ -75,5 +75,5 @@ class Books:
 
 
 def _content(task: Task | None) -> Task | None:
-    """Return what the user decides: when a write without an answer was done, nobody knows."""
+    """Return the fields that the user sets, because the time of an unanswered write is unknown."""
     return task and {name: task[name] for name in ("title", "description", "completed")}

@@ -19,16 +19,16 @@ from tests.service import PASSWORD
 from tests.waiting import until_async
 
 RECOVERY_SECONDS = 10.0
-"""From the end of a fault until the service is ready and stays so; PostgreSQL starts again meanwhile.
+"""The time from the end of a fault until the service stays ready, including a restart of PostgreSQL.
 
 Half of it is for a machine that is busy with other tests.
 """
 READY_IN_A_ROW = 5
-"""Probes, each of whichever worker takes it."""
+"""The number of successful probes in a row. Any worker may answer each."""
 REPLACEMENT_SECONDS = 60.0
-"""Of one worker or of all, also on a machine that has much else to do."""
+"""The time limit to replace one worker or all of them, on a busy machine too."""
 MOST_HELD_UP_SECONDS = 0.5
-"""Statements wait for a moment before they are cut off, so that there are some."""
+"""Statements are held for up to this time before the fault, because it must hit running ones."""
 SLOW_CLIENTS, BETWEEN_BYTES = 40, 0.05
 SIGN_INS_EACH = 8
 
@@ -40,7 +40,7 @@ async def connections_cut(stage: Stage, chance: Random) -> None:
 
 
 async def postgres_killed(stage: Stage, chance: Random) -> None:
-    """The service starts it again by itself."""
+    """Kill PostgreSQL, which the service must restart."""
     killed = stage.postmaster
     assert killed is not None
     async with stage.writes_held_up():
@@ -49,7 +49,7 @@ async def postgres_killed(stage: Stage, chance: Random) -> None:
 
 
 async def worker_killed(stage: Stage, chance: Random) -> None:
-    """What it has sent to the database is done after its end."""
+    """Kill a worker. PostgreSQL still runs the statements that the worker has sent."""
     killed = chance.choice(stage.workers)
     async with stage.writes_held_up():
         await sleep(chance.uniform(0, MOST_HELD_UP_SECONDS))
@@ -62,10 +62,10 @@ async def worker_killed(stage: Stage, chance: Random) -> None:
 
 
 async def workers_replaced(stage: Stage, _: Random) -> None:
-    """A rolling restart: whatever is under way is answered, and all that is asked.
+    """Restart all workers in turn: every request gets its response.
 
-    But for a request that sets out on an idle connection at the very moment at which a worker that nobody
-    asks any more closes it: HTTP/1.1 cannot tell the one from the other (RFC 9112 section 9.5).
+    The exception is a request that is sent on an idle connection just as an unused worker closes it. HTTP/1.1
+    gives the client no way to know whether the request arrived (RFC 9112 section 9.5).
     """
     before = {*stage.workers}
     holding_up = asyncio.create_task(_hold_up_writes(stage))
@@ -81,7 +81,7 @@ async def workers_replaced(stage: Stage, _: Random) -> None:
 
 
 async def _hold_up_writes(stage: Stage) -> None:
-    """Again and again, so that much is under way whenever a worker is told to go."""
+    """Hold up writes repeatedly, so that requests are in progress when a worker gets its signal."""
     while True:
         async with stage.writes_held_up():
             await sleep(1)
@@ -89,13 +89,13 @@ async def _hold_up_writes(stage: Stage) -> None:
 
 
 async def tasks_locked(stage: Stage, chance: Random) -> None:
-    """For less than `DATABASE_TIMEOUT_SECONDS`: all wait, and none fails."""
+    """Lock the tasks for less than `DATABASE_TIMEOUT_SECONDS`. Requests wait, and none fails."""
     async with stage.writes_held_up():
         await sleep(chance.uniform(1, 2))
 
 
 async def slow_clients(stage: Stage, chance: Random) -> None:
-    """Many who send a byte now and then, and go away in the middle."""
+    """Open many connections that send single bytes slowly, and close midway."""
     await asyncio.gather(*(_trickle(stage, chance.uniform(1, 3)) for _ in range(SLOW_CLIENTS)))
 
 
@@ -114,7 +114,7 @@ async def _trickle(stage: Stage, seconds: float) -> None:
 
 
 async def many_sign_ins(stage: Stage, _: Random) -> None:
-    """Everybody at once, several times over."""
+    """Sign in all users at once, several times."""
     await asyncio.gather(*(_sign_in(user) for user in stage.users for _ in range(SIGN_INS_EACH)))
 
 
@@ -150,17 +150,17 @@ REPLACING: frozenset[Fault] = frozenset({worker_killed, workers_replaced})
 
 @dataclass
 class Faults:
-    """Strikes again and again; once `last_replacement` is past, no worker is replaced any more."""
+    """Causes faults repeatedly. After `last_replacement` it replaces no more workers."""
 
     stage: Stage
     journal: Journal
     chance: Random
     last_replacement: float
     pause: float
-    """Between two faults, in seconds, on the average."""
+    """The average seconds between two faults."""
 
     async def strike(self, until_then: float) -> None:
-        """Return when it is late enough, and each kind has had its turn."""
+        """Return after the given time, once each kind of fault has occurred."""
         for fault in self._shuffled():
             await self._strike_once(fault)
         while time.monotonic() < until_then:

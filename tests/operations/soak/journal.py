@@ -14,7 +14,7 @@ from typing import Any
 import httpx2
 
 MOST_KEPT = 50
-"""Wrongs that are told in full; where there are more, they say the same."""
+"""The most wrongs that are reported in full, because further ones are alike."""
 
 
 class Failure(Enum):
@@ -31,11 +31,11 @@ REFUSALS = {
     "503 service_unavailable": Failure.OVERLOADED,
     "503 overloaded": Failure.OVERLOADED,
 }
-"""The surface decides which of the first two it is."""
+"""The prefix of the route determines the first or the second."""
 
 
 class UnansweredError(Exception):
-    """A request failed as a fault excuses it: whether it was done, nobody knows."""
+    """A request failed, and the current fault excuses it. Its effect is unknown."""
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Window:
     began_at: float
     ended_at: float = inf
     left: float = inf
-    """How many of them are excused yet."""
+    """The number of failures that are still excused."""
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Journal:
     excused: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    """How long each answer took."""
+    """The seconds of each response."""
     longest_recovery: float = 0
     _windows: list[Window] = field(default_factory=list)
 
@@ -70,14 +70,14 @@ class Journal:
         sys.stdout.flush()
 
     def blame(self, what: str) -> None:
-        """Note something that must not be."""
+        """Record a wrong."""
         if len(self.wrong) < MOST_KEPT:
             self.wrong.append(f"{time.monotonic() - self.began_at:.1f} s: {what}")
             self.say(f"WRONG: {what}")
 
     @contextmanager
     def fault(self, name: str, excuses: frozenset[Failure], most: float = inf) -> Iterator[Window]:
-        """Excuse these failures, and no more than so many, from here until the end of the block."""
+        """Excuse these failures, at most `most` of them, until the end of the block."""
         self.faults[name] += 1
         window = Window(excuses, time.monotonic(), left=most)
         self._windows.append(window)
@@ -135,7 +135,7 @@ def described(response: httpx2.Response) -> str:
 
 
 def _failure(response: httpx2.Response, said: str) -> Failure | None:
-    """Tell which failure an answer stands for; None when the contract has no such answer."""
+    """Return the failure that a response stands for; None for a response that is no known failure."""
     is_scoped = response.request.url.path.startswith("/api/")
     if "Retry-After" not in response.headers or said.startswith("500") is not (
         is_scoped and REFUSALS.get(said) is Failure.UNAVAILABLE

@@ -18,7 +18,7 @@ from tests.test_rate_limits import Redis
 
 WORKERS, POOL_SIZE = 2, 5
 OURS = "soak"
-"""How our own connections to PostgreSQL are known."""
+"""The application name of the test's own connections to PostgreSQL."""
 
 
 @dataclass
@@ -60,17 +60,17 @@ class Stage:
         try:
             yield connection
         finally:
-            connection.terminate()  # politeness would fail where the server is gone meanwhile
+            connection.terminate()  # `close` would fail if the server has gone
 
     @asynccontextmanager
     async def writes_held_up(self) -> AsyncIterator[None]:
-        """Let every statement on tasks wait for the length of the block."""
+        """Make every statement on tasks wait for the length of the block."""
         async with self.database() as database:
             await database.execute("BEGIN; LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
             yield
 
     async def connections(self) -> int:
-        """Count those that the service has to its database."""
+        """Return the number of the service's connections to its database."""
         async with self.database() as database:
             return int(await database.fetchval(f"SELECT count(*) FROM {_OF_THE_SERVICE}"))  # noqa: S608  # ours
 

@@ -18,13 +18,13 @@ MOST_TASKS = 30
 PAGE = 7
 VISITORS_TITLE = "A visitor's"
 ANSWER_SECONDS = 20
-"""A request without an answer for so long has failed, whatever fault is on."""
+"""A request without a response for these seconds has failed, during every fault."""
 
 _numbers = count(1)
 
 
 class User:
-    """Somebody with an account, one request at a time."""
+    """A user with an account, who sends one request at a time."""
 
     def __init__(self, url: str, journal: Journal, chance: Random) -> None:
         self.number = next(_numbers)
@@ -34,7 +34,7 @@ class User:
         self._journal, self._chance = journal, chance
         self._tokens: dict[str, Any] = {}
         self._is_signed_in = False
-        # An address of their own, so that nobody's failed sign-ins are another's.
+        # Each user has an address, because failed sign-ins of one must not count for another.
         address = f"10.9.{self.number // 250}.{self.number % 250}"
         self._client = httpx2.AsyncClient(
             base_url=url,
@@ -45,7 +45,7 @@ class User:
         )
 
     async def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         await self._client.aclose()
 
     async def send(self, method: str, path: str, *expected: str, **options: Any) -> httpx2.Response:
@@ -60,7 +60,7 @@ class User:
         return response
 
     async def live(self, until: Future[None], pause: float) -> None:
-        """Do one thing after the other, so many seconds apart on the average."""
+        """Do random acts, on average `pause` seconds apart."""
         while not until.done():
             with suppress(UnansweredError):
                 if not self._is_signed_in:
@@ -85,7 +85,7 @@ class User:
         self._take(answer.json())
 
     async def refresh(self) -> None:
-        """Without an answer, the token may be spent: sign in again."""
+        """Refresh, or sign in again if no response came, because the token may be spent."""
         self._is_signed_in = False
         spent = {"refresh_token": self._tokens["refresh_token"]}
         self._take((await self.send("POST", "/auth/refresh", "200", json=spent)).json())
@@ -113,7 +113,7 @@ class User:
         await self.send("POST", "/auth/login", "401 invalid_credentials", json=wrong)
 
     async def visit(self) -> None:
-        """Somebody new comes, and leaves nothing behind."""
+        """Register a new account, use it and delete it."""
         email = f"visitor{next(_numbers)}@example.com"
         credentials = {"email": email, "password": PASSWORD}
         tokens = (await self.send("POST", "/auth/register", "201", json=credentials)).json()
@@ -202,14 +202,14 @@ class User:
         self.check(found)
 
     def check(self, found: list[Task]) -> None:
-        """Compare all tasks of this user, as somebody found them, with the books."""
+        """Compare the tasks found for this user with the books."""
         for problem in self.books.problems(found):
             self._journal.blame(f"user {self.number}: {problem}")
 
     def _some_task(self) -> Task:
         return self._chance.choice([*self.books.tasks.values()])
 
-    # What is refused
+    # Refused requests
 
     async def reach_for_anothers(self) -> None:
         other = self._chance.choice(self.others)
@@ -223,7 +223,7 @@ class User:
         await self.send(method, f"/api/{other.books.user_id}/tasks/{task_id}", "403 wrong_user")
 
     async def blunder(self) -> None:
-        """Send what no client should."""
+        """Send an invalid request."""
         own, scoped = "/tasks", f"/api/{self.books.user_id}/tasks"
         await self.send("POST", own, "400 validation_error", json={"title": ""})
         await self.send("POST", scoped, "422 validation_error", json={"title": 7})
@@ -250,4 +250,4 @@ ACTS: dict[Callable[[User], Awaitable[None]], int] = {
     User.visit: 2,
     User.blunder: 2,
 }
-"""How often each is done, of about a hundred times."""
+"""The weight of each act, of about a hundred in total."""

@@ -16,9 +16,9 @@ from tests.operations.soak.stage import POOL_SIZE, WORKERS, Stage
 
 SAMPLE_SECONDS = 2.0
 WARM_UP_SECONDS = 120.0
-"""In a shorter life, a process grows to what it needs."""
+"""A process is not judged before this time, because it still grows to its normal size."""
 MOST_GROWTH = 4 * 2**20
-"""Bytes from one quarter of a worker's time to another."""
+"""The allowed growth in bytes between two quarters of a worker's time."""
 NO_DATABASE = (
     OSError,
     asyncpg.PostgresError,
@@ -26,14 +26,14 @@ NO_DATABASE = (
     asyncpg.InternalClientError,
     IndexError,
 )
-"""What says that there is none at the moment; the last, that its file is being written."""
+"""The errors while PostgreSQL is down. `IndexError` means that its pid file is being written."""
 MOST_NEW_FILES = POOL_SIZE + STORAGE_CONNECTIONS + 5
-"""Of a process without clients: its connections to the database and to Redis, and what it opens at need."""
+"""The new files of a process without clients: connections to the database and Redis, and 5 others."""
 
 
 @dataclass
 class Sample:
-    """What one process held at a moment."""
+    """The memory, files and connections of a process at one time."""
 
     memory: int
     files: int

@@ -27,7 +27,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Take back."""
-    # The schema before knows no generation: a token that was voided must not come back to life.
+    # The older schema has no generation, so voided tokens are deleted: they must not become valid again.
     op.execute(
         "DELETE FROM refresh_tokens USING sessions "
         "WHERE sessions.id = session_id AND generation <> refresh_generation"

@@ -1,4 +1,4 @@
-"""An index that finds the accounts of one address."""
+"""Index of the known addresses by address, to count the accounts of one."""
 
 from alembic import op
 

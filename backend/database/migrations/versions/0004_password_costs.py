@@ -1,4 +1,4 @@
-"""An index of the costs of the stored hashes, to find the highest."""
+"""Index of the costs of the stored hashes, to find the highest."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Tasks keep the idempotency key that they were created with."""
+"""Tasks store the idempotency key of the request that created them."""
 
 import sqlalchemy as sa
 from alembic import op

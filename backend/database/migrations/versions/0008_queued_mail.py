@@ -1,4 +1,4 @@
-"""Users remember when their mail tokens were voided, so that no mail that still waits gets one."""
+"""Users get `mail_voided_at`, because mails that were queued before it must get no token."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Keys and indexes start with the user, so that the tables can be spread by user; emails have a table."""
+"""Keys and indexes start with the user, because Citus distributes by user; emails get their own table."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -39,8 +39,8 @@ def upgrade() -> None:
     op.drop_index("sessions_user_id", table_name="sessions")
     op.drop_index("mail_tokens_user_id", table_name="mail_tokens")
     op.create_index("tasks_by_id", "tasks", ["id"])
-    # PostgreSQL shall not know who has many tasks, or it plans each list anew: the plan that suits one user
-    # suits all. The type stays as it is; naming it drops what ANALYZE has found out before.
+    # Without statistics on `user_id`, PostgreSQL plans a list once, because one plan suits all users.
+    # The statement leaves the type as it is, but drops the statistics that ANALYZE has collected.
     op.execute("ALTER TABLE tasks ALTER user_id TYPE text, ALTER user_id SET STATISTICS 0")
     op.create_index("refresh_tokens_by_digest", "refresh_tokens", ["digest"])
     op.create_index("mail_tokens_by_digest", "mail_tokens", ["digest"])

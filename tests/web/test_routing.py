@@ -552,6 +552,7 @@ def test_routes_that_swallow_nothing_keep_their_order() -> None:
     router = APIRouter()
     for path in ("/a/{x}", "/b", "/a/{x}/c", "/a/b", "/{y}/b", "/a/{x:path}"):
         router.get(path)(lambda: None)
+    router.mount("/a", FastAPI())
     ordered = [route.path for route in literal_first(router.routes) if isinstance(route, APIRoute)]
     assert ordered == ["/a/b", "/a/{x}", "/b", "/a/{x}/c", "/{y}/b", "/a/{x:path}"]
 

@@ -192,9 +192,7 @@ commands.add_typer(users_commands(_with_database), name="users")
 def _upgrade(url: str, *, wait_seconds: float = 0) -> None:
     """Upgrade the schema in a process of its own, because Alembic would keep ten megabytes of this one."""
     is_current = asyncio.run(revision.is_current(url, wait_seconds=wait_seconds))
-    if (
-        not is_current
-    ):  # pragma: no cover  # untraced: Python 3.11 loses the callers of a coroutine that got an error
+    if not is_current:  # pragma: no cover  # Python 3.11 traces no caller after an error in a coroutine
         done = subprocess.run([sys.executable, "-m", "backend", "migrate"], stdout=sys.stdout, check=False)
         if done.returncode:
             sys.exit(done.returncode)

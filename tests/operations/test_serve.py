@@ -20,6 +20,7 @@ import httpx2
 import jwt
 import psutil
 import pytest
+from uvicorn.config import STARTUP_FAILURE
 
 import tests.service
 from backend.database.embedded import EmbeddedServer, embedded_server
@@ -35,6 +36,7 @@ from tests.service import (
     Service,
     environment,
     free_port,
+    program_with,
     running,
     start,
     wait_until_healthy,
@@ -74,7 +76,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Start services that may fail to come up; the end of the test kills them and their children."""
     begun: list[Service] = []
 
-    def begin(*arguments: str, **settings: str) -> Service:
+    def begin(*arguments: str, **settings: Any) -> Service:
         begun.append(start(tmp_path / f"log{next(_numbers)}", *arguments, **settings))
         return begun[-1]
 
@@ -141,7 +143,7 @@ def test_a_secret_of_the_settings_goes_before_the_kept_one(
     used_data_dir: Path, serve: Callable[..., Service]
 ) -> None:
     service = serve(DATA_DIR=str(used_data_dir), JWT_SECRET=JWT_SECRET)
-    jwt.decode(service.register().tokens["access_token"], JWT_SECRET, ["HS256"])
+    jwt.decode(service.register().tokens["access_token"], JWT_SECRET, ["HS256"], audience="tasks-api")
     assert service.stop() == 0
 
 
@@ -439,6 +441,14 @@ def test_it_can_be_stopped_while_it_waits(
     service = launch(DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
     waits(service)
     assert service.stop(how) == code
+
+
+def test_an_application_that_fails_to_start_ends_the_service(
+    new_database: Callable[[], Postgres], launch: Callable[..., Service]
+) -> None:
+    settings = {"DATABASE_URL": new_database().url, "JWT_SECRET": JWT_SECRET}
+    service = launch(**settings, program=program_with("backend.app.gc = None"))
+    assert service.process.wait(20) == STARTUP_FAILURE
 
 
 def test_a_data_directory_that_cannot_be_one_is_one_line_that_names_it(

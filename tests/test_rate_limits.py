@@ -249,7 +249,7 @@ def test_attempts_over_so_many_that_wait_are_refused_at_once() -> None:
             waiting = [asyncio.create_task(attempt.__aenter__()) for attempt in attempts[1:]]
             await asyncio.sleep(0)
             with pytest.raises(ServiceUnavailableError):
-                await attempts[0].__aenter__()
+                await asyncio.wait_for(attempts[0].__aenter__(), 5)
             for task in waiting:
                 task.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)

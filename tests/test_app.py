@@ -1,14 +1,17 @@
 """`create_app` returns an ASGI application for any server, which an owner may extend as FastAPI documents."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
 import httpx2
-from fastapi import Depends, File, Request, Response, UploadFile
+import pytest
+from fastapi import Depends, File, HTTPException, Request, Response, UploadFile
+from fastapi.responses import StreamingResponse
 
 from backend.app import create_app
 from backend.settings import load_settings
+from backend.web.middleware import MAX_BODY_BYTES
 from tests.conftest import Postgres
 from tests.service import JWT_SECRET, PASSWORD
 
@@ -67,3 +70,52 @@ def test_what_an_owner_adds_to_it_counts_as_in_any_fastapi_application() -> None
 
     assert asyncio.run(scenario()) == ({"given": "resource", "file": "content"}, 418, "not_found")
     assert closed == ["resource"]
+
+
+def test_a_route_of_an_owner_refuses_in_the_shape_of_every_error() -> None:
+    app = create_app(load_settings(database_url="postgresql://localhost/none", jwt_secret=JWT_SECRET))
+
+    @app.get("/square/{side}")
+    async def square(side: int) -> dict[str, int]:
+        if side > 9:
+            raise HTTPException(402, "Only nine are free")
+        return {"area": side * side}
+
+    async def large() -> AsyncIterator[bytes]:
+        yield bytes(MAX_BODY_BYTES + 1)
+
+    async def scenario() -> list[tuple[int, object]]:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://api") as client:
+            answers = [
+                await client.get("/square/10"),
+                await client.get("/square/x"),
+                await client.request("GET", "/square/3", content=large()),
+            ]
+            return [(answer.status_code, answer.json()["code"]) for answer in answers]
+
+    refused = [(402, "payment_required"), (404, "not_found"), (413, "content_too_large")]
+    assert asyncio.run(scenario()) == refused
+
+
+def test_an_owner_may_stream_and_a_stream_that_fails_is_cut_off() -> None:
+    app = create_app(load_settings(database_url="postgresql://localhost/none", jwt_secret=JWT_SECRET))
+
+    @app.get("/parts")
+    async def parts(broken: bool = False) -> Response:  # noqa: FBT002  # a parameter of the query
+        async def each() -> AsyncIterator[bytes]:
+            yield b"one "
+            yield b"two"
+            if broken:
+                raise _TeapotError
+
+        return StreamingResponse(each())
+
+    async def scenario() -> bytes:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://api") as client:
+            with pytest.raises(_TeapotError):
+                await client.get("/parts", params={"broken": True})
+            return (await client.get("/parts")).content
+
+    assert asyncio.run(scenario()) == b"one two"

@@ -17,7 +17,8 @@ import pytest
 import redis
 
 from backend.settings import SettingsError, load_settings
-from backend.web.rate_limits import address_of
+from backend.web.errors import ServiceUnavailableError
+from backend.web.rate_limits import MAX_WAITING, RateLimits, address_of
 from tests import programs
 from tests.conftest import Postgres
 from tests.programs import needs_loopback_addresses
@@ -237,6 +238,23 @@ def test_a_right_password_waits_for_wrong_ones_that_may_still_be_right(limited: 
     right = [login(new_address(), email) for _ in range(20)]
     responses = together(limited, *wrong, *right)
     assert (statuses(responses[:9]), statuses(responses[9:])) == ({401: 9}, {200: 20})
+
+
+def test_attempts_over_so_many_that_wait_are_refused_at_once() -> None:
+    async def scenario() -> None:
+        given = {"rate_limit_signin_account": "1/minute", "rate_limit_signin_address": "1000/minute"}
+        limits = RateLimits(load_settings(jwt_secret=JWT_SECRET, **given))
+        attempts = [limits.guess("192.0.2.1", "ada@example.com") for _ in range(MAX_WAITING + 2)]
+        async with attempts.pop():
+            waiting = [asyncio.create_task(attempt.__aenter__()) for attempt in attempts[1:]]
+            await asyncio.sleep(0)
+            with pytest.raises(ServiceUnavailableError):
+                await asyncio.wait_for(attempts[0].__aenter__(), 5)
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(scenario())
 
 
 def test_the_password_grant_counts_alike_and_refuses_in_the_words_of_oauth(limited: Service) -> None:

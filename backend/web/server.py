@@ -42,7 +42,7 @@ def _run_uvicorn(config: uvicorn.Config, sockets: list[socket.socket]) -> None:
     else:
         with suppress(KeyboardInterrupt):
             server.run(sockets=sockets)
-        if not server.started:
+        if not server.started:  # pragma: no cover  # untraced, as in `backend.__main__._upgrade`
             sys.exit(STARTUP_FAILURE)
 
 

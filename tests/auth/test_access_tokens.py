@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from pydantic import SecretStr
 
+from backend.auth.tokens import authentication
 from backend.auth.tokens.access import AccessTokens, read_header
 from backend.settings import Settings
 from backend.web.bearer import InvalidTokenError
@@ -476,6 +477,12 @@ def test_two_authorization_headers_are_refused(service: Service, good: Token) ->
     value = f"Bearer {good.text}"
     response = service.client().get("/auth/me", headers=[("Authorization", value), ("authorization", value)])
     assert_refused(service, response, "invalid_token", "two_headers")
+
+
+def test_of_the_remembered_tokens_the_oldest_is_forgotten_first() -> None:
+    remembered = {"first": 1, "second": 2}
+    authentication._remember(remembered, "third", 3, most=2)
+    assert remembered == {"second": 2, "third": 3}
 
 
 def test_a_remembered_token_expires_on_time(service: Service, good: Token) -> None:

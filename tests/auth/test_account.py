@@ -236,6 +236,19 @@ def test_of_several_changes_at_once_one_counts_and_its_password_is_right(
     assert len(database.sql("SELECT FROM sessions WHERE user_id = $1", ada.id)) == 2
 
 
+@pytest.mark.parametrize("late", [change, delete])
+def test_a_password_that_is_changed_meanwhile_is_wrong(
+    ada: Account, database: Postgres, threads: ThreadPoolExecutor, late: Callable[[Account], httpx2.Response]
+) -> None:
+    with held(database, "SELECT FROM users WHERE id = $1", ada.id):
+        first = threads.submit(change, ada)
+        assert has_stopped(database, first, 1)
+        second = threads.submit(late, ada)
+        assert has_stopped(database, second, 2)
+    assert first.result().status_code == 200
+    assert refusal(second.result()) == (403, "wrong_password")
+
+
 def _signed_in(service: Service, account: Account) -> httpx2.Client:
     return service.client(login(service, account).json()["access_token"])
 

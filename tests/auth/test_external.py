@@ -770,6 +770,22 @@ def test_a_hung_server_is_given_up_and_asked_again_later(
     assert len(own_tokens.fetches) == 2
 
 
+def test_a_request_that_comes_during_a_fetch_waits_for_it_however_long_it_takes(
+    own_tokens: TokenServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jwks, "RETRY_SECONDS", 0)
+    key = new_key()
+    own_tokens.publish(key)
+
+    async def scenario() -> None:
+        keys = KeySet(own_tokens.url)
+        early, late = await asyncio.gather(keys.find(key.id), keys.find(key.id))
+        assert early is late
+
+    asyncio.run(scenario())
+    assert len(own_tokens.fetches) == 1
+
+
 def test_the_next_fetch_for_an_unknown_key_comes_when_its_time_is_over(
     own_tokens: TokenServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from backend.web.middleware import MAX_BODY_BYTES
 from tests.conftest import Postgres
 from tests.service import PASSWORD, Account, Service
 
@@ -58,6 +59,12 @@ def test_an_ended_session_is_refused_everywhere(ada: Account, database: Postgres
             assert (response.status_code, response.json()["code"]) == (401, "token_revoked"), (method, path)
             assert 'error="invalid_token"' in response.headers["WWW-Authenticate"]
     assert database.sql("SELECT FROM tasks WHERE user_id = $1", ada.id) == []
+
+
+def test_logout_by_an_ended_session_is_401_before_the_body_is_too_large(ada: Account) -> None:
+    ada.client.post("/auth/logout")
+    response = ada.client.post("/auth/logout", content=iter([b"x" * MAX_BODY_BYTES, b"x"]))
+    assert (response.status_code, response.json()["code"]) == (401, "token_revoked")
 
 
 def test_logout_holds_at_once_on_another_process(

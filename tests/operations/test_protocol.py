@@ -628,3 +628,38 @@ def test_a_proxy_may_be_named_and_name_others_by_mapped_addresses(
         names = {"X-Forwarded-For": "203.0.113.5, ::ffff:7f00:2", "X-Request-ID": "forwarded"}
         service.client(headers=names).get("/health").raise_for_status()
         assert [line["ip"] for line in service.lines(request_id="forwarded")] == ["203.0.113.5"]
+
+
+STREAMING = (
+    "-c",
+    """
+from fastapi.responses import StreamingResponse
+from backend import app
+from backend.__main__ import main
+
+create_app = app.create_app
+
+def with_a_stream():
+    application = create_app()
+
+    @application.get("/stream")
+    async def stream() -> StreamingResponse:
+        return StreamingResponse(bytes(2**20) for _ in range(16))
+
+    return application
+
+app.create_app = with_a_stream
+main(["serve"])
+""",
+)
+
+
+def test_a_stream_of_an_owner_waits_for_a_slow_client(database: Postgres, tmp_path: Path) -> None:
+    settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET}
+    with running(tmp_path / "log", program=STREAMING, **settings) as service:
+        port = int(service.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /stream HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n")
+            time.sleep(0.3)  # the client reads nothing yet
+            received = b"".join(iter(lambda: client.recv(2**16), b""))
+    assert received.count(0) == 16 * 2**20

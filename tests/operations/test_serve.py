@@ -3,6 +3,7 @@
 import json
 import os
 import pwd
+import resource
 import shutil
 import signal
 import socket
@@ -16,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import jwt
 import psutil
 import pytest
+from uvicorn.config import STARTUP_FAILURE
 
 import tests.service
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.settings import MIN_SECRET_BYTES
+from backend.web.server import _allow_descriptors
 from tests.conftest import Postgres
 from tests.programs import needs_root, passable_directory
 from tests.service import (
@@ -32,6 +36,7 @@ from tests.service import (
     Service,
     environment,
     free_port,
+    program_with,
     running,
     start,
     wait_until_healthy,
@@ -71,7 +76,7 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Start services that may fail to come up; the end of the test kills them and their children."""
     begun: list[Service] = []
 
-    def begin(*arguments: str, **settings: str) -> Service:
+    def begin(*arguments: str, **settings: Any) -> Service:
         begun.append(start(tmp_path / f"log{next(_numbers)}", *arguments, **settings))
         return begun[-1]
 
@@ -121,14 +126,25 @@ def refusal(service: Service, seconds: float = 20) -> str:
 def test_a_first_start_needs_no_settings_and_leaves_a_secret_for_its_owner_alone(
     data_dir: Path, serve: Callable[..., Service]
 ) -> None:
-    service = serve(DATA_DIR=str(data_dir))
-    service.register().create()
+    service = serve(DATA_DIR=str(data_dir), MAIL_URL="")
+    ada = service.register()
+    ada.create()
+    service.client().post("/auth/password/forgot", json={"email": ada.email})
+    until(lambda: list((data_dir / "mail").glob("*.eml")) != [])
     secret = data_dir / "jwt-secret"
     assert secret.stat().st_mode & 0o777 == 0o600
     assert len(secret.read_bytes()) >= MIN_SECRET_BYTES
-    assert {path.name for path in data_dir.iterdir()} == {"jwt-secret", "postgres"}
+    assert {path.name for path in data_dir.iterdir()} == {"jwt-secret", "mail", "postgres"}
     assert service.stop() == 0
     assert postgres_of(data_dir) == set()
+
+
+def test_a_secret_of_the_settings_goes_before_the_kept_one(
+    used_data_dir: Path, serve: Callable[..., Service]
+) -> None:
+    service = serve(DATA_DIR=str(used_data_dir), JWT_SECRET=JWT_SECRET)
+    jwt.decode(service.register().tokens["access_token"], JWT_SECRET, ["HS256"], audience="tasks-api")
+    assert service.stop() == 0
 
 
 @pytest.mark.parametrize(
@@ -285,6 +301,18 @@ def test_workers_do_not_outlive_a_service_that_was_killed(
     wait_until_healthy(launch(**settings))
 
 
+def test_a_low_limit_on_open_files_is_raised_as_far_as_it_may_be() -> None:
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = 1024
+    assert soft > low
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, hard))
+        _allow_descriptors(low + 1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (low + 1, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_sigterm_ends_it_though_a_client_keeps_it_waiting(
     new_database: Callable[[], Postgres], launch: Callable[..., Service]
 ) -> None:
@@ -405,11 +433,22 @@ def test_it_does_not_wait_longer_than_it_was_told(launch: Callable[..., Service]
     assert "hunter2" not in service.log.read_text()
 
 
-def test_it_can_be_stopped_while_it_waits(launch: Callable[..., Service]) -> None:
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 128 + signal.SIGINT)])
+def test_it_can_be_stopped_while_it_waits(
+    launch: Callable[..., Service], how: signal.Signals, code: int
+) -> None:
     url = f"postgresql://ada@127.0.0.1:{free_port()}/tasks"
     service = launch(DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
     waits(service)
-    assert service.stop() == 0
+    assert service.stop(how) == code
+
+
+def test_an_application_that_fails_to_start_ends_the_service(
+    new_database: Callable[[], Postgres], launch: Callable[..., Service]
+) -> None:
+    settings = {"DATABASE_URL": new_database().url, "JWT_SECRET": JWT_SECRET}
+    service = launch(**settings, program=program_with("backend.app.gc = None"))
+    assert service.process.wait(20) == STARTUP_FAILURE
 
 
 def test_a_data_directory_that_cannot_be_one_is_one_line_that_names_it(

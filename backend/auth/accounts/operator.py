@@ -18,7 +18,6 @@ from backend.auth.mail.outbox import PAGES
 from backend.auth.mail.outbox_statements import NEW_TOKEN
 from backend.auth.mail.sender import sender_for
 from backend.auth.mail.statements import LOCK_USER, Kind
-from backend.auth.models import LOCAL
 from backend.auth.schemas import Email, email_key
 from backend.auth.tokens import opaque
 from backend.database import Database, Row, Statement, Transaction
@@ -105,10 +104,7 @@ async def reset_link(database: Database, settings: Settings, who: str) -> str:
 
 
 async def _new_reset_link(database: Database, settings: Settings, who: str, purpose: Kind) -> str:
-    user = await _find(database, who)
-    if user["issuer"] != LOCAL or user["disabled_at"] is not None:
-        raise NoResetError
-    token = opaque.new_token()
+    user, token = await _find(database, who), opaque.new_token()
     values = {"user_id": user["id"], "email_key": user["email_key"], "created_at": None}
     made = await database.one(NEW_TOKEN[purpose], digest=opaque.digest(token), **values)
     if made is None:

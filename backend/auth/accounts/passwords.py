@@ -61,7 +61,7 @@ def check_rules(password: str, *, email: str, min_length: int, field: str = "pas
 
 def _give_way() -> None:
     """Lower the priority of a hash thread below the event loop's; Linux has a niceness for each thread."""
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # pragma: no branch  # the tests run on Linux
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 

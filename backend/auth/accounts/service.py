@@ -60,7 +60,7 @@ async def register(
     async with database.transaction() as transaction:
         if await transaction.one(statements.TAKE_EMAIL, email_key=key, user_id=new.user_id) is None:
             raise EmailTakenError
-        user = _own(await transaction.one(statements.REGISTER, **fields, **new.values))
+        user = own(await transaction.one(statements.REGISTER, **fields, **new.values))
     events.identify(new.user_id)
     events.record(Event.REGISTERED, session_id=new.session_id)
     return new.issue(user)
@@ -204,12 +204,12 @@ async def _refresh_grant(
 
 async def read_profile(database: Database, caller: Caller) -> dict[str, Any]:
     """Return the caller's user; raises `RevokedTokenError`."""
-    return dict(_own(await database.one(statements.READ_PROFILE, **caller.values)))
+    return dict(own(await database.one(statements.READ_PROFILE, **caller.values)))
 
 
 async def update_profile(database: Database, caller: Caller, data: ProfileUpdate) -> dict[str, Any]:
     """Change the caller's name, or clear it; raises `RevokedTokenError`."""
-    return dict(_own(await database.one(statements.UPDATE_PROFILE, new_name=data.name, **caller.values)))
+    return dict(own(await database.one(statements.UPDATE_PROFILE, new_name=data.name, **caller.values)))
 
 
 async def change_password(
@@ -229,20 +229,18 @@ async def change_password(
     new = NewTokens(sign_in, client, caller.user_id)
     new_hash = await sign_in.hasher.hash(data.new_password, client.address)
     async with database.transaction() as transaction:
-        user = await transaction.one(session_statements.LOCK_CALLER, **caller.values)
-        if user is not None:
-            user = await transaction.one(
-                statements.CHANGE_PASSWORD,
-                old_hash=account["password_hash"],
-                new_hash=new_hash,
-                refresh_digest=new.values["refresh_digest"],
-                **caller.values,
-            )
-        if user is not None and user["id"] is not None:
-            await sign_in.outbox.notify(transaction, Kind.PASSWORD_CHANGED, user)
-    user = _own(user)
-    if user["id"] is None:
-        raise WrongPasswordError(reason="wrong_password")
+        own(await transaction.one(session_statements.LOCK_CALLER, **caller.values))
+        changed = await transaction.one(
+            statements.CHANGE_PASSWORD,
+            old_hash=account["password_hash"],
+            new_hash=new_hash,
+            refresh_digest=new.values["refresh_digest"],
+            **caller.values,
+        )
+        user = own(changed)
+        if user["id"] is None:
+            raise WrongPasswordError(reason="wrong_password")
+        await sign_in.outbox.notify(transaction, Kind.PASSWORD_CHANGED, user)
     sign_in.outbox.wake()
     events.record(Event.PASSWORD_CHANGED, session_id=caller.session_id, sessions_ended=user["count"])
     return new.issue(user, caller.session_id), user["uses_cookie"]
@@ -259,8 +257,8 @@ async def delete_account(
         if deleted is not None and deleted["id"] is not None:
             email = {"email_key": deleted["email_key"], "user_id": caller.user_id}
             await transaction.one(statements.LEAVE_EMAIL, **email)
-    if _own(deleted)["id"] is None:
-        _own(await database.one(statements.CONFIRM_CALLER, **caller.values))  # deleted by another request?
+    if own(deleted)["id"] is None:
+        own(await database.one(statements.CONFIRM_CALLER, **caller.values))  # deleted by another request?
         raise WrongPasswordError(reason="wrong_password")
     events.record(Event.ACCOUNT_DELETED)
 
@@ -269,14 +267,15 @@ async def confirm_password(
     database: Database, sign_in: SignIn, client: Client, caller: Caller, password: str
 ) -> Row:
     """Return the caller's account if `password` is right; a wrong one counts as a failed sign-in."""
-    account = _own(await database.one(statements.READ_ACCOUNT, address=client.address, **caller.values))
+    account = own(await database.one(statements.READ_ACCOUNT, address=client.address, **caller.values))
     guess = Guess(database, sign_in, client, account["email_key"])
     if await guess.cost_of_failure(password, account):
         raise WrongPasswordError(reason="wrong_password")
     return account
 
 
-def _own(row: Row | None) -> Row:
+def own(row: Row | None) -> Row:
+    """Return the row of a statement on the caller; raises `RevokedTokenError` if there is none."""
     if row is None:
         raise RevokedTokenError
     return row

@@ -7,9 +7,9 @@ from uuid import UUID
 
 from backend.auth.accounts import passwords
 from backend.auth.accounts import statements as account_statements
-from backend.auth.accounts.service import confirm_password
+from backend.auth.accounts.service import confirm_password, own
 from backend.auth.caller import Caller
-from backend.auth.errors import RevokedTokenError, WrongPasswordError
+from backend.auth.errors import WrongPasswordError
 from backend.auth.mail import statements
 from backend.auth.mail.errors import MailTokenError
 from backend.auth.mail.schemas import EmailChange, MailRequest, MailToken, PasswordReset
@@ -84,16 +84,13 @@ async def request_email_change(
         sign_in.outbox.check_available()
         await sign_in.limits.mail(client.address)
     except AppError:
-        if await database.one(account_statements.CONFIRM_CALLER, **caller.values) is None:
-            raise RevokedTokenError from None  # this error precedes any other
+        own(await database.one(account_statements.CONFIRM_CALLER, **caller.values))  # a 401 goes first
         raise
     account = await confirm_password(database, sign_in, client, caller, data.password)
     new, outbox = data.new_email, sign_in.outbox
     values = {"old_hash": account["password_hash"], "new_email": new, **caller.values}
     async with database.transaction() as transaction:
-        asked = await transaction.one(statements.ASK_FOR_CHANGE, **values)
-        if asked is None:
-            raise RevokedTokenError
+        asked = own(await transaction.one(statements.ASK_FOR_CHANGE, **values))
         if asked["id"] is None:
             raise WrongPasswordError(reason="wrong_password")
         await outbox.put(transaction, Kind.CHANGE, new, caller.user_id, caller.session_id)
@@ -129,8 +126,7 @@ async def _move_email(transaction: Transaction, user: Row, key: str) -> None:
 
 async def drop_email_change(database: Database, caller: Caller) -> None:
     """Drop the pending change of email, if there is one; raises `RevokedTokenError`."""
-    if await database.one(statements.DROP_CHANGE, **caller.values) is None:
-        raise RevokedTokenError
+    own(await database.one(statements.DROP_CHANGE, **caller.values))
 
 
 class _Token(NamedTuple):

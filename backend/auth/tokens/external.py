@@ -10,7 +10,6 @@ from backend.auth.caller import Caller
 from backend.auth.models import EXTERNAL
 from backend.auth.tokens.access import decode, expiry, subject
 from backend.settings import Settings
-from backend.web.bearer import InvalidTokenError
 
 if TYPE_CHECKING:
     from jwt import PyJWK
@@ -50,8 +49,7 @@ class ExternalTokens:
         if header.get("alg") == SHARED_ALGORITHM and self._secret is not None:
             claims = decode(token, self._secret, SHARED_ALGORITHM, issuer=issuer, audience=audience)
             return _verified(claims)
-        if self._keys is None:
-            raise InvalidTokenError(reason="algorithm")
+        assert self._keys is not None  # `takes` returned True
         key = await self._keys.find(header.get("kid"))
         issuer, audience = issuer or self._origin, audience or self._origin
         claims = decode(token, key.key, key.algorithm_name, issuer=issuer, audience=audience)

@@ -120,6 +120,9 @@ def test_without_mail_url_the_routes_that_would_send_say_so(
         for answer in (*asked, change):
             assert code(answer) == (503, "mail_unavailable")
     assert database.sql("SELECT id FROM outbox") == []
+    asker.client.post("/auth/logout")
+    change = asker.client.post("/auth/email", json={"new_email": asker.email, "password": PASSWORD})
+    assert code(change) == (401, "token_revoked")
 
 
 def test_a_disabled_user_is_told_so_at_sign_in_after_the_right_password_alone(

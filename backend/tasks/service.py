@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from backend.auth.dependencies import Caller, RevokedTokenError
-from backend.database import Database, Row, Statement
+from backend.database import Database, NodeAwayError, Row, Statement
 from backend.tasks import statements
 from backend.tasks.conditions import Moments
 from backend.tasks.errors import (
@@ -160,12 +160,13 @@ async def _one(
 async def _find_owner(database: Database, caller: Caller, task_id: int) -> str | None:
     """Return whose task this is, None where it is nobody's or that is not to be found out in time.
 
-    It looks at the tasks of all users. One look at a time, so that misses never take all connections.
+    It looks at the tasks of all users, and so on all nodes. One look at a time, so that misses never take
+    all connections.
     """
     try:
         async with asyncio.timeout(LOOK_SECONDS), _look:
             row = await _sure(database, statements.ANYBODYS_TASK, caller, task_id=task_id)
-    except TimeoutError:
+    except (TimeoutError, NodeAwayError):
         return None
     owner: str | None = row["user_id"]
     return owner

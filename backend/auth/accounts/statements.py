@@ -36,7 +36,7 @@ from backend.auth.sessions.statements import (
     number_of,
     void_sessions,
 )
-from backend.database import Statement
+from backend.database import Statement, WideStatement
 
 MAX_ACCOUNTS_AT_HOME = 5
 """Accounts that may share a known address, as a household does; more are clients of one proxy or network."""
@@ -65,7 +65,7 @@ def _has_signed_in(user_id: ColumnElement[str]) -> ColumnElement[bool]:
 def _count_accounts() -> Statement:
     # Looking ends at one account too many: an address may have thousands.
     rows = select(known_addresses.c.user_id).where(_lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1))
-    return Statement(select(number_of(rows.subquery())))
+    return WideStatement(select(number_of(rows.subquery())))
 
 
 def _register() -> Statement:
@@ -161,7 +161,7 @@ FIND_ACCOUNT = Statement(
 )
 
 # Read from an index (see `users_password_cost`), so its words must be those of the index.
-HIGHEST_COST = Statement(
+HIGHEST_COST = WideStatement(
     select(func.max(literal_column(HASH_COST, Integer)).label("highest_cost")).select_from(users)
 )
 """The highest cost of all stored hashes, null where there is none; it asks all parts of the table."""

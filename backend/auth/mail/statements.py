@@ -31,7 +31,7 @@ from backend.auth.caller import CALLER_ID, IS_LET_IN, caller
 from backend.auth.mail.models import mail_tokens, outbox
 from backend.auth.models import users
 from backend.auth.sessions.statements import USER_ID, has_row, void_sessions
-from backend.database import Statement
+from backend.database import Statement, WideStatement
 from backend.database.expressions import moment_of
 
 
@@ -127,7 +127,7 @@ READ_TOKEN = Statement(
 )
 """A valid token, before anything is spent."""
 
-OWNER_OF_TOKEN = Statement(select(mail_tokens.c.user_id).where(mail_tokens.c.digest == _digest))
+OWNER_OF_TOKEN = WideStatement(select(mail_tokens.c.user_id).where(mail_tokens.c.digest == _digest))
 """Whose the token of a mailed link is; it asks all parts of the table."""
 
 LOCK_USER = Statement(

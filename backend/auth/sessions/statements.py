@@ -45,7 +45,7 @@ from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import CALLER_ID, CALLER_SESSION, IS_LET_IN, caller
 from backend.auth.models import known_addresses, refresh_tokens, sessions, users
-from backend.database import Statement
+from backend.database import Statement, WideStatement
 
 MAX_SESSIONS = 100
 """The sessions that one user may have at a time."""
@@ -258,7 +258,7 @@ END_OLDEST_SESSIONS = _end_oldest_sessions()
 Goes after the commit of a sign-in: of many at once, the last to commit sees them all.
 """
 
-EXPIRED_OWNERS = Statement(
+EXPIRED_OWNERS = WideStatement(
     select(sessions.c.user_id)
     .where(sessions.c.expires_at <= func.now())
     .order_by(sessions.c.expires_at)

@@ -36,7 +36,7 @@ REMEMBERED: Final = 10_000
 
 _KEYS: Final = {"caller_id": "users", "user_id": "users", "email_key": "emails"}
 """The values that tell a statement's node, the first that it has, with the table that is spread by it."""
-_IS_CITUS: Final = "SELECT 1 FROM pg_extension WHERE extname = 'citus'"
+_IS_CITUS: Final = "SELECT 1 WHERE to_regclass('pg_dist_partition') IS NOT NULL"
 _NODES: Final = (
     "SELECT nodename || ':' || nodeport AS node FROM pg_dist_node WHERE shouldhaveshards "
     "AND EXISTS (SELECT FROM pg_dist_partition WHERE logicalrelid = to_regclass('users'))"

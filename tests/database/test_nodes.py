@@ -7,7 +7,8 @@ which nodes answer. A user whose row is locked stands for one whose node is sile
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -85,6 +86,11 @@ class Stage:
         async with self.database.transaction() as transaction:
             return await transaction.one(WORK, user_id=user_id)
 
+    async def know_all_users(self) -> None:
+        """Let the node of each be looked up, because that takes a connection too."""
+        await self.work("east")
+        await self.work("west")
+
     def ask(self, user_id: str, number: int) -> list[asyncio.Task[Row | None]]:
         """Let a user ask so many times at once."""
         return [asyncio.create_task(self.work(user_id)) for _ in range(number)]
@@ -127,8 +133,11 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(database: Postgres) -> AsyncIterator[Stage]:
-    """Set it up, with one statement done, so that it is known whether the database is spread."""
+async def stage(database: Postgres, *, server: Postgres | None = None) -> AsyncIterator[Stage]:
+    """Set it up, with one statement done, so that it is known whether the database is spread.
+
+    `server` is the database past a proxy that may fail.
+    """
     settings = load_settings(
         database_url=database.url,
         jwt_secret=JWT_SECRET,
@@ -136,13 +145,13 @@ async def stage(database: Postgres) -> AsyncIterator[Stage]:
         database_timeout_seconds=TIMEOUT_SECONDS,
         _env_file=None,
     )
-    server = await asyncpg.connect(**connect_arguments(database.url))
+    direct = await asyncpg.connect(**connect_arguments((server or database).url))
     try:
         async with Database(settings) as opened:
             await opened.one(OWN)
-            yield Stage(opened, server)
+            yield Stage(opened, direct)
     finally:
-        server.terminate()
+        direct.terminate()
 
 
 def play(test: Coroutine[Any, Any, None]) -> None:
@@ -153,6 +162,7 @@ def play(test: Coroutine[Any, Any, None]) -> None:
 def test_a_silent_node_takes_its_share_of_the_connections_and_others_are_served(spread: Postgres) -> None:
     async def run() -> None:
         async with stage(spread) as scene:
+            await scene.know_all_users()
             await scene.freeze(answers=True)
             asked = scene.ask("west", 3 * POOL_SIZE)
             await until_async(lambda: scene.database.pool.in_use >= SHARE)
@@ -169,6 +179,7 @@ def test_a_silent_node_takes_its_share_of_the_connections_and_others_are_served(
 def test_transactions_leave_connections_to_others_too(spread: Postgres) -> None:
     async def run() -> None:
         async with stage(spread) as scene:
+            await scene.know_all_users()
             await scene.freeze(answers=True)
             asked = scene.ask("west", POOL_SIZE)
             asked += [asyncio.create_task(scene.work_in_transaction("west")) for _ in range(POOL_SIZE)]
@@ -187,7 +198,7 @@ def test_on_plain_postgresql_one_user_may_take_all_connections(plain: Postgres) 
             await scene.hold_up()
             asked = scene.ask("west", POOL_SIZE)
             await until_async(lambda: scene.database.pool.in_use == POOL_SIZE)
-            await outcomes_of(asked)
+            assert {type(outcome) for outcome in await outcomes_of(asked)} == {UnreachableError}
 
     play(run())
 
@@ -235,6 +246,27 @@ def test_a_silent_node_costs_nobody_else_an_idle_connection(spread: Postgres) ->
             await scene.heal()
 
     play(run())
+
+
+def test_a_coordinator_that_fell_silent_loses_all_its_connections(spread: Postgres) -> None:
+    """They may be dead for good, each of them, as after a router's restart."""
+    arguments = connect_arguments(spread.url)
+    with closing(Proxy(Path(arguments["host"][0], ".s.PGSQL.5432"))) as network:
+        url = network.url.replace("/postgres?", f"/{arguments['database']}?")
+
+        async def run() -> None:
+            async with stage(Postgres(url), server=spread) as scene:
+                await outcomes_of(scene.ask("east", POOL_SIZE))
+                before = await scene.connections()
+                network.fall_silent()
+                with pytest.raises(UnreachableError):
+                    await scene.work("east")
+                await until_async(lambda: scene.database.pool.in_use == 0)
+                network.forget()
+                assert await scene.work("east")
+                assert len(before) > 1
+
+        play(run())
 
 
 @pytest.fixture

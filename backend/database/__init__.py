@@ -3,17 +3,25 @@
 from asyncpg import InsufficientPrivilegeError
 
 from backend.database.connection import Database, Row, Transaction
-from backend.database.errors import DatabaseError, NotUniqueError, PoolFullError, UnreachableError
-from backend.database.statement import Statement
+from backend.database.errors import (
+    DatabaseError,
+    NodeAwayError,
+    NotUniqueError,
+    PoolFullError,
+    UnreachableError,
+)
+from backend.database.statement import Statement, WideStatement
 
 __all__ = [
     "Database",
     "DatabaseError",
     "InsufficientPrivilegeError",
+    "NodeAwayError",
     "NotUniqueError",
     "PoolFullError",
     "Row",
     "Statement",
     "Transaction",
     "UnreachableError",
+    "WideStatement",
 ]

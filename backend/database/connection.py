@@ -7,7 +7,7 @@ A statement is one round trip. An error of any kind that keeps PostgreSQL from a
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Final, Self
 
 import asyncpg
@@ -16,6 +16,7 @@ from loguru import logger
 
 from backend.database.errors import NotUniqueError, UnreachableError
 from backend.database.hosts import Hosts
+from backend.database.nodes import CHECK, CHECK_SECONDS, FIND, NODE_ERRORS, SEVERAL, Nodes, spread_over
 from backend.database.pool import Pool
 from backend.database.session import STATEMENTS, UNPREPARED, Connection, notice_silence
 from backend.database.statement import Statement
@@ -76,10 +77,15 @@ class Database:
         self.pool = Pool(
             self._connect, size=settings.database_pool_size, idle_seconds=settings.database_idle_seconds
         )
+        self._pool_size = settings.database_pool_size
+        self._nodes: Nodes | None = None
+        self._has_asked_for_nodes = False
 
     async def _connect(self) -> Connection:
         try:
             connection = await self._hosts.connect()
+            if not self._has_asked_for_nodes:
+                await self._ask_for_nodes(connection)
         except asyncpg.PostgresError as error:
             # Any error of the server at this moment means that there is no database for us.
             raise ConnectionError(type(error).__name__) from error
@@ -88,10 +94,25 @@ class Database:
         notice_silence(connection, self._timeout / 2)
         return connection
 
+    async def _ask_for_nodes(self, connection: Connection) -> None:
+        names = await spread_over(connection, seconds=self._timeout)
+        self._has_asked_for_nodes = True
+        if names and self._nodes is None:
+            self._nodes = Nodes(names, self._check, pool_size=self._pool_size)
+
+    async def _check(self, node: str) -> bool:
+        """Return whether the coordinator reaches the node; raises `UnreachableError` if itself is silent."""
+        host, _, port = node.rpartition(":")
+        values = {"host": host, "port": int(port), "milliseconds": str(int(CHECK_SECONDS * 1000))}
+        row = await self._one_of_coordinator(CHECK, values, 2 * CHECK_SECONDS)
+        return row is not None and row["answers"]
+
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._nodes is not None:
+            await self._nodes.close()
         await self.pool.close()
 
     async def one(self, statement: Statement, **values: Any) -> Row | None:
@@ -103,10 +124,31 @@ class Database:
         """Return all rows; raises `UnreachableError` within `DATABASE_TIMEOUT_SECONDS`."""
         return self._run(statement, values)
 
-    async def _run(self, statement: Statement, values: dict[str, Any]) -> Sequence[Row]:
+    def _run(self, statement: Statement, values: dict[str, Any]) -> Awaitable[Sequence[Row]]:
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        if self._nodes is None:
+            return self._repeat(statement, values, deadline)
+        return self._run_on_node(self._nodes, statement, values, deadline)
+
+    async def _run_on_node(
+        self, nodes: Nodes, statement: Statement, values: dict[str, Any], deadline: float
+    ) -> Sequence[Row]:
+        node = await nodes.admit(statement, values, self._one_of_coordinator)
+        if node is None:
+            return await self._repeat(statement, values, deadline)
+        async with nodes.place(node, deadline):
+            return await self._repeat(statement, values, deadline)
+
+    async def _one_of_coordinator(
+        self, statement: Statement, values: dict[str, Any], seconds: float | None = None
+    ) -> Row | None:
+        deadline = asyncio.get_running_loop().time() + (seconds or self._timeout)
+        rows = await self._repeat(statement, values, deadline)
+        return rows[0] if rows else None
+
+    async def _repeat(self, statement: Statement, values: dict[str, Any], deadline: float) -> Sequence[Row]:
         arguments = statement.arguments(values)
         now = asyncio.get_running_loop().time
-        deadline = now() + self._timeout
         for pause in _PAUSES_SECONDS:
             connection = None
             try:
@@ -146,12 +188,18 @@ class Database:
             if isinstance(error, asyncpg.PostgresError) and not isinstance(error, FAILURES):
                 self.pool.give(connection)
             else:
-                self._discard(connection, error)
+                self._discard(connection, error, statement)
             raise
         self.pool.give(connection)
         return rows
 
-    def _discard(self, connection: Connection, error: BaseException) -> None:
+    def _discard(
+        self, connection: Connection, error: BaseException, statement: Statement | None = None
+    ) -> None:
+        is_of_node = self._nodes is not None and statement not in {FIND, CHECK}
+        if is_of_node and isinstance(error, NODE_ERRORS):
+            self.pool.discard_one(connection)
+            return
         if isinstance(error, DOUBTS):
             self._hosts.doubt(connection)
         self.pool.discard(connection)
@@ -168,13 +216,19 @@ class Database:
             "BEGIN ISOLATION LEVEL READ COMMITTED; "  # a pooler's sessions may have another
             f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
         )
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        place = self._nodes.place(SEVERAL, deadline) if self._nodes else nullcontext()
+        async with place, self._transaction(begin, deadline) as transaction:
+            yield transaction
+
+    @asynccontextmanager
+    async def _transaction(self, begin: str, deadline: float) -> AsyncIterator["Transaction"]:
         now = asyncio.get_running_loop().time
-        deadline = now() + self._timeout
         try:
             connection = await self._take(deadline)
             try:
                 await connection.execute(begin, timeout=deadline - now())
-                yield Transaction(connection, self._timeout)
+                yield Transaction(connection, self._timeout, self._nodes)
                 await connection.execute("COMMIT", timeout=self._timeout)
             except BaseException as error:
                 self._discard(connection, error)  # PostgreSQL rolls back what has no COMMIT
@@ -193,12 +247,17 @@ class Transaction:
     connection prepared before, and a transaction can't go on after that error.
     """
 
-    def __init__(self, connection: Connection, seconds: float) -> None:
-        self._connection, self._seconds = connection, seconds
+    def __init__(self, connection: Connection, seconds: float, nodes: Nodes | None) -> None:
+        self._connection, self._seconds, self._nodes = connection, seconds, nodes
         self._last: tuple[Statement, PreparedStatement[Row]] | None = None
 
     async def one(self, statement: Statement, **values: Any) -> Row | None:
-        """Return the first row, or None."""
+        """Return the first row, or None; raises `NodeAwayError`."""
+        if self._nodes is not None:
+            await self._nodes.admit(statement, values, self._one)
+        return await self._one(statement, values)
+
+    async def _one(self, statement: Statement, values: dict[str, Any]) -> Row | None:
         arguments = statement.arguments(values)
         if self._last is None or self._last[0] is not statement:
             prepared = await self._connection.prepare(statement.sql, name="", timeout=self._seconds)

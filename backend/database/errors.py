@@ -13,6 +13,10 @@ class UnreachableError(DatabaseError):
     """PostgreSQL did not answer in time, after retries."""
 
 
+class NodeAwayError(UnreachableError):
+    """The node of a Citus cluster that has the rows did not answer, when it was last checked."""
+
+
 class PoolFullError(DatabaseError):
     """Too many requests wait for a connection already."""
 

@@ -112,8 +112,12 @@ class Pool:
 
     def discard(self, connection: Connection) -> None:
         """Close a connection that failed, and the idle ones, which may have failed too."""
-        self._close_soon(connection)
+        self.discard_one(connection)
         self._close_all_idle()
+
+    def discard_one(self, connection: Connection) -> None:
+        """Close a connection that failed for a reason of its own."""
+        self._close_soon(connection)
 
     def _close_all_idle(self) -> None:
         while connection := self.take_idle():

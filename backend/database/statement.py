@@ -30,3 +30,9 @@ class Statement:
         """Return `values` in the order of the parameters; raises KeyError for a missing one."""
         given = self._constants | values if self._constants else values
         return [given[name] for name in self._names]
+
+
+class WideStatement(Statement):
+    """A statement that looks at rows of all users, so that it asks every node of a spread database."""
+
+    __slots__ = ()

@@ -6,7 +6,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from backend.auth.dependencies import Caller, RevokedTokenError
-from backend.database import Database, Row, Statement
+from backend.database import Database, NodeAwayError, Row, Statement
 from backend.tasks import statements
 from backend.tasks.conditions import Moments
 from backend.tasks.errors import (
@@ -166,7 +166,7 @@ async def _find_owner(database: Database, caller: Caller, task_id: int) -> str |
     try:
         async with asyncio.timeout(LOOK_SECONDS), _look:
             row = await _sure(database, statements.ANYBODYS_TASK, caller, task_id=task_id)
-    except TimeoutError:
+    except (TimeoutError, NodeAwayError):
         return None
     owner: str | None = row["user_id"]
     return owner

@@ -37,7 +37,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from backend.auth.dependencies import CALLER_ID, IS_LET_IN, caller
-from backend.database import Statement
+from backend.database import Statement, WideStatement
 from backend.database.expressions import moment_after, moment_of
 from backend.tasks.models import tasks
 from backend.tasks.paging import SORT_KEYS
@@ -157,7 +157,7 @@ TOGGLE_TASK = _changing(
 
 DELETE_TASK = _changing(delete(tasks).where(_is_callers, _is_as_expected))
 
-ANYBODYS_TASK = Statement(
+ANYBODYS_TASK = WideStatement(
     select(tasks.c.id, tasks.c.user_id).select_from(
         caller.outerjoin(tasks, tasks.c.id == bindparam("task_id", type_=BigInteger))
     )

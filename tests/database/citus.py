@@ -28,10 +28,13 @@ class Cluster:
     def __init__(self) -> None:
         self._names: list[str] = []
         nodes = "SELECT nodename, nodeport FROM pg_dist_node WHERE isactive AND shouldhaveshards"
-        self._workers = [tuple(row) for row in asyncio.run(_sql(connect_arguments(URL), nodes))]
+        self.workers: list[tuple[Any, ...]] = [
+            tuple(row) for row in asyncio.run(_sql(connect_arguments(URL), nodes))
+        ]
+        """Host and port of each, as a new database gets them; a test may put a proxy in the place of one."""
         self._coordinator = connect_arguments(URL)
         own = (self._coordinator["host"][0], self._coordinator["port"][0])
-        self._nodes = [own, *(worker for worker in self._workers if worker != own)]
+        self._nodes = [own, *(worker for worker in self.workers if worker != own)]
 
     def create(self, name: str, *, spread: bool = True) -> str:
         """Make a migrated database, with distributed tables if `spread`; return its URL."""
@@ -50,7 +53,7 @@ class Cluster:
         own = self._on(self._nodes[0], name)
         await _sql(own, f"ALTER DATABASE {name} SET citus.shard_count = {SHARDS}")
         await _sql(own, "SELECT citus_set_coordinator_host($1, $2)", *self._nodes[0])
-        for worker in self._workers:
+        for worker in self.workers:
             await _sql(own, "SELECT citus_add_node($1, $2)", *worker)
 
     def drop(self) -> None:

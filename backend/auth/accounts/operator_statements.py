@@ -26,7 +26,7 @@ from sqlalchemy import (
 from backend.auth.mail.statements import MAIL_VOIDED, void_mail_tokens
 from backend.auth.models import sessions, users
 from backend.auth.sessions.statements import USER_ID, number_of, void_sessions
-from backend.database import Statement
+from backend.database import Statement, WideStatement
 from backend.database.expressions import moment_of
 
 FIELDS = (
@@ -46,7 +46,7 @@ def _shown(user_id: ColumnElement[str]) -> tuple[ColumnElement[Any], ...]:
 
 _email = func.coalesce(users.c.email_key, func.lower(users.c.email), "")
 
-LIST_USERS = Statement(
+LIST_USERS = WideStatement(
     select(*_shown(users.c.id))
     .where(
         or_(~bindparam("unverified", type_=Boolean), users.c.email_verified == false()),

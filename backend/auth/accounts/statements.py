@@ -36,7 +36,7 @@ from backend.auth.sessions.statements import (
     number_of,
     void_sessions,
 )
-from backend.database import Statement
+from backend.database import Statement, WideStatement
 
 MAX_ACCOUNTS_AT_HOME = 5
 """The most accounts that share a household's address. More accounts mean one proxy or network."""
@@ -65,7 +65,7 @@ def _has_signed_in(user_id: ColumnElement[str]) -> ColumnElement[bool]:
 def _count_accounts() -> Statement:
     # The count stops one above the maximum, because an address may have thousands of accounts.
     rows = select(known_addresses.c.user_id).where(_lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1))
-    return Statement(select(number_of(rows.subquery())))
+    return WideStatement(select(number_of(rows.subquery())))
 
 
 def _register() -> Statement:
@@ -161,7 +161,7 @@ FIND_ACCOUNT = Statement(
 )
 
 # The expression must be that of the index `users_password_cost`, because PostgreSQL reads it from there.
-HIGHEST_COST = Statement(
+HIGHEST_COST = WideStatement(
     select(func.max(literal_column(HASH_COST, Integer)).label("highest_cost")).select_from(users)
 )
 """The highest cost of all stored hashes; null when no hash has a cost. The query reads all shards."""

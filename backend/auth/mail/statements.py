@@ -31,7 +31,7 @@ from backend.auth.caller import CALLER_ID, IS_LET_IN, caller
 from backend.auth.mail.models import mail_tokens, outbox
 from backend.auth.models import users
 from backend.auth.sessions.statements import USER_ID, has_row, void_sessions
-from backend.database import Statement
+from backend.database import Statement, WideStatement
 from backend.database.expressions import moment_of
 
 
@@ -136,7 +136,7 @@ READ_TOKEN = Statement(
 )
 """Reads a valid token without spending it."""
 
-OWNER_OF_TOKEN = Statement(select(mail_tokens.c.user_id).where(mail_tokens.c.digest == _digest))
+OWNER_OF_TOKEN = WideStatement(select(mail_tokens.c.user_id).where(mail_tokens.c.digest == _digest))
 """The user of a mailed token. The query reads all shards, because the token carries no user id."""
 
 LOCK_USER = Statement(

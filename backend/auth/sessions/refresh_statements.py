@@ -17,7 +17,7 @@ from backend.auth.sessions.statements import (
     has_row,
     new_refresh_token,
 )
-from backend.database import Statement
+from backend.database import Statement, WideStatement
 from backend.database.expressions import moment_after, moment_of
 
 REFRESH_GRACE = timedelta(seconds=10)
@@ -116,7 +116,7 @@ END_REUSED = Statement(
 )
 """Ends the session whose refresh token was reused after `REFRESH_GRACE`."""
 
-OWNER_OF_TOKEN = Statement(
+OWNER_OF_TOKEN = WideStatement(
     select(refresh_tokens.c.user_id).where(refresh_tokens.c.digest == bindparam("digest", type_=LargeBinary))
 )
 """The user of a refresh token issued before migration 0009, which carries no user id.

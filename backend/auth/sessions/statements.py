@@ -46,7 +46,7 @@ from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import CALLER_ID, CALLER_SESSION, IS_LET_IN, caller
 from backend.auth.models import known_addresses, refresh_tokens, sessions, users
-from backend.database import Statement
+from backend.database import Statement, WideStatement
 
 MAX_SESSIONS = 100
 """The most sessions of one user at a time."""
@@ -266,7 +266,7 @@ END_OLDEST_SESSIONS = _end_oldest_sessions()
 It runs after the commit of a sign-in, because the last of concurrent sign-ins to commit sees all sessions.
 """
 
-EXPIRED_OWNERS = Statement(
+EXPIRED_OWNERS = WideStatement(
     select(sessions.c.user_id)
     .where(sessions.c.expires_at <= func.now())
     .order_by(sessions.c.expires_at)

@@ -297,7 +297,7 @@ def test_every_statement_on_tasks_names_the_caller_and_a_miss_costs_a_second(
 def test_a_miss_of_a_concealed_task_costs_no_second_statement(
     concealing: Service, proxy: Proxy, route: tuple[str, str]
 ) -> None:
-    """With CONCEAL_FOREIGN_TASKS the tasks of others are never looked at; on a cluster that asks all nodes."""
+    """CONCEAL_FOREIGN_TASKS saves the look at tasks of others, which on a cluster asks all nodes."""
     ada, bob = concealing.register(), concealing.register()
     task = ada.create()
     refused = send(proxy, bob, route, task)

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.database import citus
+
 
 def _needs(what: str, *, is_here: bool) -> pytest.MarkDecorator:
     """Mark the tests that need what nobody can install: they skip where it is not, and say what it is."""
@@ -45,6 +47,10 @@ needs_prlimit = _needs(
     "Linux, which limits the files of another process", is_here=hasattr(resource, "prlimit")
 )
 needs_full_device = _needs("/dev/full, a device that is full", is_here=FULL_DEVICE.exists())
+
+
+needs_own_server = _needs("the tests' own PostgreSQL, not the cluster of TEST_CITUS_URL", is_here=not citus.URL)
+"""Marks tests of the plans, the locks or the sessions of one server; a cluster spreads all three."""
 
 
 def find(*names: str, hint: str) -> str:

@@ -49,7 +49,7 @@ needs_prlimit = _needs(
 needs_full_device = _needs("/dev/full, a device that is full", is_here=FULL_DEVICE.exists())
 
 
-needs_own_server = _needs("the tests' own PostgreSQL, not the cluster of TEST_CITUS_URL", is_here=not citus.URL)
+needs_own_server = _needs("the tests' own PostgreSQL, not TEST_CITUS_URL", is_here=not citus.URL)
 """Marks tests of the plans, the locks or the sessions of one server; a cluster spreads all three."""
 
 

@@ -24,9 +24,7 @@ FILL = (
 )
 
 
-def command(
-    database: Postgres, *arguments: str, directory: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
+def command(database: Postgres, *arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "backend", *arguments],
         cwd=directory,
@@ -110,7 +108,7 @@ def test_a_spread_database_is_migrated_checked_and_served_like_any(
     for arguments in (("--new", "More columns"), (), ("--check",)):
         done = command(on_cluster, "migrate", *arguments, directory=changed)
         assert done.returncode == 0, done.stderr
-    program = f"import sys; sys.path.insert(0, '{changed}'); from backend.__main__ import main; main(['serve'])"
+    program = f"import sys; sys.path[:0] = ['{changed}']; from backend.__main__ import main; main(['serve'])"
     settings = {"DATABASE_URL": on_cluster.url, "JWT_SECRET": JWT_SECRET}
     with running(tmp_path / "log", program=("-c", program), **settings) as service:
         ada = service.register()

@@ -195,6 +195,18 @@ def test_a_request_that_succeeds_is_one_statement_and_one_round_trip(
     assert len(proxy.sent) == proxy.round_trips == 1
 
 
+def test_no_statement_has_the_driver_ask_for_a_type(
+    proxy: Proxy, new_service: Callable[..., Service]
+) -> None:
+    """It asks by a slow query, once on each connection, for arrays of all types but text."""
+    account = new_service(DATABASE_URL=proxy.url).register()
+    proxy.forget()
+    for (method, path), body in ROUTES.items():
+        url = path.format(task_id=account.create()["id"])
+        account.client.request(method, url, json=body).raise_for_status()
+    assert [sent.sql for sent in proxy.sent if "pg_type" in sent.sql] == []
+
+
 def test_a_change_of_email_checks_the_session_by_the_statements_that_do_the_work(
     new_service: Callable[..., Service], proxy: Proxy
 ) -> None:

@@ -98,7 +98,7 @@ def stories_of_sessions(service: Service, database: Postgres, carl: Account) -> 
     change = {"current_password": PASSWORD, "new_password": f"{PASSWORD}, a new one"}
     response = carl.client.post("/auth/password", json=change)
     yield Event.PASSWORD_CHANGED, response, carl.id
-    database.sql("UPDATE refresh_tokens SET spent_at = spent_at - interval '1 hour'")
+    database.sql("UPDATE refresh_tokens SET spent_at = now() - interval '1 hour' WHERE spent_at < now()")
     yield Event.REFRESH_REUSED, service.client().post("/auth/refresh", json=refreshing), carl.id
     again = {**login, "password": change["new_password"]}
     client = service.client(service.client().post("/auth/login", json=again).json()["access_token"])

@@ -130,7 +130,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.gauge = partial(_gauge, app)
     app.state.authenticator = Authenticator(settings, app.state.sign_in.access_tokens)
     app.state.cursors = Cursors(settings)
-    own_tasks = replace(SELF_CONTAINED, foreign_task=404 if settings.conceal_foreign_tasks else 403)
+    own_tasks = replace(SELF_CONTAINED, foreign_task=None if settings.conceal_foreign_tasks else 403)
     for router in (
         task_router("/tasks", own_tasks),
         task_router("/api/{user_id}/tasks", USER_SCOPED, " of a user", [USER_ID]),

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.database import citus
+
 
 def _needs(what: str, *, is_here: bool) -> pytest.MarkDecorator:
     """Mark tests that need a feature of the system: they skip without it, and name it."""
@@ -45,6 +47,10 @@ needs_prlimit = _needs(
     "Linux, which limits the files of another process", is_here=hasattr(resource, "prlimit")
 )
 needs_full_device = _needs("/dev/full, a device that is full", is_here=FULL_DEVICE.exists())
+
+
+needs_own_server = _needs("the tests' own PostgreSQL, not TEST_CITUS_URL", is_here=not citus.URL)
+"""Marks tests of the plans, the locks or the sessions of one server; a cluster spreads all three."""
 
 
 def find(*names: str, hint: str) -> str:

@@ -45,7 +45,7 @@ class Proxy:
 
     def __init__(self, database: Postgres) -> None:
         arguments = connect_arguments(database.url)
-        self._server = f"{arguments['host'][0]}/.s.PGSQL.{arguments['port'][0]}"
+        self._server = arguments["host"][0], arguments["port"][0]
         self._listener = socket.create_server(("127.0.0.1", 0))
         port = self._listener.getsockname()[1]
         name = quote(arguments["database"])
@@ -64,8 +64,7 @@ class Proxy:
                 client, _ = self._listener.accept()
             except OSError:
                 return
-            server = socket.socket(socket.AF_UNIX)
-            server.connect(self._server)
+            server = _connect(*self._server)
             frontend = Frontend(self)
             Thread(target=_pump, args=(client, server, frontend.read), daemon=True).start()
             Thread(target=_pump, args=(server, client, lambda _: None), daemon=True).start()
@@ -74,6 +73,14 @@ class Proxy:
         """Take no more connections."""
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+
+
+def _connect(host: str, port: int) -> socket.socket:
+    if not host.startswith("/"):
+        return socket.create_connection((host, port))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(f"{host}/.s.PGSQL.{port}")
+    return connection
 
 
 def _pump(source: socket.socket, target: socket.socket, look: Callable[[bytes], None]) -> None:
@@ -153,6 +160,15 @@ def watched(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield service
 
 
+@pytest.fixture(scope="module")
+def concealing(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service with CONCEAL_FOREIGN_TASKS behind the same proxy."""
+    log = tmp_path_factory.mktemp("concealing") / "log"
+    settings = {"DATABASE_URL": proxy.url, "JWT_SECRET": JWT_SECRET, "CONCEAL_FOREIGN_TASKS": "true"}
+    with running(log, **settings) as service:
+        yield service
+
+
 def send(
     proxy: Proxy, account: Account, route: tuple[str, str], task: dict[str, Any], **query: Any
 ) -> httpx2.Response:
@@ -161,6 +177,11 @@ def send(
     proxy.forget()
     url = path.format(task_id=task["id"], user_id=account.id)
     return account.client.request(method, url, json=ROUTES[route], params=query)
+
+
+def on_tasks(proxy: Proxy) -> list[Sent]:
+    """Return the statements on the table, without those of the driver."""
+    return [sent for sent in proxy.sent if re.search(r"\btasks\b", sent.sql)]
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=" ".join)
@@ -172,6 +193,18 @@ def test_a_request_that_succeeds_is_one_statement_and_one_round_trip(
         response = send(proxy, account, route, account.create("Buy milk", description="Two litres"))
         assert response.is_success, response.text
     assert len(proxy.sent) == proxy.round_trips == 1
+
+
+def test_no_statement_has_the_driver_ask_for_a_type(
+    proxy: Proxy, new_service: Callable[..., Service]
+) -> None:
+    """It asks by a slow query, once on each connection, for arrays of all types but text."""
+    account = new_service(DATABASE_URL=proxy.url).register()
+    proxy.forget()
+    for (method, path), body in ROUTES.items():
+        url = path.format(task_id=account.create()["id"])
+        account.client.request(method, url, json=body).raise_for_status()
+    assert [sent.sql for sent in proxy.sent if "pg_type" in sent.sql] == []
 
 
 def test_a_change_of_email_checks_the_session_by_the_statements_that_do_the_work(
@@ -259,9 +292,9 @@ def test_every_statement_on_tasks_names_the_caller_and_a_miss_costs_a_second(
     looks = {}
     for account, target in ((bob, task), (ada, deleted), (gone, task), (ada, task)):
         response = send(proxy, account, route, target)
-        on_tasks = [sent for sent in proxy.sent if re.search(r"\btasks\b", sent.sql)]
-        assert all(account.id.encode() in sent.values for sent in on_tasks)
-        looks[account.email, target["id"]] = (response.status_code, len(on_tasks))
+        found = on_tasks(proxy)
+        assert all(account.id.encode() in sent.values for sent in found)
+        looks[account.email, target["id"]] = (response.status_code, len(found))
     is_of_one = "{task_id}" in route[1]
     success = {"POST": 201, "DELETE": 204}.get(route[0], 200)
     assert looks == {
@@ -270,3 +303,15 @@ def test_every_statement_on_tasks_names_the_caller_and_a_miss_costs_a_second(
         (gone.email, task["id"]): (401, 1),
         (ada.email, task["id"]): (success, 1),
     }
+
+
+@pytest.mark.parametrize("route", [route for route in ROUTES if "{task_id}" in route[1]], ids=" ".join)
+def test_a_miss_of_a_concealed_task_costs_no_second_statement(
+    concealing: Service, proxy: Proxy, route: tuple[str, str]
+) -> None:
+    """CONCEAL_FOREIGN_TASKS saves the look at tasks of others, which on a cluster asks all nodes."""
+    ada, bob = concealing.register(), concealing.register()
+    task = ada.create()
+    refused = send(proxy, bob, route, task)
+    assert (refused.status_code, refused.json()["code"]) == (404, "task_not_found")
+    assert len(on_tasks(proxy)) == 1

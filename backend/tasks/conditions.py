@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from backend.database import Row
 
-Moments = Sequence[datetime] | None
-"""The values of `updated_at` that an `If-Match` allows; None without the header or with `*`."""
+Moments = Sequence[str] | None
+"""The values of `updated_at`, in ISO 8601, that an `If-Match` allows; None without the header or with `*`."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -49,7 +49,11 @@ def allowed(if_match: bytes | None, task_id: int) -> Moments:
     found = [one for tag in _tags(if_match) if (one := _OF_TASK.fullmatch(tag))]
     moments = [_EPOCH + timedelta(microseconds=int(one[2], 16)) for one in found]
     # A tag of another task does not match, nor does one with leading zeros.
-    return [moment for one, moment in zip(found, moments, strict=True) if one[0] == _spelled(task_id, moment)]
+    return [
+        moment.isoformat()
+        for one, moment in zip(found, moments, strict=True)
+        if one[0] == _spelled(task_id, moment)
+    ]
 
 
 def _spelled(task_id: int, moment: datetime) -> bytes:

@@ -34,8 +34,12 @@ LOOK_SECONDS = 1.0
 """The longest wait to distinguish 403 from 404 for a task the caller lacks. After it the status is 404."""
 _look = asyncio.Lock()
 
-FOREIGN_TASK: dict[int, type[AppError]] = {403: TaskForbiddenError, 404: ConcealedTaskError}
-"""The error for another user's task, by the status of the surface."""
+FOREIGN_TASK: dict[int | None, type[AppError]] = {
+    403: TaskForbiddenError,
+    404: ConcealedTaskError,
+    None: TaskNotFoundError,
+}
+"""The error for another user's task, by `Contract.foreign_task`."""
 
 
 async def create_task(
@@ -151,10 +155,17 @@ async def _one(
         own = await _sure(database, statements.READ_TASK, caller, task_id=task_id)
         if own["id"] is not None:
             raise PreconditionFailedError
+    raise await _missed(database, caller, contract, task_id)
+
+
+async def _missed(database: Database, caller: Caller, contract: Contract, task_id: int) -> AppError:
+    """Return the error for a task that the caller does not have; raises `RevokedTokenError`."""
+    if contract.foreign_task is None:
+        return TaskNotFoundError()
     owner = await _find_owner(database, caller, task_id)
     if owner is None or owner == caller.user_id:  # the caller created it between the two statements
-        raise TaskNotFoundError
-    raise FOREIGN_TASK[contract.foreign_task](reason="foreign_task")
+        return TaskNotFoundError()
+    return FOREIGN_TASK[contract.foreign_task](reason="foreign_task")
 
 
 async def _find_owner(database: Database, caller: Caller, task_id: int) -> str | None:

@@ -14,7 +14,8 @@ class Contract:
     """The statuses in which the two groups of routes differ, and the format of their errors."""
 
     invalid: Literal[400, 422]
-    foreign_task: Literal[403, 404]
+    foreign_task: Literal[403, 404] | None
+    """None answers 404 and does not look whether another user has the task."""
     unavailable: Literal[503, 500]
     speaks_oauth: bool = False
     """Error bodies have `error` and `error_description` too (RFC 6749 section 5.2)."""

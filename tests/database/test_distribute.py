@@ -1,8 +1,10 @@
 """`python -m backend distribute` distributes all tables of users over a cluster's nodes, or none."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from sqlmodel import SQLModel
@@ -13,7 +15,7 @@ import backend.tasks.models  # noqa: F401  # all three fill SQLModel.metadata
 from backend.database.distribute import BY_EMAIL, BY_USER
 from tests.conftest import Postgres
 from tests.database import citus
-from tests.service import JWT_SECRET, environment
+from tests.service import JWT_SECRET, ROOT, environment, running
 
 ON_A_CLUSTER = pytest.mark.skipif(not citus.URL, reason="needs TEST_CITUS_URL")
 FILL = (
@@ -22,9 +24,10 @@ FILL = (
 )
 
 
-def command(database: Postgres, *arguments: str) -> subprocess.CompletedProcess[str]:
+def command(database: Postgres, *arguments: str, directory: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "backend", *arguments],
+        cwd=directory,
         env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
         input="n\n",
         capture_output=True,
@@ -80,13 +83,38 @@ def test_tables_are_spread_once_after_a_yes_and_keep_their_rows(on_cluster: Post
     assert (again.returncode, again.stdout) == (0, "all tables are spread already\n")
 
 
+def with_new_columns(directory: Path) -> Path:
+    """Copy the code, with a column and an index more of tasks and a column more of users."""
+    shutil.copytree(ROOT / "backend", directory / "backend")
+    priority = "priority: int = Field(sa_column=Column(BigInteger, nullable=False, server_default='0'))"
+    for name, line, more in (
+        ("tasks", "    title: str = Field(", f"    {priority}"),
+        ("tasks", '        Index("tasks_by_created"', '        Index("by_priority", "user_id", "priority"),'),
+        ("auth", "    name: str | None", "    nickname: str | None = Field(sa_column=Column(Text))"),
+    ):
+        models = directory / "backend" / name / "models.py"
+        models.write_text(models.read_text().replace(line, f"{more}\n{line}", 1))
+    return directory
+
+
 @ON_A_CLUSTER
-def test_the_schema_of_a_spread_database_is_checked_and_changed_as_before(on_cluster: Postgres) -> None:
+def test_a_spread_database_is_migrated_checked_and_served_like_any(
+    on_cluster: Postgres, tmp_path: Path
+) -> None:
+    """`migrate --new` writes the migration, and Citus carries it out on all nodes."""
     assert command(on_cluster, "distribute", "--yes").returncode == 0
-    checked = command(on_cluster, "migrate", "--check")
-    assert checked.returncode == 0, checked.stderr
-    on_cluster.sql("ALTER TABLE tasks ADD due_at timestamptz")
-    assert on_cluster.sql("SELECT count(due_at) AS n FROM tasks") == [{"n": 0}]
+    assert command(on_cluster, "migrate", "--check").returncode == 0
+    changed = with_new_columns(tmp_path)
+    for arguments in (("--new", "More columns"), (), ("--check",)):
+        done = command(on_cluster, "migrate", *arguments, directory=changed)
+        assert done.returncode == 0, done.stderr
+    program = f"import sys; sys.path[:0] = ['{changed}']; from backend.__main__ import main; main(['serve'])"
+    settings = {"DATABASE_URL": on_cluster.url, "JWT_SECRET": JWT_SECRET}
+    with running(tmp_path / "log", program=("-c", program), **settings) as service:
+        ada = service.register()
+        task = ada.create()
+        assert ada.client.get("/tasks").json() == [task]
+    assert on_cluster.sql("SELECT count(*), sum(priority) FROM tasks") == [{"count": 1001, "sum": 0}]
 
 
 @ON_A_CLUSTER

@@ -29,11 +29,13 @@ from backend.database.url import connect_arguments
 from tests.conftest import Postgres
 from tests.operations.proxy import Loss, Proxy
 from tests.operations.writers import at_work
-from tests.programs import needs_user_timeout, passable_directory
+from tests.programs import needs_own_server, needs_user_timeout, passable_directory
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running, start
 from tests.tasks.test_user_scoped import every_request
 from tests.tokens import resigned
 from tests.waiting import until
+
+pytestmark = needs_own_server
 
 TIMEOUT_SECONDS, POOL_SIZE = 2, 5
 SLACK_SECONDS = 4

@@ -9,6 +9,7 @@ import pytest
 
 from backend.database.url import connect_arguments
 from tests.conftest import Postgres
+from tests.programs import needs_own_server
 from tests.service import START_SECONDS, Account, Service
 from tests.tasks.test_concurrency import at_once
 
@@ -112,6 +113,7 @@ async def queue(database: Postgres, length: int) -> None:
     await connection.close()
 
 
+@needs_own_server
 def test_without_a_condition_a_task_that_is_created_meanwhile_is_404_and_never_412(
     ada: Account, database: Postgres
 ) -> None:

@@ -15,6 +15,9 @@ from backend.database import Statement
 from backend.database.url import connect_arguments
 from backend.tasks import statements
 from tests.conftest import Postgres
+from tests.programs import needs_own_server
+
+pytestmark = needs_own_server
 
 HEAVY = "0"
 """The user with 5,000 tasks. A tenth of each user's tasks are pending."""

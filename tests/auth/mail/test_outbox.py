@@ -13,6 +13,7 @@ from tests.auth.mail.smtp import LOGIN, LOGIN_SECRET, Mailbox, smtp_server, tls
 from tests.auth.mail.test_reset import FORGOT, code
 from tests.certificates import make_certificates
 from tests.conftest import Postgres
+from tests.programs import needs_own_server
 from tests.service import Service, free_port, program_with
 from tests.tasks.test_concurrency import at_once
 
@@ -255,6 +256,7 @@ def test_without_smtp_each_mail_is_a_private_file_that_the_log_names(
     assert "reset-password#token=" not in service.log.read_text()
 
 
+@needs_own_server
 def test_an_idle_service_sends_no_query_for_mail(new_mailing: Run) -> None:
     mailing = new_mailing(DATABASE_IDLE_SECONDS="1")
     mailing.mailbox.wait(asks(mailing))

@@ -1,7 +1,8 @@
 """Databases spread over the nodes of a real Citus cluster, for a run with `TEST_CITUS_URL`.
 
 It is the URL of a coordinator's database whose `pg_dist_node` names the workers. Its role may make databases
-on all of them.
+on all of them. Each database costs a node some connections: `max_connections = 600` and
+`max_worker_processes = 200` are enough for a run.
 """
 
 import asyncio

@@ -1,5 +1,6 @@
 """`python -m backend distribute` distributes all tables of users over a cluster's nodes, or none."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,7 @@ def command(database: Postgres, *arguments: str, directory: Path = ROOT) -> subp
 def on_cluster() -> Iterator[Postgres]:
     """A migrated database of a cluster, with rows and without distributed tables."""
     with citus.cluster() as cluster:
-        database = Postgres(cluster.create("test_distribute", spread=False))
+        database = Postgres(cluster.create(f"test_{os.getpid()}_distribute", spread=False))
         for statement in FILL:
             database.sql(statement)
         yield database
@@ -69,6 +70,16 @@ def test_a_database_that_is_not_ready_is_told_in_one_line(
 
 
 @ON_A_CLUSTER
+def test_a_cluster_without_workers_is_told_in_one_line(on_cluster: Postgres) -> None:
+    for worker in on_cluster.sql("SELECT nodename, nodeport FROM pg_dist_node WHERE shouldhaveshards"):
+        on_cluster.sql("SELECT citus_remove_node($1, $2)", *worker.values())
+    done = command(on_cluster, "distribute", "--yes")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "add one by citus_add_node" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@ON_A_CLUSTER
 def test_tables_are_spread_once_after_a_yes_and_keep_their_rows(on_cluster: Postgres) -> None:
     asked = command(on_cluster, "distribute")
     assert (asked.returncode, spread(on_cluster)) == (1, {})
@@ -79,8 +90,21 @@ def test_tables_are_spread_once_after_a_yes_and_keep_their_rows(on_cluster: Post
     assert groups.keys() == {*BY_USER, *BY_EMAIL}
     assert len({groups[table] for table in BY_USER}) == 1
     assert on_cluster.sql("SELECT count(*) AS n FROM tasks") == [{"n": 1000}]
+    assert on_cluster.sql("SELECT pg_relation_size('tasks') AS of_coordinator") == [{"of_coordinator": 0}]
     again = command(on_cluster, "distribute", "--yes")
     assert (again.returncode, again.stdout) == (0, "all tables are spread already\n")
+
+
+@ON_A_CLUSTER
+def test_all_tables_are_spread_or_none(on_cluster: Postgres) -> None:
+    """A unique index without the user cannot be spread, which shows after other tables are."""
+    on_cluster.sql("CREATE UNIQUE INDEX by_id_alone ON tasks (id)")
+    failed = command(on_cluster, "distribute", "--yes")
+    assert (failed.returncode, spread(on_cluster)) == (1, {})
+    assert "users: done" in failed.stdout
+    assert failed.stderr.endswith("; nothing was changed\n")
+    on_cluster.sql("DROP INDEX by_id_alone")
+    assert command(on_cluster, "distribute", "--yes").returncode == 0
 
 
 def with_new_columns(directory: Path) -> Path:

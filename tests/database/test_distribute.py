@@ -18,7 +18,6 @@ from tests.conftest import Postgres
 from tests.database import citus
 from tests.service import JWT_SECRET, ROOT, environment, running
 
-ON_A_CLUSTER = pytest.mark.skipif(not citus.URL, reason="needs TEST_CITUS_URL")
 FILL = (
     "INSERT INTO users (id, issuer) SELECT n, 'better-auth' FROM generate_series(1, 50) n",
     "INSERT INTO tasks (user_id, title, title_key) SELECT id, 'x', 'x' FROM users, generate_series(1, 20)",
@@ -69,7 +68,7 @@ def test_a_database_that_is_not_ready_is_told_in_one_line(
         assert command(database, "migrate").returncode == 0
 
 
-@ON_A_CLUSTER
+@pytest.mark.cluster
 def test_a_cluster_without_workers_is_told_in_one_line(on_cluster: Postgres) -> None:
     for worker in on_cluster.sql("SELECT nodename, nodeport FROM pg_dist_node WHERE shouldhaveshards"):
         on_cluster.sql("SELECT citus_remove_node($1, $2)", *worker.values())
@@ -79,7 +78,7 @@ def test_a_cluster_without_workers_is_told_in_one_line(on_cluster: Postgres) -> 
     assert done.stderr.count("\n") == 1
 
 
-@ON_A_CLUSTER
+@pytest.mark.cluster
 def test_tables_are_spread_once_after_a_yes_and_keep_their_rows(on_cluster: Postgres) -> None:
     asked = command(on_cluster, "distribute")
     assert (asked.returncode, spread(on_cluster)) == (1, {})
@@ -95,7 +94,7 @@ def test_tables_are_spread_once_after_a_yes_and_keep_their_rows(on_cluster: Post
     assert (again.returncode, again.stdout) == (0, "all tables are spread already\n")
 
 
-@ON_A_CLUSTER
+@pytest.mark.cluster
 def test_all_tables_are_spread_or_none(on_cluster: Postgres) -> None:
     """A unique index without the user cannot be spread, which shows after other tables are."""
     on_cluster.sql("CREATE UNIQUE INDEX by_id_alone ON tasks (id)")
@@ -121,7 +120,7 @@ def with_new_columns(directory: Path) -> Path:
     return directory
 
 
-@ON_A_CLUSTER
+@pytest.mark.cluster
 def test_a_spread_database_is_migrated_checked_and_served_like_any(
     on_cluster: Postgres, tmp_path: Path
 ) -> None:
@@ -141,7 +140,7 @@ def test_a_spread_database_is_migrated_checked_and_served_like_any(
     assert on_cluster.sql("SELECT count(*), sum(priority) FROM tasks") == [{"count": 1001, "sum": 0}]
 
 
-@ON_A_CLUSTER
+@pytest.mark.cluster
 def test_ids_of_tasks_stay_unique_while_their_parts_move(on_cluster: Postgres) -> None:
     assert command(on_cluster, "distribute", "--yes").returncode == 0
     nodes = on_cluster.sql("SELECT nodename::text, nodeport FROM pg_dist_node WHERE shouldhaveshards")

@@ -47,7 +47,7 @@ def accounts(service: Service, database: Postgres, port: int, number: int) -> li
     return found
 
 
-@pytest.mark.skipif(not citus.URL, reason="needs TEST_CITUS_URL")
+@pytest.mark.cluster
 def test_while_a_node_of_a_cluster_is_frozen_the_users_of_others_are_served(
     frozen: tuple[Postgres, Proxy, list[int]], new_service: Callable[..., Service]
 ) -> None:

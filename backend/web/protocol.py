@@ -138,7 +138,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """Go on to the next request once the kernel has taken all of the answer."""
-        self.flow.write(b"")  # the answer to a HEAD request has no body to wait for
+        if self.flow.written:  # the answer to a HEAD request, which has no body to wait for
+            self.flow.write(b"")
         self._is_answered = self.flow.write_paused
         if not self._is_answered:
             self.idle_since = math.inf if self.pipeline else self.loop.time()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -31,7 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Let the process that services are forked from import while tests are collected."""
+    """Let the process that services are forked from import while tests are collected.
+
+    A shell has programs in the background ignore SIGINT, and they would pass that on to the services.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     forks.prepare()
 
 

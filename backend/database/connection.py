@@ -95,7 +95,11 @@ class Database:
         return connection
 
     async def _ask_for_nodes(self, connection: Connection) -> None:
-        names = await spread_over(connection, seconds=self._timeout)
+        try:
+            names = await spread_over(connection, seconds=self._timeout)
+        except BaseException:
+            connection.terminate()  # because the pool does not have it yet
+            raise
         self._has_asked_for_nodes = True
         if names and self._nodes is None:
             self._nodes = Nodes(names, self._check, pool_size=self._pool_size)

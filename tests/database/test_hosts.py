@@ -259,9 +259,9 @@ def test_a_write_reaches_the_primary_where_the_url_names_the_standby_first(clust
 
     async def write() -> None:
         async with database(cluster.url(cluster.standby.port, cluster.primary.port), 5) as opened:
-            await opened.all(READ)
+            before = len(await opened.all(READ))
             await opened.all(WRITE)
-            assert [row["number"] for row in await opened.all(READ)] == [1]
+            assert len(await opened.all(READ)) > before
 
     asyncio.run(write())
 

@@ -77,6 +77,15 @@ def registered(service: Service, home: str) -> tuple[str, str]:
     return email, response.json()["access_token"]
 
 
+def crowded(service: Service) -> tuple[str, str]:
+    """Return an address from which six accounts have signed in, and the email of one."""
+    shared = new_address()
+    email, _ = registered(service, shared)
+    for _ in range(5):
+        assert sign_in(service, shared, registered(service, new_address())[0]).status_code == 200
+    return shared, email
+
+
 def attack(service: Service, email: str, guesses: int = 10) -> None:
     """Guess as often as an account allows, each time from another address."""
     for _ in range(guesses):
@@ -204,10 +213,8 @@ def test_an_address_that_many_accounts_share_is_known_to_none(
 
 
 def test_a_token_makes_a_shared_address_no_home_either(limited: Service) -> None:
-    shared = new_address()
-    email, token = registered(limited, shared)
-    for _ in range(5):
-        assert sign_in(limited, shared, registered(limited, new_address())[0]).status_code == 200
+    shared, email = crowded(limited)
+    token = sign_in(limited, shared, email).json()["access_token"]
     attack(limited, email)
     headers = {"Authorization": f"Bearer {token}"}
     refused = send(limited, shared, "DELETE", "/auth/me", json={"password": WRONG}, headers=headers)
@@ -221,6 +228,21 @@ def test_thirty_wrong_guesses_at_once_are_ten(limited: Service) -> None:
     for response in responses:
         if response.status_code == 429:
             assert_limited(limited, response, "account")
+
+
+def test_an_account_takes_ten_wrong_guesses_from_an_address_that_many_share(
+    limited: Service,
+) -> None:
+    shared, email = crowded(limited)
+    for _ in range(10):
+        assert sign_in(limited, shared, email, WRONG).status_code == 401
+    assert_limited(limited, sign_in(limited, shared, email, WRONG), "account")
+
+
+def test_thirty_wrong_guesses_at_once_from_a_shared_address_are_ten(limited: Service) -> None:
+    shared, email = crowded(limited)
+    responses = together(limited, *(login(shared, email, WRONG) for _ in range(30)))
+    assert statuses(responses) == {401: 10, 429: 20}
 
 
 @pytest.mark.parametrize("places", [1, 40])
@@ -244,7 +266,7 @@ def test_attempts_over_so_many_that_wait_are_refused_at_once() -> None:
     async def scenario() -> None:
         given = {"rate_limit_signin_account": "1/minute", "rate_limit_signin_address": "1000/minute"}
         limits = RateLimits(load_settings(jwt_secret=JWT_SECRET, **given))
-        attempts = [limits.guess("192.0.2.1", "ada@example.com") for _ in range(MAX_WAITING + 2)]
+        attempts = [limits.guess_at("ada@example.com") for _ in range(MAX_WAITING + 2)]
         async with attempts.pop():
             waiting = [asyncio.create_task(attempt.__aenter__()) for attempt in attempts[1:]]
             await asyncio.sleep(0)

@@ -12,7 +12,8 @@ import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from limits import RateLimitItem, parse
@@ -38,6 +39,11 @@ STORAGE_PAUSE_SECONDS = 5.0
 IN_MEMORY = "memory://"
 
 _Answer = TypeVar("_Answer")
+Attempt = AbstractAsyncContextManager[Callable[[], Awaitable[None]]]
+
+
+async def _ignore() -> None:
+    """Count nothing, because limits are off."""
 
 
 def address_of(ip: str | None) -> str:
@@ -74,35 +80,28 @@ class RateLimits:
         if self._is_enabled:
             await self._mail.count(address)
 
-    @asynccontextmanager
-    async def guess(self, address: str, account: str | None) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        """Allow one attempt at a password and yield a function that counts it as failed.
+    def guess_from(self, address: str) -> "Attempt":
+        """Allow one attempt at a password from an address, as `guess_at` does for an account."""
+        return self._attempt(self._address, address)
 
-        `account` is None at an address that is known to the account, where its limit does not apply.
+    def guess_at(self, account: str) -> "Attempt":
+        """Allow one attempt at the password of an account and yield a function that counts it as failed.
+
         Raises `RateLimitedError`, or `ServiceUnavailableError` when too many attempts wait.
         """
-        keys = [(self._address, address)]
-        if account is not None:
-            keys.append((self._account, self._key(account)))
-        async with AsyncExitStack() as stack:
-            entered = keys if self._is_enabled else []
-            for limit, key in entered:
-                await stack.enter_async_context(limit.turn(key))
+        return self._attempt(self._account, self._key(account))
 
-            async def failed() -> None:
-                for limit, key in entered:
-                    await limit.add(key)
-
-            yield failed
-
-    async def is_locked(self, account: str) -> bool:
-        """Return whether the account's own limit is reached."""
-        return self._is_enabled and await self._account.is_reached(self._key(account))
-
-    async def count_failure(self, account: str) -> None:
-        """Count a failed attempt that `guess` was not told the account of."""
+    @asynccontextmanager
+    async def _attempt(self, limit: "_Limit", key: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
         if self._is_enabled:
-            await self._account.add(self._key(account))
+            async with limit.turn(key):
+                yield partial(limit.add, key)
+        else:
+            yield _ignore
+
+    async def is_contested(self, account: str) -> bool:
+        """Return whether the account's limit would be half reached if all attempts under way failed."""
+        return self._is_enabled and await self._account.is_half_reached(self._key(account))
 
     def _key(self, account: str) -> str:
         """Return a digest with a key, because a shared storage must not learn emails."""
@@ -127,9 +126,9 @@ class _Limit:
     async def add(self, key: str) -> None:
         await self._storage.add(self._item, self._name, key)
 
-    async def is_reached(self, key: str) -> bool:
+    async def is_half_reached(self, key: str) -> bool:
         happened, _ = await self._storage.happened(self._item, self._name, key)
-        return happened >= self._item.amount
+        return 2 * (happened + self._under_way[key]) >= self._item.amount
 
     @asynccontextmanager
     async def turn(self, key: str) -> AsyncIterator[None]:

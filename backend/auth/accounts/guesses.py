@@ -23,22 +23,28 @@ class Guess:
         The account's limit does not apply to a home address: the user has signed in from it, and few
         accounts share it. Raises `RateLimitedError`.
         """
-        limits, hasher = self.sign_in.limits, self.sign_in.hasher
+        limits = self.sign_in.limits
         may_be_home = account is not None and account["is_own_address"]
-        is_home = may_be_home and (not await limits.is_locked(self.key) or await self._is_home())
-        stored = account["password_hash"] if account else None
-        async with limits.guess(self.client.address, None if is_home else self.key) as failed:
-            cost = await hasher.cost_of_failure(password, stored, self.client.address)
+        async with limits.guess_from(self.client.address) as count_at_address:
+            if may_be_home and await limits.is_contested(self.key) and await self._is_home():
+                cost = await self._check(password, account)
+            else:
+                async with limits.guess_at(self.key) as count_at_account:
+                    cost = await self._check(password, account)
+                    if cost and not (may_be_home and await self._is_home()):
+                        await count_at_account()
             if cost:
-                await failed()
-                if is_home and not await self._is_home():
-                    await limits.count_failure(self.key)
+                await count_at_address()
         return cost
+
+    async def _check(self, password: str, account: Row | None) -> int:
+        stored = account["password_hash"] if account else None
+        return await self.sign_in.hasher.cost_of_failure(password, stored, self.client.address)
 
     async def _is_home(self) -> bool:
         """Return whether few accounts share the client's address.
 
-        It runs only at a limit and after a failure, because it reads the addresses of all users.
+        It runs only near the limit and after a failure, because it reads the addresses of all users.
         """
         try:
             accounts = await self.database.one(statements.COUNT_ACCOUNTS, address=self.client.address)

@@ -14,12 +14,12 @@ import asyncpg
 from asyncpg.prepared_stmt import PreparedStatement
 from loguru import logger
 
-from backend.database.errors import NotUniqueError, UnreachableError
+from backend.database.errors import NodeAwayError, NotUniqueError, UnreachableError
 from backend.database.hosts import Hosts
 from backend.database.nodes import CHECK, CHECK_SECONDS, FIND, NODE_ERRORS, SEVERAL, Nodes, spread_over
 from backend.database.pool import Pool
 from backend.database.session import STATEMENTS, UNPREPARED, Connection, notice_silence
-from backend.database.statement import Statement
+from backend.database.statement import Statement, WideStatement
 from backend.database.url import connect_arguments
 from backend.settings import Settings
 from backend.telemetry import metrics
@@ -54,6 +54,9 @@ UNDONE: Final = (
 
 FAILURES: Final = (*UNREACHABLE, *UNDONE)
 
+LOSSES: Final = (*FAILURES, asyncio.CancelledError)
+"""Errors after which other connections may be lost too. Any other error is of the transaction alone."""
+
 DOUBTS: Final = (TimeoutError, asyncpg.ReadOnlySQLTransactionError)
 """Errors of a primary that was replaced by another host."""
 
@@ -80,6 +83,7 @@ class Database:
         self._pool_size = settings.database_pool_size
         self._nodes: Nodes | None = None
         self._has_asked_for_nodes = False
+        self._look = asyncio.Lock()
 
     async def _connect(self) -> Connection:
         try:
@@ -127,6 +131,20 @@ class Database:
     def all(self, statement: Statement, **values: Any) -> Awaitable[Sequence[Row]]:
         """Return all rows; raises `UnreachableError` within `DATABASE_TIMEOUT_SECONDS`."""
         return self._run(statement, values)
+
+    async def look(self, statement: WideStatement, *, seconds: float, **values: Any) -> Row | None:
+        """Return the first row of a statement that asks every node; raises `UnreachableError`.
+
+        On a cluster one runs at a time, because such statements could otherwise take all connections.
+        One that has no answer within `seconds` raises `NodeAwayError` there.
+        """
+        if self._nodes is None:
+            return await self.one(statement, **values)
+        try:
+            async with asyncio.timeout(seconds), self._look:
+                return await self.one(statement, **values)
+        except TimeoutError as error:
+            raise NodeAwayError(reason="too_slow") from error
 
     def _run(self, statement: Statement, values: dict[str, Any]) -> Awaitable[Sequence[Row]]:
         deadline = asyncio.get_running_loop().time() + self._timeout
@@ -201,7 +219,7 @@ class Database:
         self, connection: Connection, error: BaseException, statement: Statement | None = None
     ) -> None:
         is_of_node = self._nodes is not None and statement not in {FIND, CHECK}
-        if is_of_node and isinstance(error, NODE_ERRORS):
+        if not isinstance(error, LOSSES) or (is_of_node and isinstance(error, NODE_ERRORS)):
             self.pool.discard_one(connection)
             return
         if isinstance(error, DOUBTS):

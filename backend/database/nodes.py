@@ -21,12 +21,7 @@ from backend.database.statement import Statement, WideStatement
 
 SEVERAL: Final = "several nodes"
 """Stands for a node where a statement asks all of them, and for transactions."""
-NODE_ERRORS: Final = (
-    TimeoutError,
-    asyncio.CancelledError,
-    asyncpg.PostgresConnectionError,
-    NodeAwayError,
-)
+NODE_ERRORS: Final = (TimeoutError, asyncio.CancelledError, asyncpg.PostgresConnectionError)
 """Errors of a connection that a node may have caused while the coordinator is well."""
 CHECK_SECONDS: Final = 1.0
 """The most time that the coordinator takes to reach a node that is checked, and the pause between checks."""

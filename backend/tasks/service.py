@@ -1,6 +1,5 @@
 """Creates, lists, reads, changes and deletes the caller's tasks, for the routes under both prefixes."""
 
-import asyncio
 from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -31,8 +30,7 @@ class Expected(NamedTuple):
 
 
 LOOK_SECONDS = 1.0
-"""The longest wait to distinguish 403 from 404 for a task the caller lacks. After it the status is 404."""
-_look = asyncio.Lock()
+"""The longest wait on a cluster to distinguish 403 from 404. After it the status is 404."""
 
 FOREIGN_TASK: dict[int | None, type[AppError]] = {
     403: TaskForbiddenError,
@@ -169,16 +167,14 @@ async def _missed(database: Database, caller: Caller, contract: Contract, task_i
 
 
 async def _find_owner(database: Database, caller: Caller, task_id: int) -> str | None:
-    """Return the id of the task's user; None for a missing task or after `LOOK_SECONDS`.
-
-    The query reads the tasks of all users. A process runs one at a time, because such queries could
-    otherwise take all connections.
-    """
+    """Return the id of the task's user; None for a missing task, or if a cluster does not answer."""
+    values = {"task_id": task_id, **caller.values}
     try:
-        async with asyncio.timeout(LOOK_SECONDS), _look:
-            row = await _sure(database, statements.ANYBODYS_TASK, caller, task_id=task_id)
-    except (TimeoutError, NodeAwayError):
+        row = await database.look(statements.ANYBODYS_TASK, seconds=LOOK_SECONDS, **values)
+    except NodeAwayError:
         return None
+    if row is None:
+        raise RevokedTokenError
     owner: str | None = row["user_id"]
     return owner
 

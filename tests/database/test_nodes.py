@@ -45,6 +45,7 @@ STAND_IN = (
 
 WORK = Statement(text("SELECT id FROM users WHERE id = :user_id FOR UPDATE"))
 LOOK = WideStatement(text("SELECT count(*) AS count FROM users"))
+SLOW_LOOK = WideStatement(text("SELECT id FROM users FOR UPDATE"))
 OWN = Statement(text("SELECT 1 AS one"))
 """A statement that the coordinator answers alone."""
 
@@ -103,7 +104,12 @@ class Stage:
 
     async def heal(self) -> None:
         """Let their work go on."""
-        await self._server.execute("COMMIT; UPDATE pg_dist_node SET answers = true")
+        await self.release()
+        await self._server.execute("UPDATE pg_dist_node SET answers = true")
+
+    async def release(self) -> None:
+        """Unlock the rows of `hold_up`."""
+        await self._server.execute("COMMIT")
 
     async def lose_the_west(self) -> None:
         """Freeze it, and wait until its users are refused."""
@@ -196,6 +202,49 @@ def test_on_plain_postgresql_one_user_may_take_all_connections(plain: Postgres) 
             asked = scene.ask("west", POOL_SIZE)
             await until_async(lambda: scene.database.pool.in_use == POOL_SIZE)
             assert {type(outcome) for outcome in await outcomes_of(asked)} == {UnreachableError}
+
+    play(run())
+
+
+def test_looks_at_all_nodes_take_one_connection_and_end_soon(spread: Postgres) -> None:
+    async def run() -> None:
+        async with stage(spread) as scene:
+            await scene.freeze(answers=True)
+            looks = [
+                asyncio.create_task(scene.database.look(SLOW_LOOK, seconds=TIMEOUT_SECONDS / 4))
+                for _ in range(POOL_SIZE)
+            ]
+            await until_async(lambda: scene.database.pool.in_use)
+            assert scene.database.pool.in_use == 1
+            assert await scene.work("east")
+            assert {type(outcome) for outcome in await outcomes_of(looks)} == {NodeAwayError}
+            await scene.heal()
+
+    play(run())
+
+
+def test_on_plain_postgresql_a_look_has_its_usual_time(plain: Postgres) -> None:
+    async def run() -> None:
+        async with stage(plain) as scene:
+            await scene.hold_up()
+            looks = [asyncio.create_task(scene.database.look(SLOW_LOOK, seconds=0)) for _ in range(POOL_SIZE)]
+            await until_async(lambda: scene.database.pool.in_use == POOL_SIZE)
+            await scene.release()
+            assert all(await outcomes_of(looks))
+
+    play(run())
+
+
+def test_an_error_of_the_caller_in_a_transaction_costs_no_other_connection(plain: Postgres) -> None:
+    async def run() -> None:
+        async with stage(plain) as scene:
+            await outcomes_of(scene.ask("east", POOL_SIZE))
+            before = await scene.connections()
+            with pytest.raises(ZeroDivisionError):
+                async with scene.database.transaction():
+                    raise ZeroDivisionError
+            await until_async(lambda: scene.database.pool.in_use == 0)
+            assert len(before - await scene.connections()) == 1
 
     play(run())
 

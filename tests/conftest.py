@@ -17,7 +17,7 @@ from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
 from tests import forks
 from tests.database import citus
-from tests.programs import passable_directory
+from tests.programs import passable_directory, require
 from tests.service import JWT_SECRET, Account, Service, running
 
 pytest_plugins = ["tests.better_auth.fixtures"]
@@ -38,6 +38,13 @@ def pytest_configure() -> None:
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     forks.prepare()
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Look for what the test needs of the system."""
+    for mark in item.iter_markers("needs"):
+        require(*mark.args, **mark.kwargs)
 
 
 @pytest.hookimpl(trylast=True)  # after plugins that change the order

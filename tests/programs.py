@@ -1,6 +1,6 @@
 """Finds programs and features of the system that tests need.
 
-A test without its program or feature is skipped; in CI a missing program fails the test.
+A test without its program or feature is skipped on a person's machine, and fails in CI.
 """
 
 import os
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -21,9 +21,20 @@ from tests.database import citus
 
 
 def _needs(what: str, *, is_here: bool) -> pytest.MarkDecorator:
-    """Mark tests that need a feature of the system: they skip without it, and name it."""
-    # CI is root on Linux and has all of it, so nothing is skipped there.
-    return pytest.mark.skipif(not is_here, reason=f"needs {what}")  # a person's machine may lack it
+    """Mark tests that need a feature of the system; `require` judges the mark before such a test."""
+    return pytest.mark.needs(what, is_here=is_here)
+
+
+def require(what: str, *, is_here: bool) -> None:
+    """Skip the test that runs, or fail it in CI, unless what it needs is here."""
+    if not is_here:
+        _miss(f"needs {what}")
+
+
+def _miss(message: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 def _has_address(address: str) -> bool:
@@ -58,10 +69,7 @@ def find(*names: str, hint: str) -> str:
     for name in names:
         if path := shutil.which(name):
             return path
-    message = f"{' or '.join(names)} not found: {hint}"
-    if os.environ.get("CI"):
-        pytest.fail(message)
-    pytest.skip(message)
+    _miss(f"{' or '.join(names)} not found: {hint}")
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from backend.settings import SECRETS as KEPT_IN_FILES
 from backend.settings import Settings
+from tests import programs
 from tests.service import ROOT
 
 LINES = (ROOT / ".env.example").read_text().splitlines()
@@ -64,11 +64,10 @@ def test_compose_passes_on_every_setting_but_those_that_it_decides() -> None:
 
 def compose(tmp_path: Path, secrets: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Resolve docker-compose.yml with these secrets, and without any `.env`."""
-    if shutil.which("docker-compose") is None:
-        pytest.skip("needs docker-compose (Debian: apt install docker-compose)")
+    program = programs.find("docker-compose", hint="apt install docker-compose")
     (tmp_path / "env").touch()
     return subprocess.run(
-        ["docker-compose", "--env-file", tmp_path / "env", "--profile", "development", "config"],
+        [program, "--env-file", tmp_path / "env", "--profile", "development", "config"],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), **secrets},
         capture_output=True,

@@ -3,7 +3,7 @@
 import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import product
 from threading import Thread
 from typing import Any, NamedTuple
@@ -152,21 +152,26 @@ def proxy(new_database: Callable[[], Postgres]) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="module")
-def watched(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service whose one connection goes through the proxy."""
-    log = tmp_path_factory.mktemp("watched") / "log"
+def behind(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Service]]:
+    """Run a service with settings, whose one connection goes through the proxy."""
     settings = {"DATABASE_URL": proxy.url, "JWT_SECRET": JWT_SECRET, "DATABASE_POOL_SIZE": "1"}
-    with running(log, **settings) as service:
-        yield service
+    with ExitStack() as stack:
+
+        def run(**more: str) -> Service:
+            log = tmp_path_factory.mktemp("behind") / "log"
+            return stack.enter_context(running(log, **settings, **more))
+
+        yield run
 
 
 @pytest.fixture(scope="module")
-def concealing(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A service with CONCEAL_FOREIGN_TASKS behind the same proxy."""
-    log = tmp_path_factory.mktemp("concealing") / "log"
-    settings = {"DATABASE_URL": proxy.url, "JWT_SECRET": JWT_SECRET, "CONCEAL_FOREIGN_TASKS": "true"}
-    with running(log, **settings) as service:
-        yield service
+def watched(behind: Callable[..., Service]) -> Service:
+    return behind()
+
+
+@pytest.fixture(scope="module")
+def concealing(behind: Callable[..., Service]) -> Service:
+    return behind(CONCEAL_FOREIGN_TASKS="true")
 
 
 def send(

@@ -206,6 +206,7 @@ def test_delete_takes_sessions_and_tasks_along(service: Service, users: Run, dat
     assert standing(account) == 401
     assert sign_in(service, account.email) == (401, "invalid_credentials")
     assert database.sql("SELECT 1 FROM tasks WHERE user_id = $1", account.id) == []
+    assert service.register(email=account.email).id != account.id
 
 
 @pytest.mark.parametrize("said", ["n\n", "\n", ""])

@@ -125,6 +125,14 @@ def test_the_old_email_gets_no_reset_any_more(mailing: Mailing, carol: Account) 
     assert mailing.mailbox.to(carol.email, "Reset") == []
 
 
+def test_the_old_email_is_free_for_another_user(mailing: Mailing, carol: Account) -> None:
+    new, token = asked(mailing, carol)
+    assert code(mailing.send("/auth/register", email=carol.email, password=PASSWORD)) == (400, "email_taken")
+    mailing.send(CONFIRM, token=token).raise_for_status()
+    assert code(mailing.send("/auth/register", email=new, password=PASSWORD)) == (400, "email_taken")
+    assert mailing.send("/auth/register", email=carol.email, password=PASSWORD).status_code == 201
+
+
 @pytest.mark.parametrize("password", ["wrong", "x" * 600])
 def test_a_change_needs_the_password(carol: Account, password: str) -> None:
     assert code(ask(carol, new_email(), password)) == (403, "wrong_password")

@@ -7,9 +7,10 @@ not inspect subqueries. An addition in UTC is immutable, because it depends on n
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Text, func, literal, select
+from sqlalchemy import ColumnElement, Interval, func, literal_column, select
 
-_UTC = literal("UTC", Text)
+_UTC = literal_column("interval '0'", Interval)
+"""The offset of UTC. PostgreSQL would look the name up at each use."""
 
 
 def moment_of(call: ColumnElement[datetime]) -> ColumnElement[datetime]:

@@ -179,7 +179,7 @@ def test_the_look_that_tells_403_from_404_is_by_key(large: Planner, plans: str) 
     (scan,) = scans_of(
         large.explain(plans, statements.ANYBODYS_TASK, task_id=50_000, **caller(HEAVY)), "tasks"
     )
-    assert (scan["Index Name"], scan["Actual Rows"]) == ("tasks_by_id", 1)
+    assert (scan["Index Name"], scan["Actual Rows"]) == ("tasks_pkey", 1)
 
 
 @EITHER_PLAN

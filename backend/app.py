@@ -33,11 +33,11 @@ from backend.web.client import add_client
 from backend.web.cross_origin import CrossOrigin
 from backend.web.docs import add_docs
 from backend.web.drain import Drain
+from backend.web.error_responses import handle_error
 from backend.web.errors import SELF_CONTAINED, USER_SCOPED
 from backend.web.middleware import Boundary, Observer
 from backend.web.pages import add_pages
 from backend.web.proxies import Proxies
-from backend.web.refusals import handle_error
 from backend.web.routing import Route, literal_first
 
 VERSION = "1.0.0"

@@ -682,7 +682,7 @@ def test_a_crash_is_a_clean_500_and_the_log_says_where_without_any_value(
     line, access = service.lines(request_id=body["request_id"])
     assert (line["event"], line["level"]) == ("unexpected", "ERROR")
     assert line["exception"].startswith("asyncpg.exceptions.UndefinedTableError 42P01\n")
-    assert re.search(r"/backend/database/connection\.py:\d+ _send\n", line["exception"])
+    assert re.search(r"/backend/database/database\.py:\d+ _send\n", line["exception"])
     assert (access["event"], access["level"], access["status"]) == ("http.request", "ERROR", 500)
     log = service.log.read_text()
     assert "zebra" not in log

@@ -10,11 +10,11 @@ from starlette.requests import Request
 
 from backend.auth.dependencies import Caller, OwnAccount, scheme
 from backend.auth.errors import CsrfRejectedError, ExpiredTokenError
-from backend.web.answer import Answer
 from backend.web.bearer import UnauthorizedError
 from backend.web.body import BoundedRequest, read_json
-from backend.web.error_answers import raises
+from backend.web.error_documentation import raises
 from backend.web.errors import AppError, MissingFieldsError
+from backend.web.json_response import Answer
 
 SETS_COOKIE: Final[dict[str, Any]] = {
     "headers": {

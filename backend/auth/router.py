@@ -24,10 +24,9 @@ from backend.auth.errors import (
 )
 from backend.auth.sessions import service as sessions
 from backend.database import DatabaseError
-from backend.web.answer import Answer
 from backend.web.bearer import UnauthorizedError
 from backend.web.database import DatabaseDep
-from backend.web.error_answers import raises
+from backend.web.error_documentation import raises
 from backend.web.errors import (
     TOKEN_ENDPOINT,
     MissingFieldsError,
@@ -35,6 +34,7 @@ from backend.web.errors import (
     ServiceUnavailableError,
 )
 from backend.web.framework_errors import of_framework
+from backend.web.json_response import Answer
 from backend.web.routing import Route, route_class
 
 

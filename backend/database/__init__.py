@@ -2,7 +2,7 @@
 
 from asyncpg import InsufficientPrivilegeError
 
-from backend.database.connection import Database, Row, Transaction
+from backend.database.database import Database, Row, Transaction
 from backend.database.errors import (
     DatabaseError,
     NodeAwayError,

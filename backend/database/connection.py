@@ -1,287 +1,96 @@
-"""`Database` and `Transaction` run statements on PostgreSQL, and repeat those that are safe to repeat.
+"""The class of a connection to PostgreSQL, with settings and statement names safe behind a pooler."""
 
-A statement is one round trip. An error of any kind that keeps PostgreSQL from answering becomes
-`UnreachableError`. No write is done twice.
-"""
-
-import asyncio
-import math
-from collections.abc import AsyncIterator, Awaitable, Sequence
-from contextlib import asynccontextmanager, nullcontext
-from typing import Any, Final, Self
+import secrets
+import socket
+import ssl
+from typing import Any, Final, cast
 
 import asyncpg
-from asyncpg.prepared_stmt import PreparedStatement
 from loguru import logger
 
-from backend.database.errors import NodeAwayError, NotUniqueError, UnreachableError
-from backend.database.hosts import Hosts
-from backend.database.nodes import CHECK, CHECK_SECONDS, FIND, NODE_ERRORS, SEVERAL, Nodes, spread_over
-from backend.database.pool import Pool
-from backend.database.session import STATEMENTS, UNPREPARED, Connection, notice_silence
-from backend.database.statement import Statement, WideStatement
-from backend.database.url import connect_arguments
-from backend.settings import Settings
-from backend.telemetry import metrics
-
-Row = asyncpg.Record
-
-UNREACHABLE: Final = (
-    OSError,
-    UnicodeError,  # a host name that is no domain name, such as a..b
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.PostgresSystemError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.ObjectNotInPrerequisiteStateError,
-    asyncpg.ReadOnlySQLTransactionError,
+OPTIONS: Final = (
+    r"-c default_transaction_isolation=read\ committed -c TimeZone=UTC"
+    " -c statement_timeout=0 -c lock_timeout=0 -c IntervalStyle=iso_8601"
 )
-"""Errors of a server that is down, starting, stopping, full, too slow, read-only, or closed to our role."""
+"""Settings of a session, which override those of the database and of the role.
 
-UNDONE: Final = (
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.InvalidCachedStatementError,
-    asyncpg.ForeignKeyViolationError,  # another request deleted the user, whom the next attempt misses
-    *UNPREPARED,
-)
-"""Errors after which PostgreSQL has certainly not applied the statement. Only then is a write sent again."""
+The code relies on the first four, because it limits the time of each statement itself. PostgreSQL reports
+the last one back. A pooler does not, because its sessions are older than the connection.
+"""
 
-FAILURES: Final = (*UNREACHABLE, *UNDONE)
+STATEMENTS: Final = 200
+"""The most prepared statements of a connection. The application has fewer, so each is prepared once."""
 
-LOSSES: Final = (*FAILURES, asyncio.CancelledError)
-"""Errors after which other connections may be lost too. Any other error is of the transaction alone."""
+_WRONG: Final = """
+SELECT name, setting FROM pg_settings
+WHERE (name, setting) = ('default_transaction_read_only', 'on')
+   OR (name = 'default_transaction_isolation' AND setting <> 'read committed')
+"""
 
-DOUBTS: Final = (TimeoutError, asyncpg.ReadOnlySQLTransactionError)
-"""Errors of a primary that was replaced by another host."""
+REFUSALS: Final = (asyncpg.ProtocolViolationError, asyncpg.FeatureNotSupportedError)
+"""Errors of poolers that refuse `options`, such as PgBouncer: "unsupported startup parameter"."""
 
-_PAUSES_SECONDS: Final = (0.0, 0.05, 0.2, 0.8, math.inf)
-"""Pauses between attempts. The first is 0, because a connection may have died while it was idle."""
+UNPREPARED: Final = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
+"""Errors behind a pooler that shares sessions: the statement was prepared on another session."""
 
 
-class Database:
-    """Runs statements, each on its own, on at most `DATABASE_POOL_SIZE` connections."""
+class Connection(asyncpg.Connection):
+    """An asyncpg connection that names its prepared statements at random.
 
-    def __init__(self, settings: Settings) -> None:
-        assert settings.database_url is not None
-        arguments = connect_arguments(settings.database_url.get_secret_value())
-        sizes = {"on": STATEMENTS, "off": 0, "auto": arguments["statement_cache_size"]}
-        self._setting = settings.database_prepared_statements
-        self._prepares = sizes[self._setting] > 0
-        self._timeout = settings.database_timeout_seconds
-        arguments["statement_cache_size"] = sizes[self._setting]
-        arguments["max_cached_statement_lifetime"] = 0  # unlimited; asyncpg's default is five minutes
-        self._hosts = Hosts(arguments, seconds=self._timeout)
-        self.pool = Pool(
-            self._connect, size=settings.database_pool_size, idle_seconds=settings.database_idle_seconds
-        )
-        self._pool_size = settings.database_pool_size
-        self._nodes: Nodes | None = None
-        self._has_asked_for_nodes = False
-        self._look = asyncio.Lock()
-
-    async def _connect(self) -> Connection:
-        try:
-            connection = await self._hosts.connect()
-            if not self._has_asked_for_nodes:
-                await self._ask_for_nodes(connection)
-        except asyncpg.PostgresError as error:
-            # Any error of the server at this moment means that there is no database for us.
-            raise ConnectionError(type(error).__name__) from error
-        if connection.is_shared and self._setting != "on":
-            self._stop_preparing()
-        notice_silence(connection, self._timeout / 2)
-        return connection
-
-    async def _ask_for_nodes(self, connection: Connection) -> None:
-        try:
-            names = await spread_over(connection, seconds=self._timeout)
-        except BaseException:
-            connection.terminate()  # because the pool does not have it yet
-            raise
-        self._has_asked_for_nodes = True
-        if names and self._nodes is None:
-            self._nodes = Nodes(names, self._check, pool_size=self._pool_size)
-
-    async def _check(self, node: str) -> bool:
-        """Return whether the coordinator reaches the node; raises `UnreachableError` if itself is silent."""
-        host, _, port = node.rpartition(":")
-        values = {"host": host, "port": int(port), "milliseconds": str(int(CHECK_SECONDS * 1000))}
-        row = await self._one_of_coordinator(CHECK, values, 2 * CHECK_SECONDS)
-        return row is not None and row["answers"]
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._nodes is not None:
-            await self._nodes.close()
-        await self.pool.close()
-
-    async def one(self, statement: Statement, **values: Any) -> Row | None:
-        """Return the first row, or None; raises `UnreachableError`."""
-        rows = await self._run(statement, values)
-        return rows[0] if rows else None
-
-    def all(self, statement: Statement, **values: Any) -> Awaitable[Sequence[Row]]:
-        """Return all rows; raises `UnreachableError` within `DATABASE_TIMEOUT_SECONDS`."""
-        return self._run(statement, values)
-
-    async def look(self, statement: WideStatement, *, seconds: float, **values: Any) -> Row | None:
-        """Return the first row of a statement that asks every node; raises `UnreachableError`.
-
-        On a cluster one runs at a time, because such statements could otherwise take all connections.
-        One that has no answer within `seconds` raises `NodeAwayError` there.
-        """
-        if self._nodes is None:
-            return await self.one(statement, **values)
-        try:
-            async with asyncio.timeout(seconds), self._look:
-                return await self.one(statement, **values)
-        except TimeoutError as error:
-            raise NodeAwayError(reason="too_slow") from error
-
-    def _run(self, statement: Statement, values: dict[str, Any]) -> Awaitable[Sequence[Row]]:
-        deadline = asyncio.get_running_loop().time() + self._timeout
-        if self._nodes is None:
-            return self._repeat(statement, values, deadline)
-        return self._run_on_node(self._nodes, statement, values, deadline)
-
-    async def _run_on_node(
-        self, nodes: Nodes, statement: Statement, values: dict[str, Any], deadline: float
-    ) -> Sequence[Row]:
-        node = await nodes.admit(statement, values, self._one_of_coordinator)
-        if node is None:
-            return await self._repeat(statement, values, deadline)
-        async with nodes.place(node, deadline):
-            return await self._repeat(statement, values, deadline)
-
-    async def _one_of_coordinator(
-        self, statement: Statement, values: dict[str, Any], seconds: float | None = None
-    ) -> Row | None:
-        deadline = asyncio.get_running_loop().time() + (seconds or self._timeout)
-        rows = await self._repeat(statement, values, deadline)
-        return rows[0] if rows else None
-
-    async def _repeat(self, statement: Statement, values: dict[str, Any], deadline: float) -> Sequence[Row]:
-        arguments = statement.arguments(values)
-        now = asyncio.get_running_loop().time
-        for pause in _PAUSES_SECONDS:
-            connection = None
-            try:
-                connection = self.pool.take_idle() or await self._take(deadline)
-                return await self._send(connection, statement, arguments, deadline - now())
-            except FAILURES as error:
-                if isinstance(error, UNPREPARED):
-                    self._stop_preparing()
-                is_harmless = connection is None or statement.only_reads or isinstance(error, UNDONE)
-                if not is_harmless or now() + pause >= deadline:
-                    raise UnreachableError(reason=type(error).__name__) from error
-            metrics.DATABASE_RETRIES.inc()
-            await asyncio.sleep(pause)
-        raise AssertionError("the last pause is endless")  # pragma: no cover  # the loop never ends
-
-    def _stop_preparing(self) -> None:
-        self._hosts.arguments["statement_cache_size"] = 0
-        if self._prepares:
-            self._prepares = False
-            logger.warning(
-                "DATABASE_URL leads to a pooler that shares sessions: statements are no longer prepared; "
-                "set DATABASE_PREPARED_STATEMENTS=off to begin so"
-            )
-
-    async def _take(self, deadline: float) -> Connection:
-        async with asyncio.timeout_at(deadline):
-            return await self.pool.take()
-
-    async def _send(
-        self, connection: Connection, statement: Statement, arguments: list[Any], seconds: float
-    ) -> Sequence[Row]:
-        if not self._prepares:
-            connection.stop_preparing()
-        try:
-            rows = await connection.fetch(statement.sql, *arguments, timeout=seconds)
-        except BaseException as error:
-            if isinstance(error, asyncpg.PostgresError) and not isinstance(error, FAILURES):
-                self.pool.give(connection)
-            else:
-                self._discard(connection, error, statement)
-            raise
-        self.pool.give(connection)
-        return rows
-
-    def _discard(
-        self, connection: Connection, error: BaseException, statement: Statement | None = None
-    ) -> None:
-        is_of_node = self._nodes is not None and statement not in {FIND, CHECK}
-        if not isinstance(error, LOSSES) or (is_of_node and isinstance(error, NODE_ERRORS)):
-            self.pool.discard_one(connection)
-            return
-        if isinstance(error, DOUBTS):
-            self._hosts.doubt(connection)
-        self.pool.discard(connection)
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator["Transaction"]:
-        """Run several statements as one, all or none; raises `UnreachableError`.
-
-        Each has `DATABASE_TIMEOUT_SECONDS`, BEGIN and COMMIT too, because asyncpg's own transactions wait
-        without limit for a silent server. The server likewise ends a transaction that this process left idle.
-        """
-        milliseconds = math.ceil(self._timeout * 1000)
-        begin = (
-            "BEGIN ISOLATION LEVEL READ COMMITTED; "  # a pooler's sessions may have another
-            f"SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
-        )
-        deadline = asyncio.get_running_loop().time() + self._timeout
-        place = self._nodes.place(SEVERAL, deadline) if self._nodes else nullcontext()
-        async with place, self._transaction(begin, deadline) as transaction:
-            yield transaction
-
-    @asynccontextmanager
-    async def _transaction(self, begin: str, deadline: float) -> AsyncIterator["Transaction"]:
-        now = asyncio.get_running_loop().time
-        try:
-            connection = await self._take(deadline)
-            try:
-                await connection.execute(begin, timeout=deadline - now())
-                yield Transaction(connection, self._timeout, self._nodes)
-                await connection.execute("COMMIT", timeout=self._timeout)
-            except BaseException as error:
-                self._discard(connection, error)  # PostgreSQL rolls back what has no COMMIT
-                raise
-            self.pool.give(connection)
-        except asyncpg.UniqueViolationError as error:
-            raise NotUniqueError from error
-        except FAILURES as error:
-            raise UnreachableError(reason=type(error).__name__) from error
-
-
-class Transaction:
-    """Runs statements within one transaction of `Database.transaction`.
-
-    Statements are prepared here without a name. Behind a transaction pooler the session may lack what the
-    connection prepared before, and a transaction can't go on after that error.
+    asyncpg numbers them from 1 in each process. A transaction pooler gives one session to several processes,
+    and PostgreSQL would run the statement of the process that was first to use the name.
     """
 
-    def __init__(self, connection: Connection, seconds: float, nodes: Nodes | None) -> None:
-        self._connection, self._seconds, self._nodes = connection, seconds, nodes
-        self._last: tuple[Statement, PreparedStatement[Row]] | None = None
+    __slots__ = ()
 
-    async def one(self, statement: Statement, **values: Any) -> Row | None:
-        """Return the first row, or None; raises `NodeAwayError`."""
-        if self._nodes is not None:
-            await self._nodes.admit(statement, values, self._one)
-        return await self._one(statement, values)
+    def _get_unique_id(self, prefix: str) -> str:
+        return f"__asyncpg_{prefix}_{secrets.token_hex(16)}__"
 
-    async def _one(self, statement: Statement, values: dict[str, Any]) -> Row | None:
-        arguments = statement.arguments(values)
-        if self._last is None or self._last[0] is not statement:
-            prepared = await self._connection.prepare(statement.sql, name="", timeout=self._seconds)
-            self._last = statement, prepared
-        return await self._last[1].fetchrow(*arguments, timeout=self._seconds)
+    @property
+    def address(self: Any) -> object:
+        """Host and port, or the path of a socket."""
+        return self._addr  # asyncpg has no public name for it
+
+    @property
+    def is_shared(self) -> bool:
+        """True when a pooler lends this session to other connections too."""
+        return getattr(self.get_settings(), "IntervalStyle", "iso_8601") != "iso_8601"
+
+    def stop_preparing(self: Any) -> None:  # asyncpg has no public name for its cache
+        """Send every statement whole from now on, as with `statement_cache_size=0`."""
+        if self._stmt_cache_enabled:
+            self._stmt_cache_enabled = False
+            self._mark_stmts_as_closed()  # without a `Close` message, which would cost a round trip
+            self._stmt_cache.set_max_size(0)
+
+
+def notice_silence(connection: asyncpg.Connection, seconds: float) -> None:
+    """Let the kernel end a connection whose peer acknowledges nothing for so long (RFC 5482)."""
+    transport = cast(Any, connection)._transport  # noqa: SLF001  # asyncpg has no public name for it
+    peer = transport.get_extra_info("socket")
+    if peer is not None and peer.family in {socket.AF_INET, socket.AF_INET6}:
+        option = getattr(socket, "TCP_USER_TIMEOUT", None)
+        if option is not None:  # pragma: no branch  # Linux has it
+            peer.setsockopt(socket.IPPROTO_TCP, option, int(seconds * 1000))
+
+
+async def warn_of_settings(connection: asyncpg.Connection, *, seconds: float) -> None:
+    """Log a line for each setting of the database or role that the service works badly with."""
+    for name, value in await connection.fetch(_WRONG, timeout=seconds):
+        logger.warning(
+            "DATABASE_URL: {} is {} for this database or role; change it with ALTER DATABASE or ALTER ROLE",
+            *(name, value),
+        )
+
+
+def in_words(error: BaseException) -> str:
+    """Return the reason of a failed connection, as part of one line."""
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    if isinstance(error, asyncpg.TargetServerAttributeNotMatched):
+        return "not what target_session_attrs asks for"
+    if isinstance(error, ssl.SSLCertVerificationError):  # its `str` has OpenSSL's codes
+        return f"its certificate is not trusted: {error.verify_message.rstrip('.')}"
+    if isinstance(error, OSError):
+        return (error.strerror or str(error) or type(error).__name__).lower()
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -9,8 +9,8 @@ from typing import Final
 
 import asyncpg
 
+from backend.database.connection import in_words
 from backend.database.revision import SchemaError, connect, is_current
-from backend.database.session import in_words
 
 BY_USER: Final = {
     "users": "id",

@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 
-from backend.database.session import OPTIONS, REFUSALS, Connection, in_words
+from backend.database.connection import OPTIONS, REFUSALS, Connection, in_words
 
 
 class NoHostError(ConnectionError):

@@ -14,9 +14,9 @@ import asyncpg
 from loguru import logger
 from sqlalchemy import text
 
+from backend.database.connection import Connection
 from backend.database.errors import DatabaseError, NodeAwayError, PoolFullError, UnreachableError
 from backend.database.pool import WAITING_PER_CONNECTION
-from backend.database.session import Connection
 from backend.database.statement import Statement, WideStatement
 
 SEVERAL: Final = "several nodes"

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
+from backend.database.connection import Connection
 from backend.database.errors import PoolFullError
-from backend.database.session import Connection
 
 WAITING_PER_CONNECTION: Final = 50
 """Requests that may wait, for each connection of the pool. The pool refuses one more at once."""

@@ -9,9 +9,9 @@ from typing import Final
 import asyncpg
 from loguru import logger
 
-from backend.database.connection import UNREACHABLE
+from backend.database.connection import in_words, warn_of_settings
+from backend.database.database import UNREACHABLE
 from backend.database.hosts import Hosts
-from backend.database.session import in_words, warn_of_settings
 from backend.database.url import connect_arguments, ignored_options
 
 OTHER_DATABASE: Final = "nothing was changed; give this service a database of its own"

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from backend.database.connection import in_words
 from backend.database.revision import (
     MIGRATIONS,
     OTHER_DATABASE,
@@ -18,7 +19,6 @@ from backend.database.revision import (
     fit_revision,
     newest_revision,
 )
-from backend.database.session import in_words
 from backend.database.url import connect_arguments
 
 LOCK = 7_236_591_480_127

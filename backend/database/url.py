@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, unquote, urlencode
 
 from asyncpg import connect_utils
 
-from backend.database.session import OPTIONS, STATEMENTS, in_words
+from backend.database.connection import OPTIONS, STATEMENTS, in_words
 
 _parse: Any = vars(connect_utils)["_parse_connect_dsn_and_args"]  # asyncpg's public functions connect at once
 _URL = re.compile(

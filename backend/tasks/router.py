@@ -19,10 +19,10 @@ from backend.tasks.headers import get_idempotency_key, get_if_match, get_if_none
 from backend.tasks.paging import Cursors, next_link
 from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskRow, TaskUpdate
 from backend.tasks.service import Expected
-from backend.web.answer import Answer
 from backend.web.database import DatabaseDep
-from backend.web.error_answers import raises
+from backend.web.error_documentation import raises
 from backend.web.errors import Contract
+from backend.web.json_response import Answer
 from backend.web.routing import route_class
 
 MAX_ID = 2**63 - 1

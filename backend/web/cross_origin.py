@@ -11,9 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.telemetry import events
 from backend.web import errors
+from backend.web.error_responses import render
 from backend.web.errors import AppError
 from backend.web.middleware import is_too_large
-from backend.web.refusals import render
 
 TRACE_CONTEXT = ("traceparent", "tracestate", "baggage")
 """Headers that a page's tracing sends (W3C Trace Context, W3C Baggage)."""

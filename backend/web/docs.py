@@ -13,8 +13,8 @@ from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from backend.web.document import openapi
 from backend.web.errors import NotFoundError
+from backend.web.openapi import openapi
 
 ASSETS: Final = "/docs/assets"
 POLICY: Final = (

@@ -11,12 +11,12 @@ from starlette.responses import PlainTextResponse, Response
 
 from backend.database import Statement
 from backend.telemetry import metrics
-from backend.web.answer import Answer
 from backend.web.bearer import InvalidTokenError, bearer_token
 from backend.web.database import DatabaseDep
 from backend.web.drain import Drain
-from backend.web.error_answers import raises
+from backend.web.error_documentation import raises
 from backend.web.errors import ShuttingDownError
+from backend.web.json_response import Answer
 from backend.web.routing import Route
 
 PING = Statement(select(literal(1)))

@@ -13,8 +13,8 @@ from backend.telemetry import events, logs, metrics, traces
 from backend.telemetry.events import Event, RequestRecord
 from backend.web import errors
 from backend.web.drain import Drain
+from backend.web.error_responses import refuse
 from backend.web.framework_errors import of_framework
-from backend.web.refusals import refuse
 
 MAX_BODY_BYTES = 64 * 1024
 OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from backend.database import DatabaseError
 from backend.web import errors
 from backend.web.body import BoundedRequest, read_json
-from backend.web.error_answers import error_answers
+from backend.web.error_documentation import error_answers
 from backend.web.errors import AppError, Contract, InvalidRequestError, ServiceUnavailableError
 from backend.web.middleware import OF_UNKNOWN_LENGTH
 from backend.web.plan import Guard, Plan, guard_of, oddities

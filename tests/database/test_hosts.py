@@ -16,10 +16,10 @@ import pytest
 from sqlalchemy import column, insert, select, table
 
 from backend.database import Database, Statement, UnreachableError
+from backend.database.connection import Connection
 from backend.database.embedded import EmbeddedServer
 from backend.database.hosts import Hosts, NoHostError
 from backend.database.revision import SchemaError, is_current
-from backend.database.session import Connection
 from backend.database.url import connect_arguments
 from backend.settings import load_settings
 from tests.operations.replication import Cluster, Node, replicated

@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 
 from backend.database import PoolFullError
+from backend.database.connection import Connection
 from backend.database.embedded import EmbeddedServer
 from backend.database.pool import WAITING_PER_CONNECTION, Pool
-from backend.database.session import Connection
 from backend.database.url import connect_arguments
 from tests.conftest import Postgres
 from tests.waiting import until_async

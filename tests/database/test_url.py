@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backend.database.connection import OPTIONS
 from backend.database.embedded import EmbeddedServer, embedded_server
-from backend.database.session import OPTIONS
 from backend.database.url import DatabaseURLError, connect_arguments, ignored_options
 from tests.certificates import make_certificates
 from tests.programs import passable_directory

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from backend.auth.accounts import operator
 from backend.auth.accounts.operator import User
-from backend.auth.accounts.tables import print_json, print_user, print_users
+from backend.auth.accounts.output import print_json, print_user, print_users
 from backend.auth.errors import PasswordRefusedError
 from backend.auth.schemas import Email
 from backend.database import Database, InsufficientPrivilegeError

@@ -12,7 +12,7 @@ from runpy import run_path
 import bcrypt
 from passlib.context import CryptContext
 
-from backend.auth.accounts.turns import Turns
+from backend.auth.accounts.fair_queue import Turns
 from backend.auth.errors import PasswordRefusedError
 
 MAX_CHARACTERS = 128

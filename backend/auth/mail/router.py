@@ -9,7 +9,7 @@ from backend.auth.mail import service
 from backend.auth.mail.errors import MailTokenError, MailUnavailableError
 from backend.auth.mail.schemas import EmailChange, MailRequest, MailToken, PasswordReset
 from backend.web.database import DatabaseDep
-from backend.web.error_answers import raises
+from backend.web.error_documentation import raises
 from backend.web.errors import RateLimitedError, ServiceUnavailableError
 from backend.web.routing import Route
 

@@ -1,4 +1,4 @@
-"""The key of tasks starts with the id, because one index then serves the owner's look-ups and the look by id."""
+"""The key of tasks starts with the id, so that one index serves the owner and `ANYBODYS_TASK`."""
 
 from alembic import op
 

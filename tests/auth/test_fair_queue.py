@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from backend.auth.accounts.turns import Turns
+from backend.auth.accounts.fair_queue import Turns
 from backend.web.errors import ServiceUnavailableError
 from tests.waiting import until_async
 

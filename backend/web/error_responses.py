@@ -10,9 +10,9 @@ from starlette.types import Scope
 from backend.telemetry import events
 from backend.telemetry.events import Event
 from backend.web import errors
-from backend.web.answer import Answer
 from backend.web.errors import AppError, Contract
 from backend.web.framework_errors import of_framework
+from backend.web.json_response import Answer
 
 
 async def handle_error(request: Request, error: Exception) -> Response:

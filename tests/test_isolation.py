@@ -11,6 +11,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 
 from tests.conftest import Postgres
 from tests.database.test_nodes import STAND_IN
+from tests.programs import needs_own_server
 from tests.service import Account, Service, program_with
 
 FOREIGN, UNKNOWN = (403, "task_forbidden"), (404, "task_not_found")
@@ -176,6 +177,7 @@ def test_a_task_is_created_for_whoever_the_token_names(
     assert ada.client.get("/tasks").json() == []
 
 
+@needs_own_server
 @pytest.mark.parametrize(("catalogue", "answer"), [((), 403), (STAND_IN, 404)])
 def test_a_foreign_task_that_a_cluster_cannot_tell_from_none_in_time_is_not_found(
     new_service: Callable[..., Service],

@@ -218,8 +218,9 @@ class Database:
     def _discard(
         self, connection: Connection, error: BaseException, statement: Statement | None = None
     ) -> None:
-        is_of_node = self._nodes is not None and statement not in {FIND, CHECK}
-        if not isinstance(error, LOSSES) or (is_of_node and isinstance(error, NODE_ERRORS)):
+        asks_node = self._nodes is not None and statement not in {FIND, CHECK}
+        is_of_node = asks_node and isinstance(error, NODE_ERRORS) and not connection.is_closed()
+        if is_of_node or not isinstance(error, LOSSES):
             self.pool.discard_one(connection)
             return
         if isinstance(error, DOUBTS):

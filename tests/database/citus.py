@@ -58,8 +58,9 @@ class Cluster:
             await _sql(own, "SELECT citus_add_node($1, $2)", *worker)
 
     def drop(self) -> None:
-        """Drop all databases that `create` made."""
+        """Drop all databases that `create` made, and what a lost coordinator left prepared in them."""
         for name in self._names:
+            asyncio.run(_sql(self._on(self._nodes[0], name), "SELECT recover_prepared_transactions()"))
             for node in self._nodes:
                 asyncio.run(_sql(self._on(node), f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))
 

@@ -7,7 +7,6 @@ which nodes answer. A user whose row is locked stands for one whose node is sile
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, closing
-from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -19,6 +18,7 @@ from backend.database.url import connect_arguments
 from backend.settings import load_settings
 from tests.conftest import Postgres
 from tests.operations.proxy import Proxy
+from tests.programs import needs_user_timeout
 from tests.service import JWT_SECRET
 from tests.waiting import until_async
 
@@ -294,14 +294,28 @@ def test_a_silent_node_costs_nobody_else_an_idle_connection(spread: Postgres) ->
     play(run())
 
 
-def test_a_coordinator_that_fell_silent_loses_all_its_connections(spread: Postgres) -> None:
-    """They may be dead for good, each of them, as after a router's restart."""
-    arguments = connect_arguments(spread.url)
-    with closing(Proxy(Path(arguments["host"][0], ".s.PGSQL.5432"))) as network:
-        url = network.url.replace("/postgres?", f"/{arguments['database']}?")
+@needs_user_timeout
+def test_a_dead_connection_to_the_coordinator_takes_the_other_idle_ones_with_it(spread: Postgres) -> None:
+    """A router forgets all at once. Each would cost a read half of its time."""
+    with closing(Proxy.before(spread.url)) as network:
 
         async def run() -> None:
-            async with stage(Postgres(url), server=spread) as scene:
+            async with stage(Postgres(network.url), server=spread) as scene:
+                await outcomes_of(scene.ask("east", POOL_SIZE))
+                assert len(await scene.connections()) > 1
+                network.drop_packets()
+                network.accept_connections()
+                assert await scene.work("east")
+
+        play(run())
+
+
+def test_a_coordinator_that_fell_silent_loses_all_its_connections(spread: Postgres) -> None:
+    """They may be dead for good, each of them, as after a router's restart."""
+    with closing(Proxy.before(spread.url)) as network:
+
+        async def run() -> None:
+            async with stage(Postgres(network.url), server=spread) as scene:
                 await outcomes_of(scene.ask("east", POOL_SIZE))
                 before = await scene.connections()
                 network.fall_silent()

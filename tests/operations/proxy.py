@@ -7,6 +7,9 @@ import threading
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
+from typing import Self
+
+from backend.database.url import connect_arguments
 
 _ATTACH_FILTER, _DETACH_FILTER = 26, 27
 _KEEP_NOTHING = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF: return 0
@@ -39,8 +42,8 @@ class _Link:
 class Proxy:
     """Forwards from a port of its own to a server's socket, until it is told to fail."""
 
-    def __init__(self, upstream: Path | tuple[str, int]) -> None:
-        self._upstream = upstream
+    def __init__(self, upstream: Path | tuple[str, int], database: str = "postgres") -> None:
+        self._upstream, self._database = upstream, database
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._clear = threading.Event()
         self._clear.set()
@@ -52,6 +55,14 @@ class Proxy:
         self._accepting = threading.Thread(target=self._accept)
         self._accepting.start()
 
+    @classmethod
+    def before(cls, url: str) -> Self:
+        """Return a proxy before the database with this URL."""
+        arguments = connect_arguments(url)
+        (host,), (port,) = arguments["host"], arguments["port"]
+        upstream = Path(host, f".s.PGSQL.{port}") if host.startswith("/") else (host, port)
+        return cls(upstream, arguments["database"])
+
     @property
     def port(self) -> int:
         """The port of the proxy."""
@@ -60,7 +71,7 @@ class Proxy:
     @property
     def url(self) -> str:
         """The database behind it."""
-        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres?sslmode=disable"
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{self._database}?sslmode=disable"
 
     def lose(self, marker: bytes, loss: Loss) -> None:
         """Lose the next message from the client that contains `marker`."""

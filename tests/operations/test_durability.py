@@ -13,7 +13,6 @@ import httpx2
 import psutil
 import pytest
 
-from backend.database.url import connect_arguments
 from tests.conftest import Postgres
 from tests.operations.proxy import Loss, Proxy
 from tests.programs import needs_own_server, passable_directory
@@ -125,11 +124,8 @@ def test_a_crash_between_commit_and_answer_and_the_key_sent_again_make_one_task(
     new_database: Callable[[], Postgres], new_service: Callable[..., Service]
 ) -> None:
     database = new_database()
-    direct = connect_arguments(database.url)
-    host, port = direct["host"][0], direct["port"][0]
-    with closing(Proxy(Path(host, ".s.PGSQL.5432") if host.startswith("/") else (host, port))) as network:
-        settings = {"DATABASE_URL": network.url.replace("/postgres?", f"/{direct['database']}?")}
-        service = new_service(**settings)
+    with closing(Proxy.before(database.url)) as network:
+        service = new_service(DATABASE_URL=network.url)
         ada = service.register()
         network.lose(MILK["title"].encode(), Loss.NO_ANSWER)
         with ThreadPoolExecutor(1) as threads:
@@ -138,7 +134,7 @@ def test_a_crash_between_commit_and_answer_and_the_key_sent_again_make_one_task(
             service.process.kill()
             with pytest.raises(httpx2.TransportError):
                 asked.result()
-        survivor = new_service(**settings).client(ada.tokens["access_token"])
+        survivor = new_service(DATABASE_URL=network.url).client(ada.tokens["access_token"])
         again = survivor.post("/tasks", json=MILK, headers=KEY)
         assert (again.status_code, survivor.get("/tasks").json()) == (200, [again.json()])
 

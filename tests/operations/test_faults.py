@@ -1,6 +1,8 @@
 """The database fails: acknowledged writes stay, others happen at most once, and no request gets stuck.
 
-All tests share one service without a restart, which has recovered at the end of each test.
+All tests share one service without a restart, which has recovered at the end of each test. On a cluster
+(`TEST_CITUS_URL`) the coordinator's connections and network fail. Its server must not, because it is not of
+these tests.
 """
 
 import asyncio
@@ -12,8 +14,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from pathlib import Path
 from threading import Event
@@ -27,6 +30,7 @@ import pytest
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
 from tests.conftest import Postgres
+from tests.database import citus
 from tests.operations.proxy import Loss, Proxy
 from tests.operations.writers import at_work
 from tests.programs import needs_own_server, needs_user_timeout, passable_directory
@@ -35,30 +39,35 @@ from tests.tasks.test_user_scoped import every_request
 from tests.tokens import resigned
 from tests.waiting import until
 
-pytestmark = needs_own_server
-
 TIMEOUT_SECONDS, POOL_SIZE = 2, 5
 SLACK_SECONDS = 4
 """Extra seconds for each response, on a machine that runs other tests as well."""
 RECOVERY_SECONDS = 5 + SLACK_SECONDS
 CLERKS = 6
-OTHERS = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+OTHERS = (
+    "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    " AND datname = current_database() AND application_name NOT LIKE 'citus%'"
+)
+"""The sessions of clients, without those among the nodes of a cluster."""
 
 _numbers = count(1)
 
 
-class Cluster:
-    """A PostgreSQL for these tests alone, with durable writes."""
+class Server:
+    """A PostgreSQL for these tests alone, with durable writes; or a database of a Citus cluster."""
 
-    def __init__(self, directory: Path, stack: ExitStack, options: Mapping[str, str]) -> None:
-        self._directory, self._stack, self._options = directory, stack, options
+    def __init__(self, starting: Callable[[], AbstractContextManager[EmbeddedServer]] | None) -> None:
+        self._starting = starting
+        self._stack = ExitStack()
         self._server: EmbeddedServer
+        self.url = self._stack.enter_context(citus.cluster()).create("faults") if starting is None else ""
         self.start()
 
     def start(self) -> None:
-        """Start it, and wait until it takes connections."""
-        running_server = embedded_server(self._directory, self._options)
-        self._server = self._stack.enter_context(running_server)
+        """Start it, and wait until it takes connections. A cluster runs already."""
+        if self._starting is not None:
+            self._server = self._stack.enter_context(self._starting())
+            self.url = self._server.url
 
     def end(self, how: signal.Signals) -> None:
         """End it: SIGINT is `pg_ctl stop`, SIGQUIT `pg_ctl stop -m immediate`."""
@@ -66,20 +75,19 @@ class Cluster:
         postmaster.send_signal(how)
         psutil.wait_procs([postmaster], 30)
 
-    @property
-    def socket(self) -> Path:
-        """Where it listens."""
-        return Path(connect_arguments(self._server.url)["host"][0]) / ".s.PGSQL.5432"
+    def close(self) -> None:
+        """End it for good."""
+        self._stack.close()
 
     def sql(self, statement: str, *values: Any) -> list[dict[str, Any]]:
         """Run one statement, past the proxy and the service."""
-        return Postgres(self._server.url).sql(statement, *values)
+        return Postgres(self.url).sql(statement, *values)
 
     @contextmanager
     def sessions(self) -> Iterator["Sessions"]:
         """Open sessions past the service, which end with the block."""
         with asyncio.Runner() as runner:
-            others = Sessions(runner, connect_arguments(self._server.url))
+            others = Sessions(runner, connect_arguments(self.url))
             yield others
             others.close()
 
@@ -170,7 +178,7 @@ def assert_unavailable(answer: httpx2.Response, status: int = 503) -> None:
 class Scene:
     """The service, its database, and the network between them."""
 
-    cluster: Cluster
+    server: Server
     proxy: Proxy
     service: Service
 
@@ -193,7 +201,7 @@ class Scene:
     def check_books(self, clerks: list[Clerk]) -> None:
         """Assert that each acknowledged write exists once, and each other write at most once."""
         for clerk in clerks:
-            rows = self.cluster.sql("SELECT id, title FROM tasks WHERE user_id = $1", clerk.account.id)
+            rows = self.server.sql("SELECT id, title FROM tasks WHERE user_id = $1", clerk.account.id)
             found = Counter(row["title"] for row in rows)
             assert {*found.values()} == {1}
             assert clerk.acknowledged.keys() <= found.keys()
@@ -202,8 +210,8 @@ class Scene:
 
     def terminate_all(self) -> None:
         """Make the server end every connection, as on a failover."""
-        for row in self.cluster.sql(OTHERS):
-            self.cluster.sql("SELECT pg_terminate_backend($1)", row["pid"])
+        for row in self.server.sql(OTHERS):
+            self.server.sql("SELECT pg_terminate_backend($1::int)", row["pid"])
 
     def wait_for_no_connections(self) -> None:
         """Wait until the service has seen that all its connections are gone."""
@@ -212,15 +220,15 @@ class Scene:
 
 
 @contextmanager
-def staged(directory: Path, log: Path, options: Mapping[str, str], **settings: str) -> Iterator[Scene]:
+def staged(
+    directory: Path, log: Path, options: Mapping[str, str], *, on_cluster: bool = False, **settings: str
+) -> Iterator[Scene]:
     """Run the service, its database and the proxy for the length of the block."""
-    with ExitStack() as stack:
-        cluster = Cluster(directory, stack, options)
-        proxy = Proxy(cluster.socket)
-        stack.callback(proxy.close)
+    starting = None if on_cluster else partial(embedded_server, directory, options)
+    with closing(Server(starting)) as server, closing(Proxy.before(server.url)) as proxy:
         settings = {"DATABASE_TIMEOUT_SECONDS": str(TIMEOUT_SECONDS), **settings}
-        service = running(log, DATABASE_URL=proxy.url, JWT_SECRET=JWT_SECRET, **settings)
-        yield Scene(cluster, proxy, stack.enter_context(service))
+        with running(log, DATABASE_URL=proxy.url, JWT_SECRET=JWT_SECRET, **settings) as service:
+            yield Scene(server, proxy, service)
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +237,9 @@ def shared_scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     log, options = tmp_path_factory.mktemp("faults") / "log", {"max_connections": "20"}
     with (
         passable_directory() as directory,
-        staged(directory, log, options, DATABASE_POOL_SIZE=str(POOL_SIZE)) as scene,
+        staged(
+            directory, log, options, on_cluster=bool(citus.URL), DATABASE_POOL_SIZE=str(POOL_SIZE)
+        ) as scene,
     ):
         yield scene
 
@@ -239,7 +249,7 @@ def scene(shared_scene: Scene) -> Iterator[Scene]:
     """The shared scene. After each test it must work again, with no unexpected line in the log."""
     yield shared_scene
     shared_scene.proxy.forget()
-    shared_scene.cluster.start()
+    shared_scene.server.start()
     ready = shared_scene.service.client()
     until(lambda: ready.get("/health/ready").status_code == 200, RECOVERY_SECONDS)
     shared_scene.somebody().create()
@@ -276,17 +286,19 @@ def assert_alive_but_not_ready(scene: Scene, account: Account) -> None:
 # The server
 
 
+@needs_own_server
 def test_a_database_that_cannot_be_reached_is_503_and_500_where_the_user_is_in_the_path(scene: Scene) -> None:
     """`Retry-After` on both; a token that has expired is 401 all the same."""
     account = scene.somebody()
     expired = scene.service.client(resigned(account.tokens["access_token"], exp=int(time.time()) - 1))
-    scene.cluster.end(signal.SIGINT)
+    scene.server.end(signal.SIGINT)
     for surface, status in (("/tasks", 503), (f"/api/{account.id}/tasks", 500)):
         for method, url, options in every_request(surface, 1):
             assert expired.request(method, url, **options).status_code == 401
             assert_unavailable(account.client.request(method, url, **options), status)
 
 
+@needs_own_server
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
 def test_each_acknowledged_write_is_there_once_however_the_database_ends(
     scene: Scene, how: signal.Signals
@@ -294,19 +306,20 @@ def test_each_acknowledged_write_is_there_once_however_the_database_ends(
     """A fast stop, an immediate stop and a kill. The service recovers by itself."""
     with scene.clerks() as clerks:
         each_writes(clerks, times=3)
-        scene.cluster.end(how)
+        scene.server.end(how)
         each_is_refused(clerks)
         assert_alive_but_not_ready(scene, clerks[0].account)
-        scene.cluster.start()
+        scene.server.start()
         each_writes(clerks, seconds=RECOVERY_SECONDS)
         each_writes(clerks, times=3)
 
 
+@needs_own_server
 def test_it_survives_a_crash_of_the_server_that_mends_itself(scene: Scene) -> None:
     """After one backend is killed PostgreSQL ends all others, recovers, and refuses connections meanwhile."""
     with scene.clerks() as clerks:
         each_writes(clerks)
-        victims = [row["pid"] for row in scene.cluster.sql(OTHERS)]
+        victims = [row["pid"] for row in scene.server.sql(OTHERS)]
         os.kill(victims[0], signal.SIGKILL)
         until(lambda: not any(psutil.pid_exists(pid) for pid in victims))
         each_writes(clerks, times=3)
@@ -322,24 +335,26 @@ def test_no_read_fails_when_the_server_ends_every_connection(scene: Scene) -> No
     assert [clerk.refused_reads for clerk in clerks] == [0] * CLERKS
 
 
+@needs_own_server
 def test_connections_that_the_server_cut_while_they_were_idle_cost_no_request(scene: Scene) -> None:
     account = scene.somebody()
-    scene.cluster.sql("ALTER SYSTEM SET idle_session_timeout = '1s'")
-    scene.cluster.sql("SELECT pg_reload_conf()")
+    scene.server.sql("ALTER SYSTEM SET idle_session_timeout = '1s'")
+    scene.server.sql("SELECT pg_reload_conf()")
     scene.terminate_all()
     try:
         for _ in range(3):
             scene.wait_for_no_connections()
             account.create()
     finally:
-        scene.cluster.sql("ALTER SYSTEM RESET idle_session_timeout")
-        scene.cluster.sql("SELECT pg_reload_conf()")
+        scene.server.sql("ALTER SYSTEM RESET idle_session_timeout")
+        scene.server.sql("SELECT pg_reload_conf()")
     assert len(account.client.get("/tasks").json()) == 3
 
 
+@needs_own_server
 def test_a_server_out_of_connections_is_one_that_cannot_be_reached_until_it_has_some(scene: Scene) -> None:
     account = scene.somebody()
-    with scene.cluster.sessions() as others:
+    with scene.server.sessions() as others:
         scene.terminate_all()
         scene.wait_for_no_connections()
         others.take_all()
@@ -357,7 +372,7 @@ def test_a_statement_that_takes_too_long_is_given_up_and_does_not_pile_up_on_the
     """A lock makes it slow. A refused write is not done a second time after the lock is gone."""
     with scene.clerks() as clerks:
         each_writes(clerks)
-        with scene.cluster.sessions() as other:
+        with scene.server.sessions() as other:
             other.open()
             other.sql("BEGIN")
             other.sql("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
@@ -406,7 +421,7 @@ def test_a_write_whose_answer_is_lost_is_refused_and_never_sent_again(scene: Sce
         scene.proxy.lose(title.encode(), loss)
         assert_unavailable(account.client.post(tasks, json={"title": title}), status)
         assert scene.proxy.lost.is_set()
-        (found,) = scene.cluster.sql("SELECT count(*) FROM tasks WHERE title = $1", title)
+        (found,) = scene.server.sql("SELECT count(*) FROM tasks WHERE title = $1", title)
         assert found["count"] == (loss is Loss.CUT_AFTER)
 
 
@@ -474,6 +489,7 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
+@needs_own_server
 def test_a_full_disk_is_a_database_that_cannot_be_reached_until_there_is_room(
     small_disk: Path, tmp_path: Path
 ) -> None:

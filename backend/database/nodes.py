@@ -106,7 +106,10 @@ class Nodes:
         if key not in self._remembered:
             row = await run(FIND, {"table": key[0], "key": key[1]})
             self._remembered[key] = row["node"] if row else None
-        return self._remembered[key]
+        node = self._remembered[key]
+        if node is not None:
+            self._names.add(node)  # a node may have joined the cluster meanwhile
+        return node
 
     @asynccontextmanager
     async def place(self, node: str, deadline: float) -> AsyncIterator[None]:

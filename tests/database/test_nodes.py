@@ -270,6 +270,24 @@ def test_a_node_that_is_away_is_refused_at_once_until_it_answers(spread: Postgre
     play(run())
 
 
+def test_a_node_that_joined_later_is_known_by_its_users(spread: Postgres) -> None:
+    """A failed transaction does not tell which node has failed, so each known one is checked."""
+    spread.sql("UPDATE pg_dist_node SET shouldhaveshards = nodename = 'east'")
+
+    async def run() -> None:
+        async with stage(spread) as scene:
+            await scene.know_all_users()
+            await scene.freeze(answers=False)
+            outcomes: list[type] = []
+            while NodeAwayError not in outcomes and len(outcomes) < SHARE + 2:
+                (outcome,) = await asyncio.gather(scene.work_in_transaction("west"), return_exceptions=True)
+                outcomes.append(type(outcome))
+            assert outcomes[-1] is NodeAwayError
+            await scene.heal()
+
+    play(run())
+
+
 def test_a_slow_user_of_a_node_that_answers_leaves_its_others_served(spread: Postgres) -> None:
     async def run() -> None:
         async with stage(spread) as scene:

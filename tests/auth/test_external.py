@@ -25,6 +25,7 @@ from backend.web.bearer import InvalidTokenError
 from tests.better_auth.jwks import SigningKey, TokenServer, new_key, token_server
 from tests.better_auth.server import BetterAuth, ExternalUser
 from tests.conftest import Postgres
+from tests.programs import needs_own_server
 from tests.service import JWT_SECRET, PASSWORD, Service, program_with, running
 from tests.tokens import SHARED_SECRET, claims_for, resigned, shared_token
 
@@ -382,6 +383,7 @@ def test_an_external_user_whose_row_is_gone_or_anothers_is_signed_out(
     assert ask(service, token).json()["code"] == "token_revoked"
 
 
+@needs_own_server
 def test_only_the_first_request_of_an_external_user_costs_a_statement_more(
     server: EmbeddedServer, new_service: Callable[..., Service], new_database: Callable[[], Postgres]
 ) -> None:

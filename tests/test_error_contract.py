@@ -13,6 +13,7 @@ import pytest
 
 from backend.database.embedded import EmbeddedServer
 from tests.conftest import Postgres
+from tests.programs import needs_own_server
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, running
 
 ORIGIN = "http://localhost:3000"
@@ -595,6 +596,7 @@ def cut_off(
         yield account
 
 
+@needs_own_server
 @pytest.mark.parametrize(
     ("method", "path", "options"),
     [
@@ -618,6 +620,7 @@ def test_a_database_that_is_gone_is_503_and_when_to_try_again(
     assert body.get("error", "temporarily_unavailable") == "temporarily_unavailable"
 
 
+@needs_own_server
 def test_what_needs_no_database_is_answered_without_one(cut_off: Account) -> None:
     client = cut_off.client
     assert client.get("/health").status_code == 200
@@ -631,6 +634,7 @@ def test_what_needs_no_database_is_answered_without_one(cut_off: Account) -> Non
     refused(client.post("/auth/login", json={}), 400, "validation_error")
 
 
+@needs_own_server
 def test_a_database_that_takes_no_connections_is_503_until_it_does(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres], server: EmbeddedServer
 ) -> None:

@@ -16,6 +16,7 @@ from backend.settings import SettingsError, load_settings
 from backend.telemetry import metrics
 from tests.better_auth.jwks import new_key, token_server
 from tests.conftest import Postgres, locked
+from tests.programs import needs_own_server
 from tests.service import JWT_SECRET, PASSWORD, Account, Service, free_port, running
 from tests.waiting import until
 
@@ -53,6 +54,7 @@ def counted(service: Service) -> Callable[[], Counter[Series]]:
     return since
 
 
+@needs_own_server
 def test_health_sends_nothing_to_the_database_and_ready_does(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres]
 ) -> None:
@@ -268,6 +270,7 @@ def test_fetches_of_keys_are_counted_by_how_they_end(new_service: Callable[..., 
     assert value(away, "jwks_fetches_total", outcome="failed") == 1
 
 
+@needs_own_server
 def test_connections_in_use_and_waiting_requests_are_told(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres]
 ) -> None:

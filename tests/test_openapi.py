@@ -33,6 +33,7 @@ from backend.database.pool import WAITING_PER_CONNECTION
 from backend.web.errors import AppError
 from backend.web.middleware import MAX_BODY_BYTES
 from tests.conftest import Postgres, locked
+from tests.programs import needs_own_server
 from tests.service import ROOT, Account, Service, free_port, seen
 from tests.tokens import SHARED_SECRET, claims_for, resigned, shared_token
 
@@ -623,6 +624,7 @@ def test_every_operation_that_hashes_answers_503_while_the_queue_is_full(
         service.stop(signal.SIGKILL)  # it would hash for a minute yet
 
 
+@needs_own_server
 def test_every_operation_that_asks_the_database_answers_503_while_its_queue_is_full(
     new_service: Callable[..., Service], new_database: Callable[[], Postgres], operations: list[Operation]
 ) -> None:

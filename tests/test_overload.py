@@ -11,8 +11,11 @@ import pytest
 
 from backend.database.pool import WAITING_PER_CONNECTION
 from tests.conftest import Postgres, locked
+from tests.programs import needs_own_server
 from tests.service import Account, Service
 from tests.waiting import until
+
+pytestmark = needs_own_server
 
 
 @pytest.fixture

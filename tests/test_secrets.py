@@ -11,6 +11,7 @@ import httpx2
 import pytest
 
 from tests.conftest import Postgres
+from tests.programs import needs_own_server
 from tests.service import Service, running
 
 MARK = "kanarie"
@@ -33,6 +34,8 @@ FIELDS: dict[str, Any] = {
     "refresh_token": BROKEN_TOKEN,
 }
 """The secret fields of requests. The routes of tasks have no secret field."""
+
+pytestmark = needs_own_server
 
 
 @dataclass

@@ -15,7 +15,7 @@ from backend.auth.accounts.service import add_user
 from backend.auth.accounts.statements import FIND_EMAIL, LEAVE_EMAIL
 from backend.auth.errors import EmailTakenError
 from backend.auth.mail.outbox import PAGES
-from backend.auth.mail.outbox_statements import NEW_TOKEN
+from backend.auth.mail.outbox_statements import RECIPIENT
 from backend.auth.mail.sender import sender_for
 from backend.auth.mail.statements import LOCK_USER, Kind
 from backend.auth.schemas import Email, email_key
@@ -105,8 +105,8 @@ async def reset_link(database: Database, settings: Settings, who: str) -> str:
 
 async def _new_reset_link(database: Database, settings: Settings, who: str, purpose: Kind) -> str:
     user, token = await _find(database, who), opaque.new_token()
-    values = {"user_id": user["id"], "email_key": user["email_key"], "created_at": None}
-    made = await database.one(NEW_TOKEN[purpose], digest=opaque.digest(token), **values)
+    values = {"user_id": user["id"], "email_key": user["email_key"], "digest": opaque.digest(token)}
+    made = await database.one(RECIPIENT[purpose], session_id=None, created_at=None, **values)
     if made is None:
         raise NoResetError
     return f"{settings.pages_url}{PAGES[Kind.RESET]}#token={token}"

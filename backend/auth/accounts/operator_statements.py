@@ -11,9 +11,7 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Text,
-    Uuid,
     bindparam,
-    cast,
     delete,
     false,
     func,
@@ -23,7 +21,7 @@ from sqlalchemy import (
     update,
 )
 
-from backend.auth.mail.statements import MAIL_VOIDED, void_mail_tokens
+from backend.auth.mail.statements import secured
 from backend.auth.models import sessions, users
 from backend.auth.sessions.statements import USER_ID, number_of, void_sessions
 from backend.database import Statement, WideStatement
@@ -62,17 +60,9 @@ FIND_USER = Statement(select(*_shown(USER_ID), users.c.email_key).where(users.c.
 
 
 def _disable() -> Statement:
-    changed = (
-        update(users)
-        .where(users.c.id == USER_ID)
-        .values(disabled_at=func.coalesce(users.c.disabled_at, moment_of(func.now())), **MAIL_VOIDED)
-        .returning(users.c.id)
-        .cte("changed")
-    )
-    ended, voided = void_sessions(USER_ID, changed, cast(null(), Uuid))
-    return Statement(
-        select(changed.c.id, number_of(ended)).add_cte(voided, void_mail_tokens(USER_ID, changed))
-    )
+    disabled_at = func.coalesce(users.c.disabled_at, moment_of(func.now()))
+    changed, ended, *voided = secured(USER_ID, disabled_at=disabled_at)
+    return Statement(select(changed.c.id, number_of(ended)).add_cte(*voided))
 
 
 DISABLE_USER = _disable()
@@ -85,8 +75,8 @@ ENABLE_USER = Statement(
 
 def _sign_out() -> Statement:
     owner = select(users.c.id).where(users.c.id == USER_ID).cte("owner")
-    ended, voided = void_sessions(USER_ID, owner, cast(null(), Uuid))
-    return Statement(select(owner.c.id, number_of(ended)).add_cte(voided))
+    ended, _ = void_sessions(USER_ID, owner)
+    return Statement(select(owner.c.id, number_of(ended)))
 
 
 SIGN_OUT_USER = _sign_out()

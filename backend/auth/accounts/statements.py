@@ -7,7 +7,6 @@ statements in one transaction, because Citus distributes them differently and re
 from sqlalchemy import (
     ColumnElement,
     Integer,
-    Text,
     and_,
     bindparam,
     delete,
@@ -22,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import CALLER_ID, CALLER_SESSION, IS_LET_IN, caller
-from backend.auth.mail.statements import MAIL_VOIDED, void_mail_tokens
+from backend.auth.mail.statements import EMAIL_KEY, secured
 from backend.auth.models import HASH_COST, LOCAL, emails, known_addresses, sessions, users
 from backend.auth.sessions.statements import (
     ADDRESS,
@@ -34,23 +33,11 @@ from backend.auth.sessions.statements import (
     changing,
     new_refresh_token,
     number_of,
-    void_sessions,
 )
 from backend.database import Statement, WideStatement
 
 MAX_ACCOUNTS_AT_HOME = 5
 """The most accounts that share a household's address. More accounts mean one proxy or network."""
-
-_email_key = bindparam("email_key", type_=Text)
-_new_user = {
-    "id": USER_ID,
-    "issuer": LOCAL,
-    "email": bindparam("email"),
-    "email_key": _email_key,
-    "name": bindparam("name"),
-    "password_hash": bindparam("password_hash"),
-}
-
 
 _lately = and_(known_addresses.c.address == ADDRESS, known_addresses.c.last_used_at > ago(ADDRESS_KNOWN_FOR))
 _is_callers = and_(users.c.id == CALLER_ID, IS_LET_IN)
@@ -66,11 +53,6 @@ def _count_accounts() -> Statement:
     # The count stops one above the maximum, because an address may have thousands of accounts.
     rows = select(known_addresses.c.user_id).where(_lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1))
     return WideStatement(select(number_of(rows.subquery())))
-
-
-def _register() -> Statement:
-    user = postgresql.insert(users).values(_new_user).returning(*PROFILE).cte("new_user")
-    return Statement(select(user).add_cte(*begin_session(user)))
 
 
 def _introduce_user() -> Statement:
@@ -94,7 +76,7 @@ def _sign_in() -> Statement:
         select(*PROFILE)
         .where(
             users.c.id == USER_ID,
-            users.c.email_key == _email_key,
+            users.c.email_key == EMAIL_KEY,
             users.c.password_hash == bindparam("password_hash"),
             users.c.disabled_at.is_(None),
         )
@@ -107,25 +89,21 @@ def _sign_in() -> Statement:
 
 
 def _change_password() -> Statement:
-    changed = (
-        update(users)
-        .where(_is_callers, users.c.password_hash == bindparam("old_hash"))
-        .values(password_hash=bindparam("new_hash"), pending_email=null(), **MAIL_VOIDED)
-        .returning(*PROFILE, users.c.email_key)
-        .cte("changed")
-    )
-    ended, voided = void_sessions(CALLER_ID, changed, CALLER_SESSION)
+    values = {"password_hash": bindparam("new_hash"), "pending_email": null()}
+    is_current = users.c.password_hash == bindparam("old_hash")
+    changed, ended, voided, tokens = secured(CALLER_ID, IS_LET_IN, is_current, kept=CALLER_SESSION, **values)
+    uses_cookie = select(voided.c.uses_cookie).scalar_subquery().label("uses_cookie")
     return Statement(
-        select(changed, number_of(ended), select(voided.c.uses_cookie).scalar_subquery().label("uses_cookie"))
+        select(changed, number_of(ended), uses_cookie)
         .select_from(caller.outerjoin(changed, true()))
-        .add_cte(new_refresh_token(CALLER_ID, voided), void_mail_tokens(CALLER_ID, changed))
+        .add_cte(new_refresh_token(CALLER_ID, voided), tokens)
     )
 
 
-FIND_EMAIL = Statement(select(emails.c.user_id).where(emails.c.email_key == _email_key))
+FIND_EMAIL = Statement(select(emails.c.user_id).where(emails.c.email_key == EMAIL_KEY))
 """The id of the user with this email; no row when no user has it."""
 
-_taken = postgresql.insert(emails).values(email_key=_email_key, user_id=USER_ID)
+_taken = postgresql.insert(emails).values(email_key=EMAIL_KEY, user_id=USER_ID)
 TAKE_EMAIL = Statement(
     _taken.on_conflict_do_update(
         index_elements=["email_key"],
@@ -140,24 +118,32 @@ It waits for a concurrent transaction that takes or leaves the same email.
 
 LEAVE_EMAIL = Statement(
     delete(emails)
-    .where(emails.c.email_key == _email_key, emails.c.user_id == USER_ID)
+    .where(emails.c.email_key == EMAIL_KEY, emails.c.user_id == USER_ID)
     .returning(emails.c.user_id)
 )
-
-REGISTER = _register()
-"""Inserts a user with a first session; runs after `TAKE_EMAIL` in the same transaction."""
 
 INTRODUCE_USER = _introduce_user()
 """Inserts or updates an external user from a token's claims; no row if another issuer has the id."""
 
-ADD_USER = Statement(postgresql.insert(users).values(_new_user).returning(users.c.id))
+ADD_USER = Statement(
+    postgresql.insert(users)
+    .values(
+        id=USER_ID,
+        issuer=LOCAL,
+        email=bindparam("email"),
+        email_key=EMAIL_KEY,
+        name=bindparam("name"),
+        password_hash=bindparam("password_hash"),
+    )
+    .returning(users.c.id)
+)
 """Inserts a user without a session; runs after `TAKE_EMAIL` in the same transaction."""
 
 FIND_ACCOUNT = Statement(
     select(
         *(users.c[name] for name in ("id", "password_hash", "email_verified", "disabled_at")),
         _has_signed_in(USER_ID),
-    ).where(users.c.id == USER_ID, users.c.email_key == _email_key)
+    ).where(users.c.id == USER_ID, users.c.email_key == EMAIL_KEY)
 )
 
 # The expression must be that of the index `users_password_cost`, because PostgreSQL reads it from there.
@@ -173,7 +159,7 @@ The query reads all shards.
 """
 
 SIGN_IN = _sign_in()
-"""Begins a session for the user whose password was checked.
+"""Begins a session for the user whose password was checked, or who was added in the same transaction.
 
 It returns no row when the password has changed since. `count` is the earlier number of sessions.
 """

@@ -5,7 +5,7 @@
 
 from datetime import timedelta
 
-from sqlalchemy import CTE, LargeBinary, Text, and_, bindparam, delete, func, or_, select, update
+from sqlalchemy import CTE, and_, bindparam, delete, func, or_, select, update
 
 from backend.auth.models import refresh_tokens, sessions, users
 from backend.auth.sessions.statements import (
@@ -26,8 +26,7 @@ REFRESH_GRACE = timedelta(seconds=10)
 Later reuse is taken for theft (RFC 9700 section 4.14.2).
 """
 USES_WITHIN_GRACE = 3
-_spent_digest = bindparam("spent_digest", type_=LargeBinary)
-_token = and_(refresh_tokens.c.user_id == USER_ID, refresh_tokens.c.digest == _spent_digest)
+_token = and_(refresh_tokens.c.user_id == USER_ID, refresh_tokens.c.digest == bindparam("spent_digest"))
 _session_of_token = and_(
     _token,
     sessions.c.user_id == USER_ID,
@@ -51,8 +50,8 @@ def _refresh() -> Statement:
         .values(
             last_used_at=func.now(),
             expires_at=func.least(moment_after(sessions.c.created_at, LIFE), func.now() + IDLE_LIFE),
-            user_agent=bindparam("user_agent", type_=Text),
-            ip=bindparam("ip", type_=Text),
+            user_agent=bindparam("user_agent"),
+            ip=bindparam("ip"),
         )
         .returning(sessions.c.id, sessions.c.refresh_generation)
         .cte("renewed")
@@ -117,7 +116,7 @@ END_REUSED = Statement(
 """Ends the session whose refresh token was reused after `REFRESH_GRACE`."""
 
 OWNER_OF_TOKEN = WideStatement(
-    select(refresh_tokens.c.user_id).where(refresh_tokens.c.digest == bindparam("digest", type_=LargeBinary))
+    select(refresh_tokens.c.user_id).where(refresh_tokens.c.digest == bindparam("digest"))
 )
 """The user of a refresh token issued before migration 0009, which carries no user id.
 

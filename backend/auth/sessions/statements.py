@@ -38,6 +38,7 @@ from sqlalchemy import (
     insert,
     literal,
     literal_column,
+    null,
     select,
     true,
     update,
@@ -61,6 +62,7 @@ SESSION_ID = bindparam("session_id", type_=Uuid)
 ADDRESS = bindparam("address", type_=Text)
 LIFE = bindparam("session_life", type_=Interval)
 IDLE_LIFE = bindparam("session_idle_life", type_=Interval)
+NO_SESSION = null()
 _refresh_digest = bindparam("refresh_digest", type_=LargeBinary)
 
 
@@ -82,12 +84,14 @@ def new_refresh_token(user_id: ColumnElement[str], session: CTE) -> CTE:
     )
 
 
-def void_sessions(user_id: ColumnElement[str], changed: CTE, kept: ColumnElement[Any]) -> tuple[CTE, CTE]:
+def void_sessions(
+    user_id: ColumnElement[str], changed: CTE, kept: ColumnElement[Any] = NO_SESSION
+) -> tuple[CTE, CTE]:
     """Return the deletion of a user's sessions except `kept`, and the voiding of `kept`'s refresh tokens.
 
-    `kept` is a session's id, or null to delete all. Spent tokens are voided too. Neither statement changes
-    anything without a row in `changed`. An earlier statement of the same transaction must lock the user's
-    row, because the deletion would miss sessions that begin concurrently.
+    `kept` is a session's id. Spent tokens are voided too. Neither statement changes anything without a row
+    in `changed`. An earlier statement of the same transaction must lock the user's row, because the
+    deletion would miss sessions that begin concurrently.
     """
     ended = (
         delete(sessions)
@@ -192,12 +196,7 @@ def _lock_caller() -> CTE:
 
 def _end_other_sessions() -> Statement:
     caller_ = _lock_caller()
-    ended = (
-        delete(sessions)
-        .where(sessions.c.user_id == CALLER_ID, sessions.c.id != CALLER_SESSION, has_row(caller_))
-        .returning(sessions.c.id)
-        .cte("ended")
-    )
+    ended, _ = void_sessions(CALLER_ID, caller_, CALLER_SESSION)
     return Statement(select(caller_.c.id, number_of(ended)))
 
 

@@ -16,23 +16,14 @@ from backend.auth.errors import (
     RevokedTokenError,
 )
 from backend.auth.models import LOCAL
-from backend.auth.sessions.service import Client, Context
+from backend.auth.sessions.service import Context
 from backend.database import Database
 from backend.telemetry import events
 from backend.web.bearer import InvalidTokenError, UnauthorizedError, bearer_token
 from backend.web.error_documentation import raises
 from backend.web.errors import AppError, DatabaseUnavailableError, OverloadedError, WrongUserError
 
-__all__ = [
-    "CALLER_ID",
-    "IS_LET_IN",
-    "Caller",
-    "CallerDep",
-    "ContextDep",
-    "RevokedTokenError",
-    "bearer_token",
-    "caller",
-]
+__all__ = ["CALLER_ID", "IS_LET_IN", "Caller", "CallerDep", "RevokedTokenError", "caller"]
 
 MAX_USER_AGENT_CHARACTERS = 400
 
@@ -74,7 +65,7 @@ class OwnAccount(AccessToken):
         """Return the token's caller; raises as `AccessToken` does, and `ExternalAccountError`."""
         caller = await super().__call__(request)
         if caller.issuer != LOCAL:
-            raise ExternalAccountError(reason="external_account")
+            raise ExternalAccountError
         return caller
 
 
@@ -88,11 +79,12 @@ async def _authenticated(request: Request) -> Caller:
 async def get_context(request: Request) -> Context:
     """Return the context; behind a trusted proxy, its client is the proxy's."""
     state, user_agent = request.app.state, request.headers.get("user-agent")
-    client = Client(
+    return Context(
+        database=state.database,
+        sign_in=state.sign_in,
         ip=request.client.host if request.client else None,
         user_agent=user_agent and user_agent[:MAX_USER_AGENT_CHARACTERS],
     )
-    return Context(state.database, state.sign_in, client)
 
 
 scheme = {"tokenUrl": "auth/token", "refreshUrl": "auth/token", "scheme_name": "Bearer"}

@@ -7,21 +7,10 @@ from fastapi import APIRouter, Form, Path
 from pydantic import BeforeValidator
 from starlette.responses import Response
 
-from backend.auth import schemas
+from backend.auth import errors, schemas
 from backend.auth.accounts import service
 from backend.auth.cookies import SETS_COOKIE, CookieDep, CookieTokenDep, LeavingDep, SignInCookieDep
 from backend.auth.dependencies import Caller, CallerDep, ContextDep, OwnAccountDep
-from backend.auth.errors import (
-    AccountDisabledError,
-    EmailTakenError,
-    EmailUnverifiedError,
-    InvalidCredentialsError,
-    InvalidGrantError,
-    InvalidRefreshTokenError,
-    SessionNotFoundError,
-    UnsupportedGrantTypeError,
-    WrongPasswordError,
-)
 from backend.auth.sessions import service as sessions
 from backend.database import DatabaseError
 from backend.web.bearer import UnauthorizedError
@@ -43,7 +32,7 @@ def _session_id(value: str) -> UUID:
     try:
         return UUID(value)
     except ValueError:
-        raise SessionNotFoundError from None
+        raise errors.SessionNotFoundError from None
 
 
 SessionId = Annotated[
@@ -52,7 +41,12 @@ SessionId = Annotated[
     BeforeValidator(_session_id),
 ]
 
-SIGN_IN_REFUSALS = (AccountDisabledError, EmailUnverifiedError, RateLimitedError, ServiceUnavailableError)
+SIGN_IN_REFUSALS = (
+    errors.AccountDisabledError,
+    errors.EmailUnverifiedError,
+    RateLimitedError,
+    ServiceUnavailableError,
+)
 """Errors of a sign-in with the right password, or before the password is checked."""
 NO_TOKEN = schemas.Refresh()
 """A body without a token, if the cookie has it."""
@@ -71,7 +65,7 @@ token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(
         202: {"description": "A link was mailed, because the email must be verified first"},
     },
 )
-@raises(EmailTakenError, RateLimitedError, ServiceUnavailableError)
+@raises(errors.EmailTakenError, RateLimitedError, ServiceUnavailableError)
 async def register(context: ContextDep, cookie: SignInCookieDep, data: schemas.Registration) -> Response:
     """Create an account with an email, a password and, if you like, a name, and sign it in at once.
 
@@ -85,7 +79,7 @@ async def register(context: ContextDep, cookie: SignInCookieDep, data: schemas.R
 
 
 @router.post("/login", response_model=schemas.Tokens, summary="Sign in", responses={200: SETS_COOKIE})
-@raises(InvalidCredentialsError, *SIGN_IN_REFUSALS)
+@raises(errors.InvalidCredentialsError, *SIGN_IN_REFUSALS)
 async def login(context: ContextDep, cookie: SignInCookieDep, data: schemas.Credentials) -> Answer:
     """Sign in with email and password.
 
@@ -98,7 +92,7 @@ async def login(context: ContextDep, cookie: SignInCookieDep, data: schemas.Cred
 @token_router.post(
     "/token", response_model=schemas.Tokens, summary="Sign in or refresh by an OAuth 2.0 grant"
 )
-@raises(InvalidGrantError, UnsupportedGrantTypeError, *SIGN_IN_REFUSALS)
+@raises(errors.InvalidGrantError, errors.UnsupportedGrantTypeError, *SIGN_IN_REFUSALS)
 async def token(context: ContextDep, data: Annotated[schemas.TokenGrant, Form()]) -> Answer:
     """Sign in with a form, as Swagger UI's Authorize does, or refresh, as OAuth libraries do.
 
@@ -111,7 +105,7 @@ async def token(context: ContextDep, data: Annotated[schemas.TokenGrant, Form()]
 @router.post(
     "/refresh", response_model=schemas.Tokens, summary="Refresh your tokens", responses={200: SETS_COOKIE}
 )
-@raises(InvalidRefreshTokenError)
+@raises(errors.InvalidRefreshTokenError)
 async def refresh(context: ContextDep, cookie: CookieTokenDep, data: schemas.Refresh = NO_TOKEN) -> Answer:
     """Spend a refresh token for new tokens.
 
@@ -133,7 +127,7 @@ async def refresh(context: ContextDep, cookie: CookieTokenDep, data: schemas.Ref
     responses={204: SETS_COOKIE},
     openapi_extra={"security": [{"RefreshCookie": []}]},
 )
-@raises(InvalidRefreshTokenError)
+@raises(errors.InvalidRefreshTokenError)
 async def logout(database: DatabaseDep, cookie: CookieDep, leaving: LeavingDep) -> Response:
     """End this session now: every process refuses its access and refresh tokens from now on.
 
@@ -166,7 +160,7 @@ async def end_other_sessions(database: DatabaseDep, caller: OwnAccountDep) -> Re
 
 
 @router.delete("/sessions/{session_id}", status_code=204, summary="End a session")
-@raises(SessionNotFoundError)
+@raises(errors.SessionNotFoundError)
 async def end_session(database: DatabaseDep, caller: OwnAccountDep, session_id: SessionId) -> Response:
     """End one session of yours, now; this one as well, if you name it."""
     await sessions.end_session(database, caller, session_id)
@@ -176,7 +170,7 @@ async def end_session(database: DatabaseDep, caller: OwnAccountDep, session_id: 
 @router.post(
     "/password", response_model=schemas.Tokens, summary="Change your password", responses={200: SETS_COOKIE}
 )
-@raises(WrongPasswordError, RateLimitedError, ServiceUnavailableError)
+@raises(errors.WrongPasswordError, RateLimitedError, ServiceUnavailableError)
 async def change_password(
     context: ContextDep, caller: OwnAccountDep, cookie: CookieDep, data: schemas.PasswordChange
 ) -> Answer:
@@ -198,7 +192,7 @@ async def update_profile(database: DatabaseDep, caller: OwnAccountDep, data: sch
 
 
 @router.delete("/me", status_code=204, summary="Delete your account")
-@raises(WrongPasswordError, RateLimitedError, ServiceUnavailableError)
+@raises(errors.WrongPasswordError, RateLimitedError, ServiceUnavailableError)
 async def delete_account(
     context: ContextDep, caller: OwnAccountDep, data: schemas.PasswordConfirmation
 ) -> Response:

@@ -15,7 +15,7 @@ async def cost_of_failure(context: Context, key: str, password: str, account: Ro
     """
     limits = context.sign_in.limits
     may_be_home = account is not None and account["is_own_address"]
-    async with limits.guess_from(context.client.address) as count_at_address:
+    async with limits.guess_from(context.address) as count_at_address:
         if may_be_home and await limits.is_contested(key) and await _is_home(context):
             cost = await _check(context, password, account)
         else:
@@ -30,7 +30,7 @@ async def cost_of_failure(context: Context, key: str, password: str, account: Ro
 
 async def _check(context: Context, password: str, account: Row | None) -> int:
     stored = account["password_hash"] if account else None
-    return await context.sign_in.hasher.cost_of_failure(password, stored, context.client.address)
+    return await context.sign_in.hasher.cost_of_failure(password, stored, context.address)
 
 
 async def _is_home(context: Context) -> bool:
@@ -39,7 +39,7 @@ async def _is_home(context: Context) -> bool:
     It runs only near the limit and after a failure, because it reads the addresses of all users.
     """
     try:
-        accounts = await context.database.one(statements.COUNT_ACCOUNTS, address=context.client.address)
+        accounts = await context.database.one(statements.COUNT_ACCOUNTS, address=context.address)
     except DatabaseError:  # a node with some of the addresses may be down
         return False
     return accounts is not None and accounts["count"] <= statements.MAX_ACCOUNTS_AT_HOME
@@ -51,4 +51,4 @@ async def prolong(context: Context, cost: int) -> None:
     with suppress(DatabaseError):  # the last known cost is used instead
         row = await context.database.one(statements.HIGHEST_COST)
         sign_in.highest_cost = (row and row["highest_cost"]) or 0
-    await sign_in.hasher.prolong(cost, context.client.address, sign_in.highest_cost)
+    await sign_in.hasher.prolong(cost, context.address, sign_in.highest_cost)

@@ -6,28 +6,11 @@ from typing import Any
 from pydantic import ValidationError
 from uuid_utils import compat
 
+from backend.auth import errors, schemas
 from backend.auth.accounts import guesses, passwords, statements
 from backend.auth.caller import Caller
-from backend.auth.errors import (
-    AccountDisabledError,
-    EmailTakenError,
-    EmailUnverifiedError,
-    InvalidCredentialsError,
-    InvalidGrantError,
-    InvalidRefreshTokenError,
-    UnsupportedGrantTypeError,
-    WrongPasswordError,
-)
 from backend.auth.mail.statements import Kind
-from backend.auth.schemas import (
-    Credentials,
-    PasswordChange,
-    PasswordConfirmation,
-    ProfileUpdate,
-    Registration,
-    TokenGrant,
-    email_key,
-)
+from backend.auth.schemas import email_key
 from backend.auth.sessions import statements as session_statements
 from backend.auth.sessions.service import Context, NewTokens, SignIn, end_oldest_sessions, own, refresh
 from backend.database import Database, DatabaseError, Row, Transaction
@@ -36,26 +19,26 @@ from backend.telemetry.events import Event
 from backend.web.errors import AppError, MissingFieldsError, ServiceUnavailableError
 
 
-async def register(context: Context, data: Registration) -> dict[str, Any] | None:
+async def register(context: Context, data: schemas.Registration) -> dict[str, Any] | None:
     """Create an account and sign it in; raises `EmailTakenError` or `PasswordRefusedError`.
 
     With required email verification the result is None. It is None for a taken email too, and the owner of
     that email gets a mail.
     """
-    sign_in, address, key = context.sign_in, context.client.address, email_key(data.email)
+    sign_in, address, key = context.sign_in, context.address, email_key(data.email)
     passwords.check_rules(data.password, email=data.email, min_length=sign_in.password_min_length)
     await sign_in.limits.registration(address)
     if sign_in.requires_verification:
         await _register_unverified(context, data)
         return None
     if await context.database.one(statements.FIND_EMAIL, email_key=key) is not None:
-        raise EmailTakenError
+        raise errors.EmailTakenError
     password_hash = await sign_in.hasher.hash(data.password, address)
     async with context.database.transaction() as transaction:
         user_id = await add_user(transaction, data.email, data.name, password_hash)
         if user_id is None:
-            raise EmailTakenError
-        new = NewTokens(context, user_id, data.uses_cookie)
+            raise errors.EmailTakenError
+        new = NewTokens(context, user_id, uses_cookie=data.uses_cookie)
         user = own(await _begin_session(transaction, new, key, password_hash))
     events.identify(user_id)
     events.record(Event.REGISTERED, session_id=new.session_id)
@@ -69,10 +52,10 @@ async def _begin_session(
     return await database.one(statements.SIGN_IN, email_key=key, password_hash=password_hash, **new.values)
 
 
-async def _register_unverified(context: Context, data: Registration) -> None:
+async def _register_unverified(context: Context, data: schemas.Registration) -> None:
     """Do the same work for a free and for a taken email: one hash, one transaction, one mail."""
     sign_in = context.sign_in
-    password_hash = await sign_in.hasher.hash(data.password, context.client.address)
+    password_hash = await sign_in.hasher.hash(data.password, context.address)
     async with context.database.transaction() as transaction:
         user_id = await add_user(transaction, data.email, data.name, password_hash)
         kind = Kind.VERIFY if user_id else Kind.EMAIL_TAKEN
@@ -93,7 +76,7 @@ async def add_user(transaction: Transaction, email: str, name: str | None, passw
     return user_id
 
 
-async def login(context: Context, data: Credentials) -> dict[str, Any]:
+async def login(context: Context, data: schemas.Credentials) -> dict[str, Any]:
     """Sign in; raises `InvalidCredentialsError` after one hash, for a known and for an unknown email."""
     try:
         answer = await _login(context, data)
@@ -104,7 +87,7 @@ async def login(context: Context, data: Credentials) -> dict[str, Any]:
     return answer
 
 
-async def _login(context: Context, data: Credentials) -> dict[str, Any]:
+async def _login(context: Context, data: schemas.Credentials) -> dict[str, Any]:
     database, key = context.database, email_key(data.email)
     account = await _find_account(context, key)
     cost = await guesses.cost_of_failure(context, key, data.password, account)
@@ -112,7 +95,7 @@ async def _login(context: Context, data: Credentials) -> dict[str, Any]:
         await guesses.prolong(context, cost)
         raise _failed(account)
     _check_may_sign_in(context.sign_in, account)
-    new = NewTokens(context, account["id"], data.uses_cookie)
+    new = NewTokens(context, account["id"], uses_cookie=data.uses_cookie)
     user = await _begin_session(database, new, key, account["password_hash"])
     if user is None:
         raise _failed(account)
@@ -131,21 +114,21 @@ async def _find_account(context: Context, key: str) -> Row | None:
     """
     owner = await context.database.one(statements.FIND_EMAIL, email_key=key)
     values = {"user_id": owner["user_id"] if owner else "", "email_key": key}
-    return await context.database.one(statements.FIND_ACCOUNT, address=context.client.address, **values)
+    return await context.database.one(statements.FIND_ACCOUNT, address=context.address, **values)
 
 
 def _check_may_sign_in(sign_in: SignIn, account: Row) -> None:
     """Raise `AccountDisabledError` or `EmailUnverifiedError`. The password must have been checked before."""
     events.identify(account["id"])
     if account["disabled_at"] is not None:
-        raise AccountDisabledError(reason="account_disabled")
+        raise errors.AccountDisabledError
     if sign_in.requires_verification and not account["email_verified"]:
-        raise EmailUnverifiedError(reason="email_unverified")
+        raise errors.EmailUnverifiedError
 
 
-def _failed(account: Row | None) -> InvalidCredentialsError:
+def _failed(account: Row | None) -> errors.InvalidCredentialsError:
     events.record(Event.LOGIN_FAILED, account_id=account and account["id"])
-    return InvalidCredentialsError(reason="credentials")
+    return errors.InvalidCredentialsError(reason="credentials")
 
 
 async def _upgrade_hash(context: Context, password: str, account: Row) -> None:
@@ -154,47 +137,40 @@ async def _upgrade_hash(context: Context, password: str, account: Row) -> None:
     if not hasher.is_outdated(stored):
         return
     with suppress(DatabaseError, ServiceUnavailableError):  # the next login tries again
-        values = {"old_hash": stored, "new_hash": await hasher.hash(password, context.client.address)}
+        values = {"old_hash": stored, "new_hash": await hasher.hash(password, context.address)}
         await context.database.one(statements.UPGRADE_HASH, user_id=account["id"], **values)
 
 
-async def token(context: Context, data: TokenGrant) -> dict[str, Any]:
+async def token(context: Context, data: schemas.TokenGrant) -> dict[str, Any]:
     """Answer a grant (RFC 6749 section 5); raises `InvalidGrantError`, `UnsupportedGrantTypeError`.
 
     The grant type is checked before the fields that it needs; raises `MissingFieldsError`.
     """
     if not data.model_fields_set:
         raise MissingFieldsError("body")
-    # A parameter without a value counts as omitted (RFC 6749 section 3.2).
-    match data.grant_type or "password":
-        case "password":
-            return await _password_grant(context, data)
-        case "refresh_token":
-            return await _refresh_grant(context, data)
-        case _:
-            raise UnsupportedGrantTypeError
+    try:
+        # A parameter without a value counts as omitted (RFC 6749 section 3.2).
+        match data.grant_type or "password":
+            case "password":
+                return await login(context, _credentials(data))
+            case "refresh_token":
+                if not data.refresh_token:
+                    raise MissingFieldsError("refresh_token")
+                return await refresh(context, data.refresh_token)
+    except (errors.InvalidCredentialsError, errors.InvalidRefreshTokenError) as error:
+        raise errors.InvalidGrantError from error
+    raise errors.UnsupportedGrantTypeError
 
 
-async def _password_grant(context: Context, data: TokenGrant) -> dict[str, Any]:
+def _credentials(data: schemas.TokenGrant) -> schemas.Credentials:
     if data.username is None or data.password is None:
         raise MissingFieldsError(*(name for name in ("username", "password") if getattr(data, name) is None))
     try:
-        return await login(context, Credentials(email=data.username, password=data.password))
+        return schemas.Credentials(email=data.username, password=data.password)
     except ValidationError as error:
         events.record(Event.LOGIN_FAILED, account_id=None)
-        metrics.SIGN_INS.labels(InvalidGrantError.code).inc()
-        raise InvalidGrantError from error
-    except InvalidCredentialsError as error:
-        raise InvalidGrantError from error
-
-
-async def _refresh_grant(context: Context, data: TokenGrant) -> dict[str, Any]:
-    if not data.refresh_token:
-        raise MissingFieldsError("refresh_token")
-    try:
-        return await refresh(context, data.refresh_token)
-    except InvalidRefreshTokenError as error:
-        raise InvalidGrantError from error
+        metrics.SIGN_INS.labels(errors.InvalidGrantError.code).inc()
+        raise errors.InvalidGrantError from error
 
 
 async def read_profile(database: Database, caller: Caller) -> dict[str, Any]:
@@ -202,13 +178,13 @@ async def read_profile(database: Database, caller: Caller) -> dict[str, Any]:
     return dict(own(await database.one(statements.READ_PROFILE, **caller.values)))
 
 
-async def update_profile(database: Database, caller: Caller, data: ProfileUpdate) -> dict[str, Any]:
+async def update_profile(database: Database, caller: Caller, data: schemas.ProfileUpdate) -> dict[str, Any]:
     """Change the caller's name, or clear it; raises `RevokedTokenError`."""
     return dict(own(await database.one(statements.UPDATE_PROFILE, new_name=data.name, **caller.values)))
 
 
 async def change_password(
-    context: Context, caller: Caller, data: PasswordChange
+    context: Context, caller: Caller, data: schemas.PasswordChange
 ) -> tuple[dict[str, Any], bool]:
     """Change the password, end all other sessions; raises `WrongPasswordError`, `PasswordRefusedError`.
 
@@ -221,7 +197,7 @@ async def change_password(
     new = NewTokens(context, caller.user_id)
     hashes = {
         "old_hash": account["password_hash"],
-        "new_hash": await sign_in.hasher.hash(new_password, context.client.address),
+        "new_hash": await sign_in.hasher.hash(new_password, context.address),
     }
     async with context.database.transaction() as transaction:
         own(await transaction.one(session_statements.LOCK_CALLER, **caller.values))
@@ -234,7 +210,7 @@ async def change_password(
     return new.issue(user, caller.session_id), user["uses_cookie"]
 
 
-async def delete_account(context: Context, caller: Caller, data: PasswordConfirmation) -> None:
+async def delete_account(context: Context, caller: Caller, data: schemas.PasswordConfirmation) -> None:
     """Delete the user, their sessions and their tasks; raises `WrongPasswordError`."""
     account = await confirm_password(context, caller, data.password)
     values = {"old_hash": account["password_hash"], **caller.values}
@@ -248,10 +224,10 @@ async def delete_account(context: Context, caller: Caller, data: PasswordConfirm
 
 async def confirm_password(context: Context, caller: Caller, password: str) -> Row:
     """Return the caller's account if `password` is right; a wrong one counts as a failed sign-in."""
-    address = context.client.address
-    account = own(await context.database.one(statements.READ_ACCOUNT, address=address, **caller.values))
+    values = {"address": context.address, **caller.values}
+    account = own(await context.database.one(statements.READ_ACCOUNT, **values))
     if await guesses.cost_of_failure(context, account["email_key"], password, account):
-        raise WrongPasswordError(reason="wrong_password")
+        raise errors.WrongPasswordError
     return account
 
 
@@ -261,5 +237,5 @@ def if_right(changed: Row | None) -> Row:
     Raises `WrongPasswordError` if the password has changed since it was checked, or `RevokedTokenError`.
     """
     if own(changed)["id"] is None:
-        raise WrongPasswordError(reason="wrong_password")
+        raise errors.WrongPasswordError
     return own(changed)

@@ -31,6 +31,7 @@ from backend.auth.sessions.statements import (
     ago,
     begin_session,
     changing,
+    given,
     new_refresh_token,
     number_of,
 )
@@ -47,57 +48,6 @@ def _has_signed_in(user_id: ColumnElement[str]) -> ColumnElement[bool]:
     """Return the condition that the user has signed in from `ADDRESS` within `ADDRESS_KNOWN_FOR`."""
     rows = select(known_addresses.c.user_id).where(known_addresses.c.user_id == user_id, _lately)
     return rows.exists().label("is_own_address")
-
-
-def _count_accounts() -> Statement:
-    # The count stops one above the maximum, because an address may have thousands of accounts.
-    rows = select(known_addresses.c.user_id).where(_lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1))
-    return WideStatement(select(number_of(rows.subquery())))
-
-
-def _introduce_user() -> Statement:
-    sent = postgresql.insert(users).values(
-        id=bindparam("user_id"), issuer=bindparam("issuer"), email=bindparam("email"), name=bindparam("name")
-    )
-    return Statement(
-        sent.on_conflict_do_update(
-            index_elements=["id"],
-            set_={
-                "email": func.coalesce(sent.excluded.email, users.c.email),
-                "name": func.coalesce(sent.excluded.name, users.c.name),
-            },
-            where=users.c.issuer == sent.excluded.issuer,
-        ).returning(users.c.id)
-    )
-
-
-def _sign_in() -> Statement:
-    owner = (
-        select(*PROFILE)
-        .where(
-            users.c.id == USER_ID,
-            users.c.email_key == EMAIL_KEY,
-            users.c.password_hash == bindparam("password_hash"),
-            users.c.disabled_at.is_(None),
-        )
-        # The row lock serializes this sign-in with a concurrent change of the password.
-        .with_for_update(key_share=True, of=users)
-        .cte("owner")
-    )
-    older = select(sessions.c.id).where(sessions.c.user_id == USER_ID).subquery()
-    return Statement(select(owner, number_of(older)).add_cte(*begin_session(owner)))
-
-
-def _change_password() -> Statement:
-    values = {"password_hash": bindparam("new_hash"), "pending_email": null()}
-    is_current = users.c.password_hash == bindparam("old_hash")
-    changed, ended, voided, tokens = secured(CALLER_ID, IS_LET_IN, is_current, kept=CALLER_SESSION, **values)
-    uses_cookie = select(voided.c.uses_cookie).scalar_subquery().label("uses_cookie")
-    return Statement(
-        select(changed, number_of(ended), uses_cookie)
-        .select_from(caller.outerjoin(changed, true()))
-        .add_cte(new_refresh_token(CALLER_ID, voided), tokens)
-    )
 
 
 FIND_EMAIL = Statement(select(emails.c.user_id).where(emails.c.email_key == EMAIL_KEY))
@@ -122,19 +72,19 @@ LEAVE_EMAIL = Statement(
     .returning(emails.c.user_id)
 )
 
-INTRODUCE_USER = _introduce_user()
+_sent = postgresql.insert(users).values(id=USER_ID, **given("issuer", "email", "name"))
+INTRODUCE_USER = Statement(
+    _sent.on_conflict_do_update(
+        index_elements=["id"],
+        set_={name: func.coalesce(_sent.excluded[name], users.c[name]) for name in ("email", "name")},
+        where=users.c.issuer == _sent.excluded.issuer,
+    ).returning(users.c.id)
+)
 """Inserts or updates an external user from a token's claims; no row if another issuer has the id."""
 
 ADD_USER = Statement(
     postgresql.insert(users)
-    .values(
-        id=USER_ID,
-        issuer=LOCAL,
-        email=bindparam("email"),
-        email_key=EMAIL_KEY,
-        name=bindparam("name"),
-        password_hash=bindparam("password_hash"),
-    )
+    .values(id=USER_ID, issuer=LOCAL, **given("email", "email_key", "name", "password_hash"))
     .returning(users.c.id)
 )
 """Inserts a user without a session; runs after `TAKE_EMAIL` in the same transaction."""
@@ -152,13 +102,27 @@ HIGHEST_COST = WideStatement(
 )
 """The highest cost of all stored hashes; null when no hash has a cost. The query reads all shards."""
 
-COUNT_ACCOUNTS = _count_accounts()
+_at_address = select(known_addresses.c.user_id).where(_lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1))
+COUNT_ACCOUNTS = WideStatement(select(number_of(_at_address.subquery())))
 """The number of accounts that recently signed in from an address, at most `MAX_ACCOUNTS_AT_HOME` + 1.
 
-The query reads all shards.
+The count stops there, because an address may have thousands of accounts. The query reads all shards.
 """
 
-SIGN_IN = _sign_in()
+_owner = (
+    select(*PROFILE)
+    .where(
+        users.c.id == USER_ID,
+        users.c.email_key == EMAIL_KEY,
+        users.c.password_hash == bindparam("password_hash"),
+        users.c.disabled_at.is_(None),
+    )
+    # The row lock serializes this sign-in with a concurrent change of the password.
+    .with_for_update(key_share=True, of=users)
+    .cte("owner")
+)
+_older = select(sessions.c.id).where(sessions.c.user_id == USER_ID).subquery()
+SIGN_IN = Statement(select(_owner, number_of(_older)).add_cte(*begin_session(_owner)))
 """Begins a session for the user whose password was checked, or who was added in the same transaction.
 
 It returns no row when the password has changed since. `count` is the earlier number of sessions.
@@ -185,7 +149,20 @@ READ_ACCOUNT = Statement(
     )
 )
 
-CHANGE_PASSWORD = _change_password()
+_is_current = users.c.password_hash == bindparam("old_hash")
+_changed, _ended, _voided, _tokens = secured(
+    CALLER_ID,
+    IS_LET_IN,
+    _is_current,
+    kept=CALLER_SESSION,
+    password_hash=bindparam("new_hash"),
+    pending_email=null(),
+)
+CHANGE_PASSWORD = Statement(
+    select(_changed, number_of(_ended), select(_voided.c.uses_cookie).scalar_subquery().label("uses_cookie"))
+    .select_from(caller.outerjoin(_changed, true()))
+    .add_cte(new_refresh_token(CALLER_ID, _voided), _tokens)
+)
 """Stores a new password hash and refresh token, and ends the user's other sessions.
 
 It runs after `LOCK_CALLER` in the same transaction. `count` is the number of ended sessions. `id` is null
@@ -193,8 +170,5 @@ when the stored hash is not `old_hash` any more.
 """
 
 DELETE_ACCOUNT = changing(
-    delete(users)
-    .where(_is_callers, users.c.password_hash == bindparam("old_hash"))
-    .returning(users.c.id, users.c.email_key)
-    .cte("deleted")
+    delete(users).where(_is_callers, _is_current).returning(users.c.id, users.c.email_key).cte("deleted")
 )

@@ -68,7 +68,7 @@ class Outbox:
     def check_available(self) -> None:
         """Raise `MailUnavailableError` if the service sends no mail."""
         if self._sender is None:
-            raise MailUnavailableError(reason="mail_unavailable")
+            raise MailUnavailableError
 
     def wake(self) -> None:
         """Make `run` read the table now."""

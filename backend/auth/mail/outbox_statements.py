@@ -9,7 +9,6 @@ from sqlalchemy import (
     Interval,
     Text,
     bindparam,
-    delete,
     func,
     insert,
     literal,
@@ -21,7 +20,7 @@ from sqlalchemy import (
 from backend.auth.mail.models import mail_tokens, outbox
 from backend.auth.mail.statements import DIGEST, EMAIL, EMAIL_KEY, Kind
 from backend.auth.models import users
-from backend.auth.sessions.statements import SESSION_ID, USER_ID, ago, has_row
+from backend.auth.sessions.statements import SESSION_ID, USER_ID, ago, deletion, has_row
 from backend.database import Statement
 
 LIFETIMES = {
@@ -80,26 +79,20 @@ IS_REPEATED = Statement(
 Dropped mails do not count.
 """
 
-
-def _finish() -> Statement:
-    done = (
-        update(outbox)
-        .where(outbox.c.id == _id)
-        .values(done_at=func.now(), is_dropped=bindparam("is_dropped"))
-        .returning(outbox.c.id)
-        .cte("done")
-    )
-    old = (
-        select(outbox.c.id)
-        .where(outbox.c.done_at < ago(KEPT_FOR))
-        .limit(literal(CLAIMED_AT_ONCE))
-        .with_for_update(skip_locked=True)
-    )
-    pruned = delete(outbox).where(outbox.c.id.in_(old)).returning(outbox.c.id).cte("pruned")
-    return Statement(select(done).add_cte(pruned))
-
-
-FINISH = _finish()
+_done = (
+    update(outbox)
+    .where(outbox.c.id == _id)
+    .values(done_at=func.now(), is_dropped=bindparam("is_dropped"))
+    .returning(outbox.c.id)
+    .cte("done")
+)
+_old = (
+    select(outbox.c.id)
+    .where(outbox.c.done_at < ago(KEPT_FOR))
+    .limit(literal(CLAIMED_AT_ONCE))
+    .with_for_update(skip_locked=True)
+)
+FINISH = Statement(select(_done).add_cte(deletion("pruned", outbox, outbox.c.id.in_(_old))))
 
 POSTPONE = Statement(
     update(outbox)
@@ -126,16 +119,13 @@ def _new_token(
         .with_for_update(key_share=True, of=users)
         .cte("owner")
     )
-    expired = (
-        delete(mail_tokens)
-        .where(
-            mail_tokens.c.user_id == USER_ID,
-            mail_tokens.c.expires_at <= func.now(),
-            mail_tokens.c.used_at.is_(None),
-            has_row(user),
-        )
-        .returning(mail_tokens.c.digest)
-        .cte("expired")
+    expired = deletion(
+        "expired",
+        mail_tokens,
+        mail_tokens.c.user_id == USER_ID,
+        mail_tokens.c.expires_at <= func.now(),
+        mail_tokens.c.used_at.is_(None),
+        has_row(user),
     )
     expires_at = func.now() + literal(LIFETIMES[kind], Interval)
     values = select(USER_ID, DIGEST, literal(kind.value, Text), user.c.email, SESSION_ID, expires_at)

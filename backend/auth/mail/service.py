@@ -33,7 +33,7 @@ async def request_link(context: Context, kind: Kind, data: MailRequest) -> None:
 
 async def _check_may_send(context: Context) -> None:
     context.sign_in.outbox.check_available()
-    await context.sign_in.limits.mail(context.client.address)
+    await context.sign_in.limits.mail(context.address)
 
 
 async def reset_password(context: Context, data: PasswordReset) -> None:
@@ -45,10 +45,10 @@ async def reset_password(context: Context, data: PasswordReset) -> None:
     token = await _read_token(context.database, data.token, Kind.RESET, Kind.RESET_BY_HAND)
     rules = {"email": token["email"], "min_length": sign_in.password_min_length}
     passwords.check_rules(new_password, field="new_password", **rules)
-    new_hash = await sign_in.hasher.hash(new_password, context.client.address)
+    new_hash = await sign_in.hasher.hash(new_password, context.address)
     values = {"new_hash": new_hash, "was_mailed": token["purpose"] == Kind.RESET}
-    async with _spending(context.database, token) as (transaction, user):
-        await _change(transaction, statements.RESET_PASSWORD, token, **values)
+    change = _changing(context.database, token, statements.RESET_PASSWORD, **values)
+    async with change as (transaction, user):
         await sign_in.outbox.notify(transaction, Kind.PASSWORD_CHANGED, user)
     events.record(Event.PASSWORD_RESET)
     sign_in.outbox.wake()
@@ -93,9 +93,9 @@ async def confirm_email_change(context: Context, data: MailToken) -> None:
     """
     outbox = context.sign_in.outbox
     token = await _read_token(context.database, data.token, Kind.CHANGE)
-    async with _spending(context.database, token) as (transaction, user):
-        key = email_key(token["email"])
-        await _change(transaction, statements.CONFIRM_EMAIL, token, email_key=key)
+    key = email_key(token["email"])
+    change = _changing(context.database, token, statements.CONFIRM_EMAIL, email_key=key)
+    async with change as (transaction, user):
         await _move_email(transaction, user, key)
         await outbox.notify(transaction, Kind.EMAIL_CHANGED, user)
     events.record(Event.EMAIL_CHANGED)
@@ -135,18 +135,16 @@ async def _read_token(database: Database, sent: str, *purposes: Kind) -> Row:
 
 
 @asynccontextmanager
-async def _spending(database: Database, token: Row) -> AsyncIterator[tuple[Transaction, Row]]:
-    """Spend the token and run the block in one transaction.
+async def _changing(
+    database: Database, token: Row, change: Statement, **values: Any
+) -> AsyncIterator[tuple[Transaction, Row]]:
+    """Spend the token, change its user and run the block in one transaction.
 
     Yields the user's row from before the change; raises `MailTokenError`.
     """
     async with database.transaction() as transaction:
         user = await transaction.one(statements.LOCK_USER, user_id=token["user_id"])
-        if user is None or await transaction.one(statements.SPEND_TOKEN, **token) is None:
+        is_spent = user and await transaction.one(statements.SPEND_TOKEN, **token)
+        if not (user and is_spent and await transaction.one(change, **{**token, **values})):
             raise MailTokenError
         yield transaction, user
-
-
-async def _change(transaction: Transaction, change: Statement, token: Row, **values: Any) -> None:
-    if await transaction.one(change, **{**token, **values}) is None:
-        raise MailTokenError

@@ -13,9 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     LargeBinary,
     Text,
-    Uuid,
     bindparam,
-    delete,
     func,
     insert,
     null,
@@ -28,7 +26,17 @@ from sqlalchemy import (
 from backend.auth.caller import CALLER_ID, IS_LET_IN
 from backend.auth.mail.models import mail_tokens, outbox
 from backend.auth.models import users
-from backend.auth.sessions.statements import NO_SESSION, PROFILE, USER_ID, changing, has_row, void_sessions
+from backend.auth.sessions.statements import (
+    NO_SESSION,
+    PROFILE,
+    SESSION_ID,
+    USER_ID,
+    changing,
+    deletion,
+    given,
+    has_row,
+    void_sessions,
+)
 from backend.database import Statement, WideStatement
 from backend.database.expressions import moment_of
 
@@ -61,15 +69,7 @@ _token = (mail_tokens.c.user_id == USER_ID) & (mail_tokens.c.digest == DIGEST)
 _is_valid = (mail_tokens.c.expires_at > func.now()) & mail_tokens.c.used_at.is_(None)
 
 ENQUEUE = Statement(
-    insert(outbox)
-    .values(
-        kind=bindparam("kind"),
-        email=EMAIL,
-        email_key=EMAIL_KEY,
-        user_id=bindparam("user_id"),
-        session_id=bindparam("session_id"),
-    )
-    .returning(outbox.c.id)
+    insert(outbox).values(given("kind", "email", "email_key", "user_id", "session_id")).returning(outbox.c.id)
 )
 
 ASK_FOR_CHANGE = changing(
@@ -85,27 +85,21 @@ The token of an earlier change is valid for its own email alone, so that the new
 null if the password has changed since it was checked.
 """
 
-
-def _drop_change() -> Statement:
-    dropped = (
-        update(users)
-        .where(users.c.id == CALLER_ID, IS_LET_IN)
-        .values(pending_email=null())
-        .returning(users.c.id)
-        .cte("dropped")
-    )
-    tokens = (
-        delete(mail_tokens)
-        .where(
-            mail_tokens.c.user_id == CALLER_ID, mail_tokens.c.purpose == Kind.CHANGE.value, has_row(dropped)
-        )
-        .returning(mail_tokens.c.digest)
-        .cte("tokens")
-    )
-    return Statement(select(dropped.c.id).add_cte(tokens))
-
-
-DROP_CHANGE = _drop_change()
+_dropped = (
+    update(users)
+    .where(users.c.id == CALLER_ID, IS_LET_IN)
+    .values(pending_email=null())
+    .returning(users.c.id)
+    .cte("dropped")
+)
+_tokens_of_change = deletion(
+    "tokens",
+    mail_tokens,
+    mail_tokens.c.user_id == CALLER_ID,
+    mail_tokens.c.purpose == Kind.CHANGE.value,
+    has_row(_dropped),
+)
+DROP_CHANGE = Statement(select(_dropped.c.id).add_cte(_tokens_of_change))
 
 READ_TOKEN = Statement(select(mail_tokens).where(_token, _is_valid))
 """Reads a valid token without spending it."""
@@ -141,63 +135,54 @@ def secured(
         .returning(*PROFILE, users.c.email_key)
         .cte("changed")
     )
-    tokens = (
-        delete(mail_tokens)
-        .where(mail_tokens.c.user_id == user_id, has_row(changed))
-        .returning(mail_tokens.c.digest)
-        .cte("mail_tokens_voided")
-    )
+    tokens = deletion("mail_tokens_voided", mail_tokens, mail_tokens.c.user_id == user_id, has_row(changed))
     return changed, *void_sessions(user_id, changed, kept), tokens
 
 
-def _reset_password() -> Statement:
-    is_verified = or_(users.c.email_verified, bindparam("was_mailed", type_=Boolean))
-    values = {"password_hash": bindparam("new_hash"), "email_verified": is_verified, "pending_email": null()}
-    changed, *ended = secured(USER_ID, users.c.email == EMAIL, **values)
-    return Statement(select(changed.c.id).add_cte(*ended))
+_reset, *_ended_by_reset = secured(
+    USER_ID,
+    users.c.email == EMAIL,
+    password_hash=bindparam("new_hash"),
+    email_verified=or_(users.c.email_verified, bindparam("was_mailed", type_=Boolean)),
+    pending_email=null(),
+)
+RESET_PASSWORD = Statement(select(_reset.c.id).add_cte(*_ended_by_reset))
 
+_confirmed, *_ended_by_email = secured(
+    USER_ID,
+    users.c.pending_email == EMAIL,
+    kept=SESSION_ID,
+    email=EMAIL,
+    email_key=EMAIL_KEY,
+    email_verified=true(),
+    pending_email=null(),
+)
+CONFIRM_EMAIL = Statement(select(_confirmed.c.id).add_cte(*_ended_by_email))
 
-RESET_PASSWORD = _reset_password()
-
-
-def _confirm_email() -> Statement:
-    kept = bindparam("session_id", type_=Uuid)
-    values = {"email": EMAIL, "email_key": EMAIL_KEY, "email_verified": true(), "pending_email": null()}
-    changed, *ended = secured(USER_ID, users.c.pending_email == EMAIL, kept=kept, **values)
-    return Statement(select(changed.c.id).add_cte(*ended))
-
-
-CONFIRM_EMAIL = _confirm_email()
-
-
-def _verify_email() -> Statement:
-    is_good = or_(mail_tokens.c.expires_at > func.now(), mail_tokens.c.used_at.is_not(None))
-    owner = (
-        select(users.c.id, users.c.email_verified)
-        .join(mail_tokens, _token & (mail_tokens.c.email == users.c.email))
-        .where(users.c.id == USER_ID, mail_tokens.c.purpose == Kind.VERIFY.value, is_good)
-        .with_for_update(key_share=True, of=users)
-        .cte("owner")
-    )
-    # While this statement waits for the user's row, a concurrent change may delete the token.
-    spent = (
-        update(mail_tokens)
-        .where(_token, has_row(owner))
-        .values(used_at=func.coalesce(mail_tokens.c.used_at, moment_of(func.now())))
-        .returning(mail_tokens.c.user_id)
-        .cte("spent")
-    )
-    verified = (
-        update(users)
-        .where(users.c.id == USER_ID, has_row(spent))
-        .values(email_verified=true())
-        .returning(users.c.id)
-        .cte("verified")
-    )
-    return Statement(
-        select(owner.c.id, owner.c.email_verified.label("was_verified")).join(spent, true()).add_cte(verified)
-    )
-
-
-VERIFY_EMAIL = _verify_email()
+_is_good = or_(mail_tokens.c.expires_at > func.now(), mail_tokens.c.used_at.is_not(None))
+_owner = (
+    select(users.c.id, users.c.email_verified)
+    .join(mail_tokens, _token & (mail_tokens.c.email == users.c.email))
+    .where(users.c.id == USER_ID, mail_tokens.c.purpose == Kind.VERIFY.value, _is_good)
+    .with_for_update(key_share=True, of=users)
+    .cte("owner")
+)
+# While this statement waits for the user's row, a concurrent change may delete the token.
+_spent = (
+    update(mail_tokens)
+    .where(_token, has_row(_owner))
+    .values(used_at=func.coalesce(mail_tokens.c.used_at, moment_of(func.now())))
+    .returning(mail_tokens.c.user_id)
+    .cte("spent")
+)
+_verified = (
+    update(users)
+    .where(users.c.id == USER_ID, has_row(_spent))
+    .values(email_verified=true())
+    .returning(users.c.id)
+    .cte("verified")
+)
+VERIFY_EMAIL = Statement(
+    select(_owner.c.id, _owner.c.email_verified.label("was_verified")).join(_spent, true()).add_cte(_verified)
+)
 """The user's id, and `was_verified` from before. No row when the token is not valid."""

@@ -1,7 +1,7 @@
 """Sessions: sign-in begins them, refresh tokens extend them, and the user or a reused token ends them."""
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -22,19 +22,6 @@ from backend.settings import Settings
 from backend.telemetry import events
 from backend.telemetry.events import Event
 from backend.web.rate_limits import RateLimits, address_of
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """The address and the program that sent a request, as the list of sessions shows them."""
-
-    ip: str | None
-    user_agent: str | None
-
-    @property
-    def address(self) -> str:
-        """The IPv4 address or the IPv6 network that rate limits count."""
-        return address_of(self.ip)
 
 
 class SignIn:
@@ -58,49 +45,47 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The database, the process's `SignIn` and the client, which most functions on a request need."""
+    """The database, the process's `SignIn` and the client's traits: most functions on a request need them."""
 
     database: Database
     sign_in: SignIn
-    client: Client
-
-
-@dataclass(frozen=True, slots=True)
-class NewTokens:
-    """A refresh token that is about to be stored, for a new or an existing session."""
-
-    context: Context
-    user_id: str
-    uses_cookie: bool = False
-    session_id: UUID = field(default_factory=compat.uuid7)
-    refresh_token: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "refresh_token", opaque.new_token(self.user_id))
+    ip: str | None
+    user_agent: str | None
 
     @property
-    def values(self) -> dict[str, Any]:
-        """The parameters of the statements that store the token."""
-        client = self.context.client
-        return {
-            "user_id": self.user_id,
+    def address(self) -> str:
+        """The IPv4 address or the IPv6 network that rate limits count."""
+        return address_of(self.ip)
+
+
+class NewTokens:
+    """A refresh token that is about to be stored, for a new or an existing session.
+
+    `values` are the parameters of the statements that store it.
+    """
+
+    def __init__(self, context: Context, user_id: str, *, uses_cookie: bool = False) -> None:
+        self._access_tokens = context.sign_in.access_tokens
+        self._user_id, self.session_id = user_id, compat.uuid7()
+        self._refresh_token = opaque.new_token(user_id)
+        self.values: dict[str, Any] = {
+            "user_id": user_id,
             "session_id": self.session_id,
-            "refresh_digest": opaque.digest(self.refresh_token),
-            "user_agent": client.user_agent,
-            "ip": client.ip,
-            "uses_cookie": self.uses_cookie,
-            "address": client.address,
-            **self.context.sign_in.lifetimes,
+            "refresh_digest": opaque.digest(self._refresh_token),
+            "user_agent": context.user_agent,
+            "ip": context.ip,
+            "uses_cookie": uses_cookie,
+            "address": context.address,
+            **context.sign_in.lifetimes,
         }
 
     def issue(self, user: Row, session_id: UUID | None = None) -> dict[str, Any]:
         """Return the response that signs `user` in, to `session_id` or else to the new session."""
-        access_tokens = self.context.sign_in.access_tokens
         return {
-            "access_token": access_tokens.issue(self.user_id, session_id or self.session_id),
+            "access_token": self._access_tokens.issue(self._user_id, session_id or self.session_id),
             "token_type": "bearer",
-            "expires_in": access_tokens.lifetime,
-            "refresh_token": self.refresh_token,
+            "expires_in": self._access_tokens.lifetime,
+            "refresh_token": self._refresh_token,
             "user": {name: user[name] for name in session_statements.USER_FIELDS},
         }
 

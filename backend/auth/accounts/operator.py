@@ -132,7 +132,8 @@ async def delete_user(database: Database, who: str) -> User:
     """Delete the user, their sessions and their tasks; raises as `find_user` does."""
     async with _locked(database, who) as (transaction, user):
         deleted = _there(await transaction.one(statements.DELETE_USER, user_id=user["id"]))
-        await transaction.one(LEAVE_EMAIL, **deleted)
+        if deleted["email_key"] is not None:
+            await transaction.one(LEAVE_EMAIL, **deleted)
     write(Event.ACCOUNT_DELETED, user["id"])
     return _shown(user)
 

@@ -16,10 +16,10 @@ from loguru import logger
 from typer import Argument, BadParameter, Option, Typer, confirm, echo
 
 from backend.auth.accounts import imports
-from backend.auth.accounts.commands import users_commands
+from backend.auth.accounts.commands import users
 from backend.auth.accounts.user_files import COLUMNS, UserFileError
 from backend.auth.tokens.kept_secret import kept_secret
-from backend.database import Database, DatabaseError, revision
+from backend.database import Database, DatabaseError, InsufficientPrivilegeError, revision
 from backend.database.embedded import EmbeddedServerError, lasting_server
 from backend.database.url import DatabaseURLError
 from backend.settings import Settings, SettingsError, load_settings, misspelt_settings
@@ -34,6 +34,7 @@ commands = Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+commands.add_typer(users, name="users")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _check_streams()
     try:
         with _whole_output():
-            commands(args=arguments, prog_name="python -m backend")
-    except DatabaseURLError as error:
+            commands(args=arguments, prog_name="python -m backend", obj=_with_database)
+    except (DatabaseURLError, InsufficientPrivilegeError) as error:
         sys.exit(f"tasks-api: DATABASE_URL: {error}")
     except (SettingsError, EmbeddedServerError, revision.SchemaError, UserFileError) as error:
         sys.exit(f"tasks-api: {error}")
@@ -153,9 +154,9 @@ def import_users(
     def show(done: int, of: int) -> None:
         print(f"\r{done:,} of {of:,} users", end="", file=sys.stderr, flush=True)
 
-    imported = _with_database(lambda database, _: imports.import_users(database, file, show, names))
-    skipped = [f"{file}, line {number}: skipped: the email has an account" for number in imported.skipped]
-    summary = f"{imported.new:,} new, {len(skipped):,} skipped, whose accounts stay as they are"
+    new, lines = _with_database(lambda database, _: imports.import_users(database, file, show, names))
+    skipped = [f"{file}, line {number}: skipped: the email has an account" for number in lines]
+    summary = f"{new:,} new, {len(skipped):,} skipped, whose accounts stay as they are"
     print("", *skipped, summary, sep="\n", file=sys.stderr)
 
 
@@ -184,9 +185,6 @@ def _with_database(work: Callable[[Database, Settings], Coroutine[Any, Any, Resu
     with redirect_stdout(sys.stderr), _database() as (settings, url):
         _upgrade(url)
         return asyncio.run(run(settings))
-
-
-commands.add_typer(users_commands(_with_database), name="users")
 
 
 def _upgrade(url: str, *, wait_seconds: float = 0) -> None:

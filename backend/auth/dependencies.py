@@ -16,23 +16,14 @@ from backend.auth.errors import (
     RevokedTokenError,
 )
 from backend.auth.models import LOCAL
-from backend.auth.sessions.service import Client, SignIn
+from backend.auth.sessions.service import Context
 from backend.database import Database
 from backend.telemetry import events
 from backend.web.bearer import InvalidTokenError, UnauthorizedError, bearer_token
-from backend.web.errors import AppError, WrongUserError
+from backend.web.error_documentation import raises
+from backend.web.errors import AppError, DatabaseUnavailableError, OverloadedError, WrongUserError
 
-__all__ = [
-    "CALLER_ID",
-    "IS_LET_IN",
-    "Caller",
-    "CallerDep",
-    "ClientDep",
-    "RevokedTokenError",
-    "SignInDep",
-    "bearer_token",
-    "caller",
-]
+__all__ = ["CALLER_ID", "IS_LET_IN", "Caller", "CallerDep", "RevokedTokenError", "caller"]
 
 MAX_USER_AGENT_CHARACTERS = 400
 
@@ -74,7 +65,7 @@ class OwnAccount(AccessToken):
         """Return the token's caller; raises as `AccessToken` does, and `ExternalAccountError`."""
         caller = await super().__call__(request)
         if caller.issuer != LOCAL:
-            raise ExternalAccountError(reason="external_account")
+            raise ExternalAccountError
         return caller
 
 
@@ -84,15 +75,13 @@ async def _authenticated(request: Request) -> Caller:
     return caller
 
 
-async def get_sign_in(request: Request) -> SignIn:
-    """Return the `SignIn` of this process."""
-    return request.app.state.sign_in  # type: ignore[no-any-return]  # Starlette's state is untyped
-
-
-async def get_client(request: Request) -> Client:
-    """Return the client's address and user agent; behind a trusted proxy, those of the proxy's client."""
-    user_agent = request.headers.get("user-agent")
-    return Client(
+@raises(DatabaseUnavailableError, OverloadedError)
+async def get_context(request: Request) -> Context:
+    """Return the context; behind a trusted proxy, its client is the proxy's."""
+    state, user_agent = request.app.state, request.headers.get("user-agent")
+    return Context(
+        database=state.database,
+        sign_in=state.sign_in,
         ip=request.client.host if request.client else None,
         user_agent=user_agent and user_agent[:MAX_USER_AGENT_CHARACTERS],
     )
@@ -102,5 +91,4 @@ scheme = {"tokenUrl": "auth/token", "refreshUrl": "auth/token", "scheme_name": "
 
 CallerDep = Annotated[Caller, Depends(AccessToken(**scheme))]
 OwnAccountDep = Annotated[Caller, Depends(OwnAccount(**scheme))]
-ClientDep = Annotated[Client, Depends(get_client)]
-SignInDep = Annotated[SignIn, Depends(get_sign_in)]
+ContextDep = Annotated[Context, Depends(get_context)]

@@ -60,49 +60,46 @@ class InvalidRefreshTokenError(UnauthorizedError):
     detail = "The refresh token is not valid, sign in again"
 
 
-class WrongPasswordError(AppError):
-    """The access token is valid, but the password is not the caller's."""
+class _ForbiddenError(AppError):
+    """The caller or the client may not do this (RFC 9110 section 15.5.4)."""
 
     is_denial = True
     status = 403
+
+
+class WrongPasswordError(_ForbiddenError):
+    """The access token is valid, but the password is not the caller's."""
+
     code = "wrong_password"
     detail = "The password is wrong"
 
 
-class AccountDisabledError(AppError):
+class AccountDisabledError(_ForbiddenError):
     """The password is right, but an operator has disabled the account."""
 
-    is_denial = True
-    status = 403
     code = "account_disabled"
     detail = "This account is disabled"
     oauth_error = "invalid_grant"
 
 
-class EmailUnverifiedError(AppError):
+class EmailUnverifiedError(_ForbiddenError):
     """The password is right, but the service asks for a verified email first."""
 
-    is_denial = True
-    status = 403
     code = "email_unverified"
     detail = "Verify your email first: follow the link that was mailed to you"
     oauth_error = "invalid_grant"
 
 
-class ExternalAccountError(AppError):
+class ExternalAccountError(_ForbiddenError):
     """The caller is an external user, who has no sessions and no password here."""
 
-    is_denial = True
-    status = 403
     code = "external_account"
     detail = "This account is kept elsewhere, change it there"
 
 
-class CsrfRejectedError(AppError):
+class CsrfRejectedError(_ForbiddenError):
     """The `Origin` of a request for or by a cookie session is not an allowed one."""
 
-    is_denial = True
-    status = 403
     code = "csrf_rejected"
     detail = "Cookie sessions are for pages of this service and of CORS_ORIGINS"
 

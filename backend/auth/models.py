@@ -8,19 +8,12 @@ from datetime import datetime
 from uuid import UUID
 
 from sqlalchemy import (
-    Boolean,
     CheckConstraint,
-    Column,
-    DateTime,
-    ForeignKey,
     ForeignKeyConstraint,
     Index,
-    Integer,
-    LargeBinary,
     SmallInteger,
     Table,
     Text,
-    Uuid,
     false,
     func,
     text,
@@ -39,8 +32,9 @@ HASH_COST = (
 """The cost of a stored hash of either scheme, in SQL; null for a missing or malformed hash."""
 
 
-def _created_at() -> Column[datetime]:
-    return Column(DateTime(timezone=True), nullable=False, server_default=func.now())
+NOW = {"server_default": func.now()}
+FALSE = {"server_default": false()}
+ZERO = {"server_default": text("0")}
 
 
 class User(SQLModel, table=True):
@@ -60,23 +54,21 @@ class User(SQLModel, table=True):
         Index("users_password_cost", text(HASH_COST)),
     )
 
-    id: str = Field(sa_column=Column(Text, primary_key=True))
-    issuer: str = Field(sa_column=Column(Text, nullable=False))
-    email: str | None = Field(sa_column=Column(Text))
-    email_key: str | None = Field(sa_column=Column(Text))
+    id: str = Field(sa_type=Text, primary_key=True)
+    issuer: str = Field(sa_type=Text)
+    email: str | None = Field(sa_type=Text)
+    email_key: str | None = Field(sa_type=Text)
     """The case-folded email of a local user, as in `emails`. Null for external users, who may share one."""
-    email_verified: bool = Field(
-        default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
-    )
-    pending_email: str | None = Field(sa_column=Column(Text))
+    email_verified: bool = Field(sa_column_kwargs=FALSE)
+    pending_email: str | None = Field(sa_type=Text)
     """The new email of a change that is not confirmed yet."""
-    disabled_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
+    disabled_at: datetime | None
     """The time when an operator disabled the user; null for an enabled user."""
-    mail_voided_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
+    mail_voided_at: datetime | None
     """Mails requested before this time get no token, even while they wait in the outbox."""
-    name: str | None = Field(sa_column=Column(Text))
-    password_hash: str | None = Field(sa_column=Column(Text))
-    created_at: datetime = Field(sa_column=_created_at())
+    name: str | None = Field(sa_type=Text)
+    password_hash: str | None = Field(sa_type=Text)
+    created_at: datetime = Field(sa_column_kwargs=NOW)
 
 
 class Email(SQLModel, table=True):
@@ -88,8 +80,8 @@ class Email(SQLModel, table=True):
 
     __tablename__ = "emails"
 
-    email_key: str = Field(sa_column=Column(Text, primary_key=True))
-    user_id: str = Field(sa_column=Column(Text, nullable=False))
+    email_key: str = Field(sa_type=Text, primary_key=True)
+    user_id: str = Field(sa_type=Text)
 
 
 class Session(SQLModel, table=True):
@@ -99,20 +91,16 @@ class Session(SQLModel, table=True):
     # `EXPIRED_OWNERS` reads this index to find expired sessions of users who never return.
     __table_args__ = (Index("sessions_expires_at", "expires_at"),)
 
-    user_id: str = Field(
-        sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False)
-    )
-    id: UUID = Field(sa_column=Column(Uuid, primary_key=True))
-    created_at: datetime = Field(sa_column=_created_at())
-    last_used_at: datetime = Field(sa_column=_created_at())
-    expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
-    user_agent: str | None = Field(sa_column=Column(Text))
-    ip: str | None = Field(sa_column=Column(Text))
-    uses_cookie: bool = Field(
-        default=False, sa_column=Column(Boolean, nullable=False, server_default=false())
-    )
+    user_id: str = Field(sa_type=Text, primary_key=True, foreign_key="users.id", ondelete="CASCADE")
+    id: UUID = Field(primary_key=True)
+    created_at: datetime = Field(sa_column_kwargs=NOW)
+    last_used_at: datetime = Field(sa_column_kwargs=NOW)
+    expires_at: datetime
+    user_agent: str | None = Field(sa_type=Text)
+    ip: str | None = Field(sa_type=Text)
+    uses_cookie: bool = Field(sa_column_kwargs=FALSE)
     """True when the refresh token is in a cookie, which scripts cannot read."""
-    refresh_generation: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    refresh_generation: int = Field(sa_column_kwargs=ZERO)
     """The number of times that all refresh tokens were voided. Only tokens of this generation are valid."""
 
 
@@ -132,14 +120,14 @@ class RefreshToken(SQLModel, table=True):
         Index("refresh_tokens_by_digest", "digest"),
     )
 
-    user_id: str = Field(sa_column=Column(Text, primary_key=True))
-    digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
-    session_id: UUID = Field(sa_column=Column(Uuid, nullable=False))
-    created_at: datetime = Field(sa_column=_created_at())
-    spent_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
+    user_id: str = Field(sa_type=Text, primary_key=True)
+    digest: bytes = Field(primary_key=True)
+    session_id: UUID
+    created_at: datetime = Field(sa_column_kwargs=NOW)
+    spent_at: datetime | None
     """The moment of the first use."""
-    uses: int = Field(sa_column=Column(SmallInteger, nullable=False, server_default=text("0")))
-    generation: int = Field(sa_column=Column(Integer, nullable=False, server_default=text("0")))
+    uses: int = Field(sa_type=SmallInteger, sa_column_kwargs=ZERO)
+    generation: int = Field(sa_column_kwargs=ZERO)
     """The session's `refresh_generation` when the token was issued. It never changes."""
 
 
@@ -150,11 +138,9 @@ class KnownAddress(SQLModel, table=True):
     # `COUNT_ACCOUNTS` reads this index.
     __table_args__ = (Index("known_addresses_by_address", "address", "last_used_at"),)
 
-    user_id: str = Field(
-        sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False)
-    )
-    address: str = Field(sa_column=Column(Text, primary_key=True))
-    last_used_at: datetime = Field(sa_column=_created_at())
+    user_id: str = Field(sa_type=Text, primary_key=True, foreign_key="users.id", ondelete="CASCADE")
+    address: str = Field(sa_type=Text, primary_key=True)
+    last_used_at: datetime = Field(sa_column_kwargs=NOW)
 
 
 users: Table = SQLModel.metadata.tables["users"]

@@ -7,21 +7,10 @@ from fastapi import APIRouter, Form, Path
 from pydantic import BeforeValidator
 from starlette.responses import Response
 
-from backend.auth import schemas
+from backend.auth import errors, schemas
 from backend.auth.accounts import service
 from backend.auth.cookies import SETS_COOKIE, CookieDep, CookieTokenDep, LeavingDep, SignInCookieDep
-from backend.auth.dependencies import Caller, CallerDep, ClientDep, OwnAccountDep, SignInDep
-from backend.auth.errors import (
-    AccountDisabledError,
-    EmailTakenError,
-    EmailUnverifiedError,
-    InvalidCredentialsError,
-    InvalidGrantError,
-    InvalidRefreshTokenError,
-    SessionNotFoundError,
-    UnsupportedGrantTypeError,
-    WrongPasswordError,
-)
+from backend.auth.dependencies import Caller, CallerDep, ContextDep, OwnAccountDep
 from backend.auth.sessions import service as sessions
 from backend.database import DatabaseError
 from backend.web.bearer import UnauthorizedError
@@ -43,7 +32,7 @@ def _session_id(value: str) -> UUID:
     try:
         return UUID(value)
     except ValueError:
-        raise SessionNotFoundError from None
+        raise errors.SessionNotFoundError from None
 
 
 SessionId = Annotated[
@@ -52,7 +41,12 @@ SessionId = Annotated[
     BeforeValidator(_session_id),
 ]
 
-SIGN_IN_REFUSALS = (AccountDisabledError, EmailUnverifiedError, RateLimitedError, ServiceUnavailableError)
+SIGN_IN_REFUSALS = (
+    errors.AccountDisabledError,
+    errors.EmailUnverifiedError,
+    RateLimitedError,
+    ServiceUnavailableError,
+)
 """Errors of a sign-in with the right password, or before the password is checked."""
 NO_TOKEN = schemas.Refresh()
 """A body without a token, if the cookie has it."""
@@ -71,68 +65,48 @@ token_router = APIRouter(prefix="/auth", tags=["auth"], route_class=route_class(
         202: {"description": "A link was mailed, because the email must be verified first"},
     },
 )
-@raises(EmailTakenError, RateLimitedError, ServiceUnavailableError)
-async def register(
-    database: DatabaseDep,
-    sign_in: SignInDep,
-    client: ClientDep,
-    cookie: SignInCookieDep,
-    data: schemas.Registration,
-) -> Response:
+@raises(errors.EmailTakenError, RateLimitedError, ServiceUnavailableError)
+async def register(context: ContextDep, cookie: SignInCookieDep, data: schemas.Registration) -> Response:
     """Create an account with an email, a password and, if you like, a name, and sign it in at once.
 
     The email is checked for its form, stored normalised, and unique without regard to case. A password has
     8 to 128 characters of any kind. It is not one of the most common passwords and not the email.
     """
-    tokens = await service.register(database, sign_in, client, data)
+    tokens = await service.register(context, data)
     if tokens is None:
         return Response(status_code=202)
     return cookie.answer(tokens, 201) if data.uses_cookie else Answer(tokens, 201)
 
 
 @router.post("/login", response_model=schemas.Tokens, summary="Sign in", responses={200: SETS_COOKIE})
-@raises(InvalidCredentialsError, *SIGN_IN_REFUSALS)
-async def login(
-    database: DatabaseDep,
-    sign_in: SignInDep,
-    client: ClientDep,
-    cookie: SignInCookieDep,
-    data: schemas.Credentials,
-) -> Answer:
+@raises(errors.InvalidCredentialsError, *SIGN_IN_REFUSALS)
+async def login(context: ContextDep, cookie: SignInCookieDep, data: schemas.Credentials) -> Answer:
     """Sign in with email and password.
 
     An unknown email and a wrong password get the same answer, in the same time.
     """
-    tokens = await service.login(database, sign_in, client, data)
+    tokens = await service.login(context, data)
     return cookie.answer(tokens) if data.uses_cookie else Answer(tokens)
 
 
 @token_router.post(
     "/token", response_model=schemas.Tokens, summary="Sign in or refresh by an OAuth 2.0 grant"
 )
-@raises(InvalidGrantError, UnsupportedGrantTypeError, *SIGN_IN_REFUSALS)
-async def token(
-    database: DatabaseDep, sign_in: SignInDep, client: ClientDep, data: Annotated[schemas.TokenGrant, Form()]
-) -> Answer:
+@raises(errors.InvalidGrantError, errors.UnsupportedGrantTypeError, *SIGN_IN_REFUSALS)
+async def token(context: ContextDep, data: Annotated[schemas.TokenGrant, Form()]) -> Answer:
     """Sign in with a form, as Swagger UI's Authorize does, or refresh, as OAuth libraries do.
 
     `grant_type` is `password` (the default), where `username` is the email, or `refresh_token`.
     Errors carry `error` and `error_description` (RFC 6749 section 5.2) beside the fields of all errors.
     """
-    return Answer(await service.token(database, sign_in, client, data))
+    return Answer(await service.token(context, data))
 
 
 @router.post(
     "/refresh", response_model=schemas.Tokens, summary="Refresh your tokens", responses={200: SETS_COOKIE}
 )
-@raises(InvalidRefreshTokenError)
-async def refresh(
-    database: DatabaseDep,
-    sign_in: SignInDep,
-    client: ClientDep,
-    cookie: CookieTokenDep,
-    data: schemas.Refresh = NO_TOKEN,
-) -> Answer:
+@raises(errors.InvalidRefreshTokenError)
+async def refresh(context: ContextDep, cookie: CookieTokenDep, data: schemas.Refresh = NO_TOKEN) -> Answer:
     """Spend a refresh token for new tokens.
 
     A token gets working tokens up to three times within ten seconds, because several tabs may send it.
@@ -140,11 +114,10 @@ async def refresh(
     Without a token in the body, that of the session's cookie counts, and the new one goes into the cookie.
     """
     if cookie.token is not None:
-        fields = schemas.Refresh(refresh_token=cookie.token)
-        return cookie.answer(await sessions.refresh(database, sign_in, client, fields))
+        return cookie.answer(await sessions.refresh(context, cookie.token))
     if "refresh_token" not in data.model_fields_set:
         raise MissingFieldsError("refresh_token")
-    return Answer(await sessions.refresh(database, sign_in, client, data))
+    return Answer(await sessions.refresh(context, data.refresh_token))
 
 
 @router.post(
@@ -154,7 +127,7 @@ async def refresh(
     responses={204: SETS_COOKIE},
     openapi_extra={"security": [{"RefreshCookie": []}]},
 )
-@raises(InvalidRefreshTokenError)
+@raises(errors.InvalidRefreshTokenError)
 async def logout(database: DatabaseDep, cookie: CookieDep, leaving: LeavingDep) -> Response:
     """End this session now: every process refuses its access and refresh tokens from now on.
 
@@ -187,7 +160,7 @@ async def end_other_sessions(database: DatabaseDep, caller: OwnAccountDep) -> Re
 
 
 @router.delete("/sessions/{session_id}", status_code=204, summary="End a session")
-@raises(SessionNotFoundError)
+@raises(errors.SessionNotFoundError)
 async def end_session(database: DatabaseDep, caller: OwnAccountDep, session_id: SessionId) -> Response:
     """End one session of yours, now; this one as well, if you name it."""
     await sessions.end_session(database, caller, session_id)
@@ -197,17 +170,12 @@ async def end_session(database: DatabaseDep, caller: OwnAccountDep, session_id: 
 @router.post(
     "/password", response_model=schemas.Tokens, summary="Change your password", responses={200: SETS_COOKIE}
 )
-@raises(WrongPasswordError, RateLimitedError, ServiceUnavailableError)
-async def change_password(  # noqa: PLR0913, PLR0917  # FastAPI passes each by its name
-    database: DatabaseDep,
-    sign_in: SignInDep,
-    client: ClientDep,
-    caller: OwnAccountDep,
-    cookie: CookieDep,
-    data: schemas.PasswordChange,
+@raises(errors.WrongPasswordError, RateLimitedError, ServiceUnavailableError)
+async def change_password(
+    context: ContextDep, caller: OwnAccountDep, cookie: CookieDep, data: schemas.PasswordChange
 ) -> Answer:
     """Change your password. Every other session of yours ends now; this one goes on with new tokens."""
-    tokens, uses_cookie = await service.change_password(database, sign_in, client, caller, data)
+    tokens, uses_cookie = await service.change_password(context, caller, data)
     return cookie.answer(tokens) if uses_cookie else Answer(tokens)
 
 
@@ -224,14 +192,10 @@ async def update_profile(database: DatabaseDep, caller: OwnAccountDep, data: sch
 
 
 @router.delete("/me", status_code=204, summary="Delete your account")
-@raises(WrongPasswordError, RateLimitedError, ServiceUnavailableError)
+@raises(errors.WrongPasswordError, RateLimitedError, ServiceUnavailableError)
 async def delete_account(
-    database: DatabaseDep,
-    sign_in: SignInDep,
-    client: ClientDep,
-    caller: OwnAccountDep,
-    data: schemas.PasswordConfirmation,
+    context: ContextDep, caller: OwnAccountDep, data: schemas.PasswordConfirmation
 ) -> Response:
     """Delete your account, your sessions and your tasks, for good."""
-    await service.delete_account(database, sign_in, client, caller, data)
+    await service.delete_account(context, caller, data)
     return Response(status_code=204)

@@ -857,12 +857,13 @@ def test_an_address_without_a_server_stops_the_start(monkeypatch: pytest.MonkeyP
 
 
 def test_the_origin_of_an_address_is_what_a_browser_would_say() -> None:
-    """RFC 6454 section 6.2."""
+    """URL standard, section 4.7."""
     for address, origin in {
         "https://App.Example.com/sign-in": "https://app.example.com",
         "https://example.com:443": "https://example.com",
         "http://example.com:80": "http://example.com",
         "http://example.com:8080/a/b": "http://example.com:8080",
         "http://[::1]:3000": "http://[::1]:3000",
+        "http://[2001:DB8::0:1]:3000": "http://[2001:db8::1]:3000",
     }.items():
         assert external._origin(address) == origin

@@ -333,7 +333,10 @@ def test_the_queue_is_bounded_and_the_event_loop_free() -> None:
         hasher = PasswordHasher(rounds=8, processes=os.cpu_count() or 1)
         waiting = [asyncio.ensure_future(hasher.hash("a password", ADDRESS)) for _ in range(MIN_QUEUE)]
         await asyncio.sleep(0)
-        for refused in (hasher.hash("one too many", ADDRESS), hasher.verify("one too many", None, ADDRESS)):
+        for refused in (
+            hasher.hash("one too many", ADDRESS),
+            hasher.cost_of_failure("one too many", None, ADDRESS),
+        ):
             with pytest.raises(ServiceUnavailableError):
                 await refused
         turns = 0
@@ -341,7 +344,7 @@ def test_the_queue_is_bounded_and_the_event_loop_free() -> None:
             await asyncio.sleep(0.001)
             turns += 1
         assert turns > MIN_QUEUE
-        assert await hasher.verify("a password", await waiting[0], ADDRESS)
+        assert await hasher.cost_of_failure("a password", await waiting[0], ADDRESS) == 0
         hasher.close()
 
     asyncio.run(fill())

@@ -111,8 +111,6 @@ def _literal(value: object) -> str:
             return "NULL"
         case bytes():
             return f"'\\x{value.hex()}'"
-        case list():
-            return f"'{{{','.join(value)}}}'"
     return "'" + str(value).replace("'", "''") + "'"
 
 

@@ -4,8 +4,7 @@ No command takes a password as an argument, because `ps` shows arguments to ever
 """
 
 import sys
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter, ValidationError
@@ -15,14 +14,12 @@ from backend.auth.accounts.operator import User
 from backend.auth.accounts.output import print_json, print_user, print_users
 from backend.auth.errors import PasswordRefusedError
 from backend.auth.schemas import Email
-from backend.database import Database, InsufficientPrivilegeError
+from backend.database import Database
 from backend.settings import Settings
 from backend.web.text import Line
 
-Result = TypeVar("Result")
-Work = Callable[[Database, Settings], Coroutine[Any, Any, Result]]
-Run = Callable[[Work[Any]], Any]
-"""Calls the work with a database and the settings, and returns its result."""
+users = typer.Typer(help="List and change accounts.", rich_markup_mode=None, no_args_is_help=True)
+"""The commands. Their `context.obj` runs work with a database and the settings, and returns its result."""
 
 
 def _utf8(value: str) -> str:
@@ -38,122 +35,103 @@ Who = Annotated[str, typer.Argument(metavar="EMAIL_OR_ID", callback=_utf8, help=
 AsJSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
-def users_commands(run: Run) -> typer.Typer:
-    """Return the commands, which reach the database through `run`."""
-    users = typer.Typer(help="List and change accounts.", rich_markup_mode=None, no_args_is_help=True)
-    run = _without_traceback(run)
-    _add_reading(users, run)
-    _add_creating(users, run)
-    _add_change(users, run, "disable", operator.disable_user, "Refuse a user everywhere, at once.")
-    _add_change(users, run, "enable", operator.enable_user, "Let a user in again.")
-    _add_change(users, run, "sign-out", operator.sign_out_user, "End all sessions of a user.")
-    _add_deleting(users, run)
-    return users
-
-
-def _without_traceback(run: Run) -> Run:
-    """Exit with one line if the role of DATABASE_URL lacks a right."""
-
-    def run_or_exit(work: Work[Any]) -> Any:
-        try:
-            return run(work)
-        except InsufficientPrivilegeError as error:
-            sys.exit(f"tasks-api: DATABASE_URL: {error}")
-
-    return run_or_exit
-
-
-def _add_reading(users: typer.Typer, run: Run) -> None:
-    @users.command("list", help="List users, the newest first.")
-    def list_(
-        *,
-        unverified: Annotated[bool, typer.Option("--unverified", help="only unverified users")] = False,
-        disabled: Annotated[bool, typer.Option("--disabled", help="only disabled users")] = False,
-        email: Annotated[
-            str, typer.Option(metavar="PART", callback=_utf8, help="only users whose email contains PART")
-        ] = "",
-        limit: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="at most N users")] = 50,
-        as_json: AsJSON = False,
-    ) -> None:
-        filters = {"unverified": unverified, "disabled": disabled, "limit": limit}
-        found = run(lambda database, _: operator.list_users(database, part=email, **filters))
-        (print_json if as_json else print_users)(found)
-
-    @users.command(help="Show a user.")
-    def show(who: Who, *, as_json: AsJSON = False) -> None:
-        found = run(lambda database, _: operator.find_user(database, who))
-        (print_json if as_json else print_user)(found)
-
-    @users.command("reset-link", help="Print a link that sets a new password.")
-    def reset_link(who: Who, *, as_json: AsJSON = False) -> None:
-        link = run(lambda database, settings: operator.reset_link(database, settings, who))
-        if as_json:
-            print_json({"reset_link": link})
-        else:
-            typer.echo(link)
-
-
-def _add_creating(users: typer.Typer, run: Run) -> None:
-    @users.command(help="Create an account; asks for the password twice.")
-    def create(
-        email: Annotated[str, typer.Argument(metavar="EMAIL")],
-        *,
-        name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="the user's name")] = None,
-        password_stdin: Annotated[
-            bool, typer.Option("--password-stdin", help="read the password from standard input, one line")
-        ] = False,
-        invited: Annotated[
-            bool, typer.Option("--invite", help="mail a link to choose a password, or print it")
-        ] = False,
-        as_json: AsJSON = False,
-    ) -> None:
-        if invited and password_stdin:
-            raise typer.BadParameter("--invite and --password-stdin exclude each other")
-        new: dict[str, Any] = {
-            "email": _valid(Email, email, "EMAIL"),
-            "name": None if name is None else _valid(Line, name, "--name"),
-            "password": None if invited else _read_password(from_stdin=password_stdin),
-        }
-
-        async def create_user(database: Database, settings: Settings) -> User:
-            user = await operator.create_user(database, settings, **new)
-            link = await operator.invite(database, settings, user) if invited else None
-            return user if link is None else user | {"reset_link": link}
-
-        try:
-            created = run(create_user)
-        except PasswordRefusedError as error:
-            sys.exit(f"tasks-api: {error.errors[0]['message']}")
-        (print_json if as_json else print_user)(created)
-
-
-def _add_change(
-    users: typer.Typer,
-    run: Run,
-    name: str,
-    change: Callable[[Database, str], Coroutine[Any, Any, User]],
-    meaning: str,
+@users.command("list")
+def list_(  # noqa: PLR0913  # Typer passes each by its name
+    context: typer.Context,
+    *,
+    unverified: Annotated[bool, typer.Option("--unverified", help="only unverified users")] = False,
+    disabled: Annotated[bool, typer.Option("--disabled", help="only disabled users")] = False,
+    email: Annotated[
+        str, typer.Option(metavar="PART", callback=_utf8, help="only users whose email contains PART")
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="at most N users")] = 50,
+    as_json: AsJSON = False,
 ) -> None:
+    """List users, the newest first."""
+    filters = {"unverified": unverified, "disabled": disabled, "limit": limit}
+    found = context.obj(lambda database, _: operator.list_users(database, part=email, **filters))
+    (print_json if as_json else print_users)(found)
+
+
+@users.command()
+def show(context: typer.Context, who: Who, *, as_json: AsJSON = False) -> None:
+    """Show a user."""
+    found = context.obj(lambda database, _: operator.find_user(database, who))
+    (print_json if as_json else print_user)(found)
+
+
+@users.command("reset-link")
+def reset_link(context: typer.Context, who: Who, *, as_json: AsJSON = False) -> None:
+    """Print a link that sets a new password."""
+    link = context.obj(lambda database, settings: operator.reset_link(database, settings, who))
+    if as_json:
+        print_json({"reset_link": link})
+    else:
+        typer.echo(link)
+
+
+@users.command()
+def create(  # noqa: PLR0913  # Typer passes each by its name
+    context: typer.Context,
+    email: Annotated[str, typer.Argument(metavar="EMAIL")],
+    *,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="the user's name")] = None,
+    password_stdin: Annotated[
+        bool, typer.Option("--password-stdin", help="read the password from standard input, one line")
+    ] = False,
+    invited: Annotated[
+        bool, typer.Option("--invite", help="mail a link to choose a password, or print it")
+    ] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Create an account; asks for the password twice."""
+    if invited and password_stdin:
+        raise typer.BadParameter("--invite and --password-stdin exclude each other")
+    new: dict[str, Any] = {
+        "email": _valid(Email, email, "EMAIL"),
+        "name": None if name is None else _valid(Line, name, "--name"),
+        "password": None if invited else _read_password(from_stdin=password_stdin),
+    }
+
+    async def create_user(database: Database, settings: Settings) -> User:
+        user = await operator.create_user(database, settings, **new)
+        link = await operator.invite(database, settings, user) if invited else None
+        return user if link is None else user | {"reset_link": link}
+
+    try:
+        created = context.obj(create_user)
+    except PasswordRefusedError as error:
+        sys.exit(f"tasks-api: {error.errors[0]['message']}")
+    (print_json if as_json else print_user)(created)
+
+
+def _add_change(name: str, meaning: str) -> None:
     @users.command(name, help=meaning)
-    def command(who: Who, *, as_json: AsJSON = False) -> None:
-        changed = run(lambda database, _: change(database, who))
+    def command(context: typer.Context, who: Who, *, as_json: AsJSON = False) -> None:
+        changed = context.obj(lambda database, _: operator.change_user(database, who, name))
         (print_json if as_json else print_user)(changed)
 
 
-def _add_deleting(users: typer.Typer, run: Run) -> None:
-    @users.command(help="Delete a user, their sessions and their tasks.")
-    def delete(
-        who: Who,
-        *,
-        yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
-        as_json: AsJSON = False,
-    ) -> None:
-        if not yes:
-            found = run(lambda database, _: operator.find_user(database, who))
-            _confirm(f"Delete {found['email'] or ''} ({found['id']}) with all sessions and tasks?")
-            who = operator.by_id(found)  # because the email may have moved to another user by now
-        deleted = run(lambda database, _: operator.delete_user(database, who))
-        (print_json if as_json else print_user)(deleted)
+_add_change("disable", "Refuse a user everywhere, at once.")
+_add_change("enable", "Let a user in again.")
+_add_change("sign-out", "End all sessions of a user.")
+
+
+@users.command()
+def delete(
+    context: typer.Context,
+    who: Who,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Delete a user, their sessions and their tasks."""
+    if not yes:
+        found = context.obj(lambda database, _: operator.find_user(database, who))
+        _confirm(f"Delete {found['email'] or ''} ({found['id']}) with all sessions and tasks?")
+        who = operator.by_id(found)  # because the email may have moved to another user by now
+    deleted = context.obj(lambda database, _: operator.delete_user(database, who))
+    (print_json if as_json else print_user)(deleted)
 
 
 def _confirm(question: str) -> None:

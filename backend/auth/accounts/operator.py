@@ -15,17 +15,24 @@ from backend.auth.accounts.service import add_user
 from backend.auth.accounts.statements import FIND_EMAIL, LEAVE_EMAIL
 from backend.auth.errors import EmailTakenError
 from backend.auth.mail.outbox import PAGES
-from backend.auth.mail.outbox_statements import NEW_TOKEN
+from backend.auth.mail.outbox_statements import RECIPIENT
 from backend.auth.mail.sender import sender_for
 from backend.auth.mail.statements import LOCK_USER, Kind
 from backend.auth.schemas import Email, email_key
 from backend.auth.tokens import opaque
-from backend.database import Database, Row, Statement, Transaction
+from backend.database import Database, Row, Transaction
 from backend.settings import Settings
 from backend.telemetry.events import Event, write
 from backend.web.errors import AppError
 
 User = dict[str, Any]
+
+CHANGES = {
+    "disable": (statements.DISABLE_USER, Event.ACCOUNT_DISABLED),
+    "enable": (statements.ENABLE_USER, Event.ACCOUNT_ENABLED),
+    "sign-out": (statements.SIGN_OUT_USER, Event.SESSION_REVOKED),
+}
+"""A change's statement and event; the statement returns the `user_id` and the other fields of the event."""
 
 
 class UserNotFoundError(AppError):
@@ -76,7 +83,7 @@ async def create_user(
     if user_id is None:
         raise EmailTakenError
     write(Event.REGISTERED, user_id)
-    return await _find_by_id(database, user_id)
+    return await find_user(database, f"id:{user_id}")
 
 
 async def invite(database: Database, settings: Settings, user: User) -> str | None:
@@ -105,52 +112,35 @@ async def reset_link(database: Database, settings: Settings, who: str) -> str:
 
 async def _new_reset_link(database: Database, settings: Settings, who: str, purpose: Kind) -> str:
     user, token = await _find(database, who), opaque.new_token()
-    values = {"user_id": user["id"], "email_key": user["email_key"], "created_at": None}
-    made = await database.one(NEW_TOKEN[purpose], digest=opaque.digest(token), **values)
+    values = {"user_id": user["id"], "email_key": user["email_key"], "digest": opaque.digest(token)}
+    made = await database.one(RECIPIENT[purpose], session_id=None, created_at=None, **values)
     if made is None:
         raise NoResetError
     return f"{settings.pages_url}{PAGES[Kind.RESET]}#token={token}"
 
 
-async def disable_user(database: Database, who: str) -> User:
-    """Refuse the user everywhere from now on, and end all sessions; raises as `find_user` does."""
-    changed = await _change(database, who, statements.DISABLE_USER)
-    write(Event.ACCOUNT_DISABLED, changed["id"], sessions_ended=changed["count"])
-    return await _find_by_id(database, changed["id"])
-
-
-async def enable_user(database: Database, who: str) -> User:
-    """Let the user sign in again; raises as `find_user` does."""
-    changed = await _change(database, who, statements.ENABLE_USER)
-    write(Event.ACCOUNT_ENABLED, changed["id"])
-    return await _find_by_id(database, changed["id"])
-
-
-async def sign_out_user(database: Database, who: str) -> User:
-    """End all sessions of the user; raises as `find_user` does."""
-    changed = await _change(database, who, statements.SIGN_OUT_USER)
-    write(Event.SESSION_REVOKED, changed["id"], count=changed["count"])
-    return await _find_by_id(database, changed["id"])
+async def change_user(database: Database, who: str, change: str) -> User:
+    """Make a change of `CHANGES` to the user, and log it; raises as `find_user` does."""
+    statement, event = CHANGES[change]
+    async with _locked(database, who) as (transaction, user):
+        changed = _there(await transaction.one(statement, user_id=user["id"]))
+    write(event, **changed)
+    return await find_user(database, by_id(user))
 
 
 async def delete_user(database: Database, who: str) -> User:
     """Delete the user, their sessions and their tasks; raises as `find_user` does."""
-    user = await find_user(database, who)
-    async with _locked(database, user["id"]) as transaction:
+    async with _locked(database, who) as (transaction, user):
         deleted = _there(await transaction.one(statements.DELETE_USER, user_id=user["id"]))
         if deleted["email_key"] is not None:
-            await transaction.one(LEAVE_EMAIL, email_key=deleted["email_key"], user_id=user["id"])
+            await transaction.one(LEAVE_EMAIL, **deleted)
     write(Event.ACCOUNT_DELETED, user["id"])
-    return user
+    return _shown(user)
 
 
-def by_id(user: User) -> str:
+def by_id(user: User | Row) -> str:
     """Return the `who` that means this user alone, even after a change of emails."""
     return f"id:{user['id']}"
-
-
-async def _find_by_id(database: Database, user_id: str) -> User:
-    return await find_user(database, f"id:{user_id}")
 
 
 async def _find(database: Database, who: str) -> Row:
@@ -172,18 +162,13 @@ def _normalised(email: str) -> str:
         return email
 
 
-async def _change(database: Database, who: str, change: Statement) -> Row:
-    """Run `change` on the user after a lock of the user's row, as the order of locks requires."""
-    user_id = (await _find(database, who))["id"]
-    async with _locked(database, user_id) as transaction:
-        return _there(await transaction.one(change, user_id=user_id))
-
-
 @asynccontextmanager
-async def _locked(database: Database, user_id: str) -> AsyncIterator[Transaction]:
+async def _locked(database: Database, who: str) -> AsyncIterator[tuple[Transaction, Row]]:
+    """Yield a transaction that holds the lock of the user's row, as the order of locks requires."""
+    user = await _find(database, who)
     async with database.transaction() as transaction:
-        await transaction.one(LOCK_USER, user_id=user_id)
-        yield transaction
+        await transaction.one(LOCK_USER, user_id=user["id"])
+        yield transaction, user
 
 
 def _there(row: Row | None) -> Row:

@@ -11,9 +11,7 @@ from sqlalchemy import (
     ColumnElement,
     Integer,
     Text,
-    Uuid,
     bindparam,
-    cast,
     delete,
     false,
     func,
@@ -23,9 +21,9 @@ from sqlalchemy import (
     update,
 )
 
-from backend.auth.mail.statements import MAIL_VOIDED, void_mail_tokens
+from backend.auth.mail.statements import secured
 from backend.auth.models import sessions, users
-from backend.auth.sessions.statements import USER_ID, number_of, void_sessions
+from backend.auth.sessions.statements import IS_LIVE, USER_ID, number_of, void_sessions
 from backend.database import Statement, WideStatement
 from backend.database.expressions import moment_of
 
@@ -37,13 +35,11 @@ FIELDS = (
 
 
 def _shown(user_id: ColumnElement[str]) -> tuple[ColumnElement[Any], ...]:
-    live = select(func.count()).where(sessions.c.user_id == user_id, sessions.c.expires_at > func.now())
-    return (
-        *(users.c[name] for name in FIELDS[:-1]),
-        live.correlate(users).scalar_subquery().label("sessions"),
-    )
+    live = select(func.count()).where(sessions.c.user_id == user_id, IS_LIVE).correlate(users)
+    return *(users.c[name] for name in FIELDS[:-1]), live.scalar_subquery().label("sessions")
 
 
+_user_id = users.c.id.label("user_id")
 _email = func.coalesce(users.c.email_key, func.lower(users.c.email), "")
 
 LIST_USERS = WideStatement(
@@ -60,36 +56,21 @@ LIST_USERS = WideStatement(
 
 FIND_USER = Statement(select(*_shown(USER_ID), users.c.email_key).where(users.c.id == USER_ID))
 
-
-def _disable() -> Statement:
-    changed = (
-        update(users)
-        .where(users.c.id == USER_ID)
-        .values(disabled_at=func.coalesce(users.c.disabled_at, moment_of(func.now())), **MAIL_VOIDED)
-        .returning(users.c.id)
-        .cte("changed")
-    )
-    ended, voided = void_sessions(USER_ID, changed, cast(null(), Uuid))
-    return Statement(
-        select(changed.c.id, number_of(ended)).add_cte(voided, void_mail_tokens(USER_ID, changed))
-    )
-
-
-DISABLE_USER = _disable()
+_disabled, _ended, *_voided = secured(
+    USER_ID, disabled_at=func.coalesce(users.c.disabled_at, moment_of(func.now()))
+)
+DISABLE_USER = Statement(
+    select(_disabled.c.id.label("user_id"), number_of(_ended, name="sessions_ended")).add_cte(*_voided)
+)
 """Disables a user and voids mailed links; returns the number of ended sessions."""
 
 ENABLE_USER = Statement(
-    update(users).where(users.c.id == USER_ID).values(disabled_at=null()).returning(users.c.id)
+    update(users).where(users.c.id == USER_ID).values(disabled_at=null()).returning(_user_id)
 )
 
+_owner = select(_user_id).where(users.c.id == USER_ID).cte("owner")
+_signed_out, _ = void_sessions(USER_ID, _owner)
+SIGN_OUT_USER = Statement(select(_owner, number_of(_signed_out)))
 
-def _sign_out() -> Statement:
-    owner = select(users.c.id).where(users.c.id == USER_ID).cte("owner")
-    ended, voided = void_sessions(USER_ID, owner, cast(null(), Uuid))
-    return Statement(select(owner.c.id, number_of(ended)).add_cte(voided))
-
-
-SIGN_OUT_USER = _sign_out()
-
-DELETE_USER = Statement(delete(users).where(users.c.id == USER_ID).returning(users.c.id, users.c.email_key))
+DELETE_USER = Statement(delete(users).where(users.c.id == USER_ID).returning(_user_id, users.c.email_key))
 """Deletes a user with their sessions and tasks. `LEAVE_EMAIL` runs after it in the same transaction."""

@@ -68,7 +68,7 @@ def _give_way() -> None:
 class PasswordHasher:
     """Hashes by libpass's `bcrypt_sha256`; hashes of plain bcrypt verify too, and are outdated.
 
-    `hash` and `verify` take the client's address, because addresses take turns (see `Turns`). They raise
+    The methods that wait take the client's address, because addresses take turns (see `Turns`). They raise
     `ServiceUnavailableError` when the queue is full.
     """
 
@@ -95,14 +95,11 @@ class PasswordHasher:
         """Return the hash to store."""
         return await self._turns.run(address, lambda: str(self._context.hash(normalise(password))))
 
-    async def verify(self, password: str, stored: str | None, address: str) -> bool:
-        """Return whether `password` matches the hash `stored`, which is None for an unknown email."""
-        return not await self.cost_of_failure(password, stored, address)
-
     async def cost_of_failure(self, password: str, stored: str | None, address: str) -> int:
-        """Return 0 if `password` matches `stored`, else the cost whose time the failure took.
+        """Return 0 if `password` matches the hash `stored`, else the cost whose time the failure took.
 
-        That is the time of one hash, at `BCRYPT_ROUNDS` or at the cost of `stored` if that is more.
+        That is the time of one hash, at `BCRYPT_ROUNDS` or at the cost of `stored` if that is more. `stored`
+        is None for an unknown email.
         """
         return await self._turns.run(address, lambda: self._compare(password, stored))
 
@@ -130,13 +127,9 @@ class PasswordHasher:
             # Plain bcrypt refuses over 72 bytes, NUL and a damaged hash without computing anything.
             _fail_at(self._rounds)
             return self._rounds
-        cost = self._cost_of(stored)
+        cost = int(self._context.identify(stored, resolve=True).from_string(stored).rounds)
         _fail_at(*range(cost, self._rounds))
         return max(cost, self._rounds)
-
-    def _cost_of(self, stored: str) -> int:
-        handler = self._context.identify(stored, resolve=True)
-        return int(handler.from_string(stored).rounds)
 
 
 def _fail_at(*costs: int) -> None:

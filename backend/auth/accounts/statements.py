@@ -7,7 +7,6 @@ statements in one transaction, because Citus distributes them differently and re
 from sqlalchemy import (
     ColumnElement,
     Integer,
-    Text,
     and_,
     bindparam,
     delete,
@@ -22,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import CALLER_ID, CALLER_SESSION, IS_LET_IN, caller
-from backend.auth.mail.statements import MAIL_VOIDED, void_mail_tokens
+from backend.auth.mail.statements import EMAIL_KEY, secured
 from backend.auth.models import HASH_COST, LOCAL, emails, known_addresses, sessions, users
 from backend.auth.sessions.statements import (
     ADDRESS,
@@ -32,25 +31,14 @@ from backend.auth.sessions.statements import (
     ago,
     begin_session,
     changing,
+    given,
     new_refresh_token,
     number_of,
-    void_sessions,
 )
 from backend.database import Statement, WideStatement
 
 MAX_ACCOUNTS_AT_HOME = 5
 """The most accounts that share a household's address. More accounts mean one proxy or network."""
-
-_email_key = bindparam("email_key", type_=Text)
-_new_user = {
-    "id": USER_ID,
-    "issuer": LOCAL,
-    "email": bindparam("email"),
-    "email_key": _email_key,
-    "name": bindparam("name"),
-    "password_hash": bindparam("password_hash"),
-}
-
 
 _lately = and_(known_addresses.c.address == ADDRESS, known_addresses.c.last_used_at > ago(ADDRESS_KNOWN_FOR))
 _is_callers = and_(users.c.id == CALLER_ID, IS_LET_IN)
@@ -62,70 +50,10 @@ def _has_signed_in(user_id: ColumnElement[str]) -> ColumnElement[bool]:
     return rows.exists().label("is_own_address")
 
 
-def _count_accounts() -> Statement:
-    # The count stops one above the maximum, because an address may have thousands of accounts.
-    rows = select(known_addresses.c.user_id).where(_lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1))
-    return WideStatement(select(number_of(rows.subquery())))
-
-
-def _register() -> Statement:
-    user = postgresql.insert(users).values(_new_user).returning(*PROFILE).cte("new_user")
-    return Statement(select(user).add_cte(*begin_session(user)))
-
-
-def _introduce_user() -> Statement:
-    sent = postgresql.insert(users).values(
-        id=bindparam("user_id"), issuer=bindparam("issuer"), email=bindparam("email"), name=bindparam("name")
-    )
-    return Statement(
-        sent.on_conflict_do_update(
-            index_elements=["id"],
-            set_={
-                "email": func.coalesce(sent.excluded.email, users.c.email),
-                "name": func.coalesce(sent.excluded.name, users.c.name),
-            },
-            where=users.c.issuer == sent.excluded.issuer,
-        ).returning(users.c.id)
-    )
-
-
-def _sign_in() -> Statement:
-    owner = (
-        select(*PROFILE)
-        .where(
-            users.c.id == USER_ID,
-            users.c.email_key == _email_key,
-            users.c.password_hash == bindparam("password_hash"),
-            users.c.disabled_at.is_(None),
-        )
-        # The row lock serializes this sign-in with a concurrent change of the password.
-        .with_for_update(key_share=True, of=users)
-        .cte("owner")
-    )
-    older = select(sessions.c.id).where(sessions.c.user_id == USER_ID).subquery()
-    return Statement(select(owner, number_of(older)).add_cte(*begin_session(owner)))
-
-
-def _change_password() -> Statement:
-    changed = (
-        update(users)
-        .where(_is_callers, users.c.password_hash == bindparam("old_hash"))
-        .values(password_hash=bindparam("new_hash"), pending_email=null(), **MAIL_VOIDED)
-        .returning(*PROFILE, users.c.email_key)
-        .cte("changed")
-    )
-    ended, voided = void_sessions(CALLER_ID, changed, CALLER_SESSION)
-    return Statement(
-        select(changed, number_of(ended), select(voided.c.uses_cookie).scalar_subquery().label("uses_cookie"))
-        .select_from(caller.outerjoin(changed, true()))
-        .add_cte(new_refresh_token(CALLER_ID, voided), void_mail_tokens(CALLER_ID, changed))
-    )
-
-
-FIND_EMAIL = Statement(select(emails.c.user_id).where(emails.c.email_key == _email_key))
+FIND_EMAIL = Statement(select(emails.c.user_id).where(emails.c.email_key == EMAIL_KEY))
 """The id of the user with this email; no row when no user has it."""
 
-_taken = postgresql.insert(emails).values(email_key=_email_key, user_id=USER_ID)
+_taken = postgresql.insert(emails).values(email_key=EMAIL_KEY, user_id=USER_ID)
 TAKE_EMAIL = Statement(
     _taken.on_conflict_do_update(
         index_elements=["email_key"],
@@ -140,24 +68,32 @@ It waits for a concurrent transaction that takes or leaves the same email.
 
 LEAVE_EMAIL = Statement(
     delete(emails)
-    .where(emails.c.email_key == _email_key, emails.c.user_id == USER_ID)
+    .where(emails.c.email_key == EMAIL_KEY, emails.c.user_id == USER_ID)
     .returning(emails.c.user_id)
 )
 
-REGISTER = _register()
-"""Inserts a user with a first session; runs after `TAKE_EMAIL` in the same transaction."""
-
-INTRODUCE_USER = _introduce_user()
+_sent = postgresql.insert(users).values(id=USER_ID, **given("issuer", "email", "name"))
+INTRODUCE_USER = Statement(
+    _sent.on_conflict_do_update(
+        index_elements=["id"],
+        set_={name: func.coalesce(_sent.excluded[name], users.c[name]) for name in ("email", "name")},
+        where=users.c.issuer == _sent.excluded.issuer,
+    ).returning(users.c.id)
+)
 """Inserts or updates an external user from a token's claims; no row if another issuer has the id."""
 
-ADD_USER = Statement(postgresql.insert(users).values(_new_user).returning(users.c.id))
+ADD_USER = Statement(
+    postgresql.insert(users)
+    .values(id=USER_ID, issuer=LOCAL, **given("email", "email_key", "name", "password_hash"))
+    .returning(users.c.id)
+)
 """Inserts a user without a session; runs after `TAKE_EMAIL` in the same transaction."""
 
 FIND_ACCOUNT = Statement(
     select(
         *(users.c[name] for name in ("id", "password_hash", "email_verified", "disabled_at")),
         _has_signed_in(USER_ID),
-    ).where(users.c.id == USER_ID, users.c.email_key == _email_key)
+    ).where(users.c.id == USER_ID, users.c.email_key == EMAIL_KEY)
 )
 
 # The expression must be that of the index `users_password_cost`, because PostgreSQL reads it from there.
@@ -166,14 +102,28 @@ HIGHEST_COST = WideStatement(
 )
 """The highest cost of all stored hashes; null when no hash has a cost. The query reads all shards."""
 
-COUNT_ACCOUNTS = _count_accounts()
+_at_address = select(known_addresses.c.user_id).where(_lately).limit(literal(MAX_ACCOUNTS_AT_HOME + 1))
+COUNT_ACCOUNTS = WideStatement(select(number_of(_at_address.subquery())))
 """The number of accounts that recently signed in from an address, at most `MAX_ACCOUNTS_AT_HOME` + 1.
 
-The query reads all shards.
+The count stops there, because an address may have thousands of accounts. The query reads all shards.
 """
 
-SIGN_IN = _sign_in()
-"""Begins a session for the user whose password was checked.
+_owner = (
+    select(*PROFILE)
+    .where(
+        users.c.id == USER_ID,
+        users.c.email_key == EMAIL_KEY,
+        users.c.password_hash == bindparam("password_hash"),
+        users.c.disabled_at.is_(None),
+    )
+    # The row lock serializes this sign-in with a concurrent change of the password.
+    .with_for_update(key_share=True, of=users)
+    .cte("owner")
+)
+_older = select(sessions.c.id).where(sessions.c.user_id == USER_ID).subquery()
+SIGN_IN = Statement(select(_owner, number_of(_older)).add_cte(*begin_session(_owner)))
+"""Begins a session for the user whose password was checked, or who was added in the same transaction.
 
 It returns no row when the password has changed since. `count` is the earlier number of sessions.
 """
@@ -199,7 +149,20 @@ READ_ACCOUNT = Statement(
     )
 )
 
-CHANGE_PASSWORD = _change_password()
+_is_current = users.c.password_hash == bindparam("old_hash")
+_changed, _ended, _voided, _tokens = secured(
+    CALLER_ID,
+    IS_LET_IN,
+    _is_current,
+    kept=CALLER_SESSION,
+    password_hash=bindparam("new_hash"),
+    pending_email=null(),
+)
+CHANGE_PASSWORD = Statement(
+    select(_changed, number_of(_ended), select(_voided.c.uses_cookie).scalar_subquery().label("uses_cookie"))
+    .select_from(caller.outerjoin(_changed, true()))
+    .add_cte(new_refresh_token(CALLER_ID, _voided), _tokens)
+)
 """Stores a new password hash and refresh token, and ends the user's other sessions.
 
 It runs after `LOCK_CALLER` in the same transaction. `count` is the number of ended sessions. `id` is null
@@ -207,8 +170,5 @@ when the stored hash is not `old_hash` any more.
 """
 
 DELETE_ACCOUNT = changing(
-    delete(users)
-    .where(_is_callers, users.c.password_hash == bindparam("old_hash"))
-    .returning(users.c.id, users.c.email_key)
-    .cte("deleted")
+    delete(users).where(_is_callers, _is_current).returning(users.c.id, users.c.email_key).cte("deleted")
 )

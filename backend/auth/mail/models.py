@@ -3,28 +3,10 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    DateTime,
-    ForeignKey,
-    Identity,
-    Index,
-    LargeBinary,
-    SmallInteger,
-    Table,
-    Text,
-    Uuid,
-    false,
-    func,
-    text,
-)
+from sqlalchemy import BigInteger, Identity, Index, SmallInteger, Table, Text, text
 from sqlmodel import Field, SQLModel
 
-
-def _now() -> Column[datetime]:
-    return Column(DateTime(timezone=True), nullable=False, server_default=func.now())
+from backend.auth.models import FALSE, NOW, ZERO
 
 
 class MailToken(SQLModel, table=True):
@@ -34,17 +16,15 @@ class MailToken(SQLModel, table=True):
     # `OWNER_OF_TOKEN` reads this index, because the token of a mailed link carries no user id.
     __table_args__ = (Index("mail_tokens_by_digest", "digest"),)
 
-    user_id: str = Field(
-        sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False)
-    )
-    digest: bytes = Field(sa_column=Column(LargeBinary, primary_key=True))
-    purpose: str = Field(sa_column=Column(Text, nullable=False))
-    email: str = Field(sa_column=Column(Text, nullable=False))
-    session_id: UUID | None = Field(sa_column=Column(Uuid))
+    user_id: str = Field(sa_type=Text, primary_key=True, foreign_key="users.id", ondelete="CASCADE")
+    digest: bytes = Field(primary_key=True)
+    purpose: str = Field(sa_type=Text)
+    email: str = Field(sa_type=Text)
+    session_id: UUID | None
     """The session that requested a change of email. The change does not end it."""
-    created_at: datetime = Field(sa_column=_now())
-    expires_at: datetime = Field(sa_column=Column(DateTime(timezone=True), nullable=False))
-    used_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
+    created_at: datetime = Field(sa_column_kwargs=NOW)
+    expires_at: datetime
+    used_at: datetime | None
 
 
 class OutboxMail(SQLModel, table=True):
@@ -60,18 +40,18 @@ class OutboxMail(SQLModel, table=True):
         Index("outbox_email_key", "email_key", "kind", "created_at"),
     )
 
-    id: int = Field(sa_column=Column(BigInteger, Identity(always=True), primary_key=True))
-    kind: str = Field(sa_column=Column(Text, nullable=False))
-    email: str = Field(sa_column=Column(Text, nullable=False))
-    email_key: str = Field(sa_column=Column(Text, nullable=False))
-    user_id: str | None = Field(sa_column=Column(Text))
+    id: int = Field(sa_type=BigInteger, sa_column_args=[Identity(always=True)], primary_key=True)
+    kind: str = Field(sa_type=Text)
+    email: str = Field(sa_type=Text)
+    email_key: str = Field(sa_type=Text)
+    user_id: str | None = Field(sa_type=Text)
     """The user of an email change or of a notice. The sender finds the user of other mails by the email."""
-    session_id: UUID | None = Field(sa_column=Column(Uuid))
-    attempts: int = Field(sa_column=Column(SmallInteger, nullable=False, server_default=text("0")))
-    created_at: datetime = Field(sa_column=_now())
-    due_at: datetime = Field(sa_column=_now())
-    done_at: datetime | None = Field(sa_column=Column(DateTime(timezone=True)))
-    is_dropped: bool = Field(sa_column=Column(Boolean, nullable=False, server_default=false()))
+    session_id: UUID | None
+    attempts: int = Field(sa_type=SmallInteger, sa_column_kwargs=ZERO)
+    created_at: datetime = Field(sa_column_kwargs=NOW)
+    due_at: datetime = Field(sa_column_kwargs=NOW)
+    done_at: datetime | None
+    is_dropped: bool = Field(sa_column_kwargs=FALSE)
     """True when no mail was sent: the address had no such account, or the same mail within a minute."""
 
 

@@ -6,6 +6,7 @@ for a request of its own or for the next retry. An idle service therefore sends 
 
 import asyncio
 from contextlib import suppress
+from datetime import timedelta
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -14,7 +15,6 @@ from loguru import logger
 from backend.auth.accounts.statements import FIND_EMAIL
 from backend.auth.mail import outbox_statements as statements
 from backend.auth.mail.errors import MailUnavailableError
-from backend.auth.mail.outbox_statements import NEW_TOKEN
 from backend.auth.mail.sender import Sender, sender_for
 from backend.auth.mail.statements import ENQUEUE, Kind
 from backend.auth.schemas import email_key
@@ -68,7 +68,7 @@ class Outbox:
     def check_available(self) -> None:
         """Raise `MailUnavailableError` if the service sends no mail."""
         if self._sender is None:
-            raise MailUnavailableError(reason="mail_unavailable")
+            raise MailUnavailableError
 
     def wake(self) -> None:
         """Make `run` read the table now."""
@@ -102,7 +102,7 @@ class Outbox:
         with suppress(DatabaseError), log.catch(message="unexpected", exclude=DatabaseError):
             ready = await self._prepare(database, mail)
             if ready is None:
-                await database.one(statements.DROP, id=mail["id"])
+                await database.one(statements.FINISH, id=mail["id"], is_dropped=True)
             else:
                 await self._send(database, sender, mail, ready)
 
@@ -111,15 +111,13 @@ class Outbox:
         kind = Kind(mail["kind"])
         if await database.one(statements.IS_REPEATED, **mail):
             return None
-        if kind is not Kind.EMAIL_TAKEN and kind not in NEW_TOKEN:
+        if kind not in statements.RECIPIENT:
             return _Ready(mail["user_id"], mail["email"])
-        user_id = await self._find_user(database, mail)
-        if user_id is None:
-            return None
-        if kind is Kind.EMAIL_TAKEN:
-            account = await database.one(statements.HAS_ACCOUNT, user_id=user_id, email_key=mail["email_key"])
-            return _Ready(user_id, account["email"]) if account else None
-        return await self._with_link(database, kind, user_id, mail)
+        user_id, token = await self._find_user(database, mail), opaque.new_token()
+        values = {**mail, "user_id": user_id, "digest": opaque.digest(token)}
+        found = user_id and await database.one(statements.RECIPIENT[kind], **values)
+        link = f"{self._app_url}{PAGES[kind]}#token={token}" if kind in PAGES else None
+        return _Ready(user_id, found["email"], link) if found else None
 
     async def _find_user(self, database: Database, mail: Row) -> str | None:
         """Return the user whom a mail concerns; for a change of email None where another has it already."""
@@ -128,13 +126,6 @@ class Outbox:
         if mail["kind"] == Kind.CHANGE:
             return mail["user_id"] if user_id in (None, mail["user_id"]) else None
         return user_id
-
-    async def _with_link(self, database: Database, kind: Kind, user_id: str, mail: Row) -> _Ready | None:
-        token = opaque.new_token()
-        values = {**mail, "user_id": user_id, "digest": opaque.digest(token)}
-        made = await database.one(NEW_TOKEN[kind], **values)
-        link = f"{self._app_url}{PAGES[kind]}#token={token}"
-        return _Ready(user_id, made["email"], link) if made else None
 
     async def _send(self, database: Database, sender: Sender, mail: Row, ready: _Ready) -> None:
         """Make one attempt. A mail that is not accepted is postponed, or fails after the last attempt."""
@@ -147,10 +138,10 @@ class Outbox:
                 pause = PAUSES_SECONDS[attempts - 1]
                 words = "MAIL_URL: a mail could not be sent; the next attempt is in {} s"
                 logger.warning(words, pause, kind=kind, reason=reason)
-                await database.one(statements.POSTPONE, id=id_, seconds=pause)
+                await database.one(statements.POSTPONE, id=id_, pause=timedelta(seconds=pause))
                 return
             event, level, logged = Event.MAIL_FAILED, "WARNING", {"reason": reason}
         else:
             event, level = Event.MAIL_SENT, "INFO"
-        await database.one(statements.FINISH, id=id_)
+        await database.one(statements.FINISH, id=id_, is_dropped=False)
         write(event, ready.user_id, level=level, kind=kind, **logged)

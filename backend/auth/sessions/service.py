@@ -1,7 +1,7 @@
 """Sessions: sign-in begins them, refresh tokens extend them, and the user or a reused token ends them."""
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -12,7 +12,6 @@ from backend.auth.accounts.passwords import PasswordHasher
 from backend.auth.caller import Caller
 from backend.auth.errors import InvalidRefreshTokenError, RevokedTokenError, SessionNotFoundError
 from backend.auth.mail.outbox import Outbox
-from backend.auth.schemas import Refresh
 from backend.auth.sessions import refresh_statements
 from backend.auth.sessions import statements as session_statements
 from backend.auth.sessions.sweep import Sweep
@@ -23,19 +22,6 @@ from backend.settings import Settings
 from backend.telemetry import events
 from backend.telemetry.events import Event
 from backend.web.rate_limits import RateLimits, address_of
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """The address and the program that sent a request, as the list of sessions shows them."""
-
-    ip: str | None
-    user_agent: str | None
-
-    @property
-    def address(self) -> str:
-        """The IPv4 address or the IPv6 network that rate limits count."""
-        return address_of(self.ip)
 
 
 class SignIn:
@@ -58,52 +44,68 @@ class SignIn:
 
 
 @dataclass(frozen=True, slots=True)
-class NewTokens:
-    """A refresh token that is about to be stored, for a new or an existing session."""
+class Context:
+    """The database, the process's `SignIn` and the client's traits: most functions on a request need them."""
 
+    database: Database
     sign_in: SignIn
-    client: Client
-    user_id: str
-    uses_cookie: bool = False
-    session_id: UUID = field(default_factory=compat.uuid7)
-    refresh_token: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "refresh_token", opaque.new_token(self.user_id))
+    ip: str | None
+    user_agent: str | None
 
     @property
-    def values(self) -> dict[str, Any]:
-        """The parameters of the statements that store the token."""
-        return {
-            "user_id": self.user_id,
+    def address(self) -> str:
+        """The IPv4 address or the IPv6 network that rate limits count."""
+        return address_of(self.ip)
+
+
+class NewTokens:
+    """A refresh token that is about to be stored, for a new or an existing session.
+
+    `values` are the parameters of the statements that store it.
+    """
+
+    def __init__(self, context: Context, user_id: str, *, uses_cookie: bool = False) -> None:
+        self._access_tokens = context.sign_in.access_tokens
+        self._user_id, self.session_id = user_id, compat.uuid7()
+        self._refresh_token = opaque.new_token(user_id)
+        self.values: dict[str, Any] = {
+            "user_id": user_id,
             "session_id": self.session_id,
-            "refresh_digest": opaque.digest(self.refresh_token),
-            "user_agent": self.client.user_agent,
-            "ip": self.client.ip,
-            "uses_cookie": self.uses_cookie,
-            "address": self.client.address,
-            **self.sign_in.lifetimes,
+            "refresh_digest": opaque.digest(self._refresh_token),
+            "user_agent": context.user_agent,
+            "ip": context.ip,
+            "uses_cookie": uses_cookie,
+            "address": context.address,
+            **context.sign_in.lifetimes,
         }
 
     def issue(self, user: Row, session_id: UUID | None = None) -> dict[str, Any]:
         """Return the response that signs `user` in, to `session_id` or else to the new session."""
         return {
-            "access_token": self.sign_in.access_tokens.issue(self.user_id, session_id or self.session_id),
+            "access_token": self._access_tokens.issue(self._user_id, session_id or self.session_id),
             "token_type": "bearer",
-            "expires_in": self.sign_in.access_tokens.lifetime,
-            "refresh_token": self.refresh_token,
+            "expires_in": self._access_tokens.lifetime,
+            "refresh_token": self._refresh_token,
             "user": {name: user[name] for name in session_statements.USER_FIELDS},
         }
 
 
-async def refresh(database: Database, sign_in: SignIn, client: Client, data: Refresh) -> dict[str, Any]:
+def own(row: Row | None) -> Row:
+    """Return the row of a statement on the caller; raises `RevokedTokenError` if there is none."""
+    if row is None:
+        raise RevokedTokenError
+    return row
+
+
+async def refresh(context: Context, refresh_token: str) -> dict[str, Any]:
     """Spend a refresh token for new tokens; raises `InvalidRefreshTokenError` (RFC 9700 section 4.14).
 
     A token is valid for `USES_WITHIN_GRACE` uses within `REFRESH_GRACE`. A later use ends the session in a
     separate statement, which the error does not roll back.
     """
-    user_id = await _owner(database, data.refresh_token)
-    spent, new = opaque.digest(data.refresh_token), NewTokens(sign_in, client, user_id)
+    database = context.database
+    user_id = await _owner(database, refresh_token)
+    spent, new = opaque.digest(refresh_token), NewTokens(context, user_id)
     user = await database.one(refresh_statements.REFRESH, spent_digest=spent, **new.values)
     if user is not None:
         events.identify(user_id)
@@ -119,10 +121,14 @@ async def refresh(database: Database, sign_in: SignIn, client: Client, data: Ref
 
 
 async def _owner(database: Database, refresh_token: str) -> str:
-    owner = await opaque.find_owner(database, refresh_token, refresh_statements.OWNER_OF_TOKEN)
-    if owner is None:
+    user_id = opaque.owner_of(refresh_token)
+    if user_id == "":
+        digest = opaque.digest(refresh_token)
+        row = await database.one(refresh_statements.OWNER_OF_TOKEN, digest=digest)
+        user_id = row["user_id"] if row else None
+    if user_id is None:
         raise InvalidRefreshTokenError(reason="refresh_token")
-    return owner
+    return user_id
 
 
 async def list_sessions(database: Database, caller: Caller) -> list[dict[str, Any]]:
@@ -136,7 +142,7 @@ async def list_sessions(database: Database, caller: Caller) -> list[dict[str, An
 async def logout(database: Database, caller: Caller) -> None:
     """End the caller's session, for every process at once; raises `RevokedTokenError`."""
     ended = await database.one(session_statements.END_SESSION, session_id=caller.session_id, **caller.values)
-    if ended is None or ended["id"] is None:
+    if own(ended)["id"] is None:
         raise RevokedTokenError
     events.record(Event.LOGOUT, session_id=caller.session_id)
 
@@ -158,19 +164,14 @@ async def end_by_refresh_token(database: Database, refresh_token: str) -> None:
 async def end_session(database: Database, caller: Caller, session_id: UUID) -> None:
     """End one session of the caller's; raises `RevokedTokenError`, `SessionNotFoundError`."""
     ended = await database.one(session_statements.END_SESSION, session_id=session_id, **caller.values)
-    if ended is None:
-        raise RevokedTokenError
-    if ended["id"] is None:
+    if own(ended)["id"] is None:
         raise SessionNotFoundError
     events.record(Event.SESSION_REVOKED, session_id=session_id)
 
 
 async def end_other_sessions(database: Database, caller: Caller) -> None:
     """End all sessions of the caller's but this one; raises `RevokedTokenError`."""
-    ended = await database.one(session_statements.END_OTHER_SESSIONS, **caller.values)
-    if ended is None:
-        raise RevokedTokenError
-    _record_ended(ended)
+    _record_ended(own(await database.one(session_statements.END_OTHER_SESSIONS, **caller.values)))
 
 
 async def end_oldest_sessions(database: Database, signed_in: Row) -> None:

@@ -30,6 +30,7 @@ from sqlalchemy import (
     FromClause,
     Interval,
     LargeBinary,
+    Table,
     Text,
     Uuid,
     bindparam,
@@ -38,6 +39,7 @@ from sqlalchemy import (
     insert,
     literal,
     literal_column,
+    null,
     select,
     true,
     update,
@@ -61,7 +63,14 @@ SESSION_ID = bindparam("session_id", type_=Uuid)
 ADDRESS = bindparam("address", type_=Text)
 LIFE = bindparam("session_life", type_=Interval)
 IDLE_LIFE = bindparam("session_idle_life", type_=Interval)
+NO_SESSION = null()
+IS_LIVE = sessions.c.expires_at > func.now()
 _refresh_digest = bindparam("refresh_digest", type_=LargeBinary)
+
+
+def given(*names: str) -> dict[str, Any]:
+    """Return values for the columns of these names: parameters of the same names."""
+    return {name: bindparam(name) for name in names}
 
 
 def ago(period: timedelta) -> ColumnElement[Any]:
@@ -82,19 +91,22 @@ def new_refresh_token(user_id: ColumnElement[str], session: CTE) -> CTE:
     )
 
 
-def void_sessions(user_id: ColumnElement[str], changed: CTE, kept: ColumnElement[Any]) -> tuple[CTE, CTE]:
+def deletion(name: str, table: Table, *conditions: ColumnElement[bool]) -> CTE:
+    """Return the deletion of the rows that meet all conditions; it returns their keys."""
+    return delete(table).where(*conditions).returning(*table.primary_key).cte(name)
+
+
+def void_sessions(
+    user_id: ColumnElement[str], changed: CTE, kept: ColumnElement[Any] = NO_SESSION
+) -> tuple[CTE, CTE]:
     """Return the deletion of a user's sessions except `kept`, and the voiding of `kept`'s refresh tokens.
 
-    `kept` is a session's id, or null to delete all. Spent tokens are voided too. Neither statement changes
-    anything without a row in `changed`. An earlier statement of the same transaction must lock the user's
-    row, because the deletion would miss sessions that begin concurrently.
+    `kept` is a session's id. Spent tokens are voided too. Neither statement changes anything without a row
+    in `changed`. An earlier statement of the same transaction must lock the user's row, because the
+    deletion would miss sessions that begin concurrently.
     """
-    ended = (
-        delete(sessions)
-        .where(sessions.c.user_id == user_id, sessions.c.id.is_distinct_from(kept), has_row(changed))
-        .returning(sessions.c.id)
-        .cte("ended")
-    )
+    is_other = sessions.c.id.is_distinct_from(kept)
+    ended = deletion("ended", sessions, sessions.c.user_id == user_id, is_other, has_row(changed))
     voided = (
         update(sessions)
         .where(sessions.c.user_id == user_id, sessions.c.id == kept, has_row(changed))
@@ -110,9 +122,17 @@ def has_row(rows: CTE) -> ColumnElement[bool]:
     return select(literal_column("1")).select_from(rows).exists()
 
 
-def number_of(rows: FromClause) -> ColumnElement[int]:
-    """Return the number of `rows`, as a column `count`."""
-    return select(func.count()).select_from(rows).scalar_subquery().label("count")
+def number_of(rows: FromClause, name: str = "count") -> ColumnElement[int]:
+    """Return the number of `rows`, as a column `name`."""
+    return select(func.count()).select_from(rows).scalar_subquery().label(name)
+
+
+_expired = (
+    select(sessions.c.id)
+    .where(sessions.c.user_id == USER_ID, sessions.c.expires_at <= func.now())
+    .with_for_update(skip_locked=True)
+)
+_swept = deletion("swept", sessions, sessions.c.user_id == USER_ID, sessions.c.id.in_(_expired))
 
 
 def begin_session(owner: CTE) -> tuple[CTE, ...]:
@@ -147,76 +167,15 @@ def begin_session(owner: CTE) -> tuple[CTE, ...]:
         .returning(known_addresses.c.address)
         .cte("known")
     )
-    forgotten = (
-        delete(known_addresses)
-        .where(
-            known_addresses.c.user_id == USER_ID,
-            known_addresses.c.address != ADDRESS,
-            known_addresses.c.last_used_at <= ago(ADDRESS_KNOWN_FOR),
-            has_row(owner),
-        )
-        .returning(known_addresses.c.address)
-        .cte("forgotten")
+    forgotten = deletion(
+        "forgotten",
+        known_addresses,
+        known_addresses.c.user_id == USER_ID,
+        known_addresses.c.address != ADDRESS,
+        known_addresses.c.last_used_at <= ago(ADDRESS_KNOWN_FOR),
+        has_row(owner),
     )
-    return session, new_refresh_token(USER_ID, session), address, forgotten, _swept()
-
-
-def _swept() -> CTE:
-    expired = (
-        select(sessions.c.id)
-        .where(sessions.c.user_id == USER_ID, sessions.c.expires_at <= func.now())
-        .with_for_update(skip_locked=True)
-    )
-    return (
-        delete(sessions)
-        .where(sessions.c.user_id == USER_ID, sessions.c.id.in_(expired))
-        .returning(sessions.c.id)
-        .cte("swept")
-    )
-
-
-def _lock_caller() -> CTE:
-    user = (
-        select(users.c.id)
-        .where(users.c.id == CALLER_ID, IS_LET_IN)
-        .with_for_update(key_share=True, of=users)
-        .cte("locked_user")
-    )
-    return (
-        select(sessions.c.id)
-        .where(sessions.c.user_id == CALLER_ID, sessions.c.id == CALLER_SESSION, has_row(user))
-        .with_for_update(key_share=True, of=sessions)
-        .cte("locked_caller")
-    )
-
-
-def _end_other_sessions() -> Statement:
-    caller_ = _lock_caller()
-    ended = (
-        delete(sessions)
-        .where(sessions.c.user_id == CALLER_ID, sessions.c.id != CALLER_SESSION, has_row(caller_))
-        .returning(sessions.c.id)
-        .cte("ended")
-    )
-    return Statement(select(caller_.c.id, number_of(ended)))
-
-
-def _end_oldest_sessions() -> Statement:
-    user = select(users.c.id).where(users.c.id == USER_ID).with_for_update(key_share=True).cte("locked_user")
-    oldest = (
-        select(sessions.c.id)
-        .where(sessions.c.user_id == USER_ID, sessions.c.expires_at > func.now(), has_row(user))
-        .order_by(sessions.c.last_used_at.desc(), sessions.c.id.desc())
-        .offset(literal(MAX_SESSIONS))
-        .cte("oldest")
-    )
-    ended = (
-        delete(sessions)
-        .where(sessions.c.user_id == USER_ID, sessions.c.id.in_(select(oldest.c.id)))
-        .returning(sessions.c.id)
-        .cte("ended")
-    )
-    return Statement(select(number_of(ended)))
+    return session, new_refresh_token(USER_ID, session), address, forgotten, _swept
 
 
 def changing(change: CTE) -> Statement:
@@ -235,32 +194,55 @@ LIST_SESSIONS = Statement(
         ),
         (sessions.c.id == CALLER_SESSION).label("current"),
     )
-    .where(sessions.c.user_id == CALLER_ID, sessions.c.expires_at > func.now(), IS_LET_IN)
+    .where(sessions.c.user_id == CALLER_ID, IS_LIVE, IS_LET_IN)
     .order_by(sessions.c.last_used_at.desc(), sessions.c.id)
 )
 
 END_SESSION = changing(
-    delete(sessions)
-    .where(
+    deletion(
+        "ended",
+        sessions,
         sessions.c.user_id == CALLER_ID,
         sessions.c.id == SESSION_ID,
-        sessions.c.expires_at > func.now(),
+        IS_LIVE,
         IS_LET_IN,
     )
-    .returning(sessions.c.id)
-    .cte("ended")
 )
 
-LOCK_CALLER = Statement(select(_lock_caller().c.id))
+_locked_user = (
+    select(users.c.id)
+    .where(users.c.id == CALLER_ID, IS_LET_IN)
+    .with_for_update(key_share=True, of=users)
+    .cte("locked_user")
+)
+_locked_caller = (
+    select(sessions.c.id)
+    .where(sessions.c.user_id == CALLER_ID, sessions.c.id == CALLER_SESSION, has_row(_locked_user))
+    .with_for_update(key_share=True, of=sessions)
+    .cte("locked_caller")
+)
+LOCK_CALLER = Statement(select(_locked_caller.c.id))
 """Runs before a statement that voids sessions, in the same transaction.
 
 It returns no row when the caller's session has ended.
 """
 
-END_OTHER_SESSIONS = _end_other_sessions()
+_others, _ = void_sessions(CALLER_ID, _locked_caller, CALLER_SESSION)
+END_OTHER_SESSIONS = Statement(select(_locked_caller.c.id, number_of(_others)))
 """Returns the number of deleted sessions, or no row when the caller's own session has ended."""
 
-END_OLDEST_SESSIONS = _end_oldest_sessions()
+_owner = select(users.c.id).where(users.c.id == USER_ID).with_for_update(key_share=True).cte("locked_user")
+_oldest = (
+    select(sessions.c.id)
+    .where(sessions.c.user_id == USER_ID, IS_LIVE, has_row(_owner))
+    .order_by(sessions.c.last_used_at.desc(), sessions.c.id.desc())
+    .offset(literal(MAX_SESSIONS))
+    .cte("oldest")
+)
+_is_oldest = sessions.c.id.in_(select(_oldest.c.id))
+END_OLDEST_SESSIONS = Statement(
+    select(number_of(deletion("ended", sessions, sessions.c.user_id == USER_ID, _is_oldest)))
+)
 """Ends the least recently used sessions beyond `MAX_SESSIONS`.
 
 It runs after the commit of a sign-in, because the last of concurrent sign-ins to commit sees all sessions.
@@ -274,5 +256,5 @@ EXPIRED_OWNERS = WideStatement(
 )
 """The users of the sessions that expired longest ago, with repetitions. The query reads all shards."""
 
-SWEEP = Statement(select(number_of(_swept())))
+SWEEP = Statement(select(number_of(_swept)))
 """Deletes the user's expired sessions, except those that another transaction has locked."""

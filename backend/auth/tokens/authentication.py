@@ -56,10 +56,9 @@ class Authenticator:
     async def _verify(self, database: Database, token: str) -> Caller:
         """Return the caller of a token that is not in the cache, and add it there."""
         header = read_header(token)
-        if self._own.may_have_issued(header) or not self._external.takes(header.get("alg")):
-            verified = Verified(self._own.verify(token, header), {})
-        else:
-            verified = await self._external.verify(token, header)
+        is_own = self._own.may_have_issued(header)
+        verified = None if is_own else await self._external.verify(token, header)
+        verified = verified or Verified(self._own.verify(token, header), {})
         caller = verified.caller
         if caller.expires_at <= time():
             raise ExpiredTokenError(reason="expired")

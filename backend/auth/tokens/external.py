@@ -4,7 +4,9 @@ Keys come from the configured server alone, never from a token. Each key is used
 """
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import urljoin
+
+from pydantic import AnyHttpUrl
 
 from backend.auth.caller import Caller
 from backend.auth.models import EXTERNAL
@@ -38,18 +40,17 @@ class ExternalTokens:
         self._origin = _origin(url) if url else None
         self._issuer, self._audience = settings.better_auth_issuer, settings.better_auth_audience
 
-    def takes(self, algorithm: object) -> bool:
-        """Return whether a configured external issuer signs with `algorithm`."""
-        by_secret = algorithm == SHARED_ALGORITHM and self._secret is not None
-        return by_secret or (self._keys is not None and algorithm in self._keys.algorithms)
+    async def verify(self, token: str, header: dict[str, Any]) -> Verified | None:
+        """Return what `token` says, expired or not; None if no external issuer signs with its algorithm.
 
-    async def verify(self, token: str, header: dict[str, Any]) -> Verified:
-        """Return what `token` says, expired or not; raises `InvalidTokenError`, `KeysUnavailableError`."""
-        issuer, audience = self._issuer, self._audience
-        if header.get("alg") == SHARED_ALGORITHM and self._secret is not None:
+        Raises `InvalidTokenError`, `KeysUnavailableError`.
+        """
+        algorithm, issuer, audience = header.get("alg"), self._issuer, self._audience
+        if algorithm == SHARED_ALGORITHM and self._secret is not None:
             claims = decode(token, self._secret, SHARED_ALGORITHM, issuer=issuer, audience=audience)
             return _verified(claims)
-        assert self._keys is not None  # `takes` returned True
+        if self._keys is None or algorithm not in self._keys.algorithms:
+            return None
         key = await self._keys.find(header.get("kid"))
         issuer, audience = issuer or self._origin, audience or self._origin
         claims = decode(token, key.key, key.algorithm_name, issuer=issuer, audience=audience)
@@ -71,9 +72,5 @@ def _key_set(url: str) -> "KeySet":
 
 
 def _origin(url: str) -> str:
-    """Return the origin of `url` (RFC 6454 section 6.2)."""
-    parts = urlsplit(url)
-    default = {"http": 80, "https": 443}[parts.scheme]
-    port = "" if parts.port in (None, default) else f":{parts.port}"
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return f"{parts.scheme}://{host}{port}"
+    """Return the origin of `url`, without a default port, as the URL standard has it (section 4.7)."""
+    return str(AnyHttpUrl(urljoin(url, "/"))).rstrip("/")

@@ -52,6 +52,7 @@ def test_neon_s_own_words_are_understood() -> None:
         "timeout": None,
         "krbsrvname": None,
         "gsslib": "gssapi",
+        "passfile": None,
     }
 
 

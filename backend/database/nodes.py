@@ -87,12 +87,9 @@ class Nodes:
     async def admit(self, statement: Statement, values: dict[str, Any], run: Run) -> str | None:
         """Return the node of a statement, None for the coordinator; raises `NodeAwayError`."""
         node = SEVERAL if isinstance(statement, WideStatement) else await self._find(values, run)
-        self._require(node)
-        return node
-
-    def _require(self, node: str | None) -> None:
         if node in self._away or (node == SEVERAL and self._away):
             raise NodeAwayError(reason="node_away")
+        return node
 
     async def _find(self, values: dict[str, Any], run: Run) -> str | None:
         name = next((name for name in _KEYS if values.get(name) is not None), None)

@@ -79,7 +79,7 @@ def _read(url: str) -> dict[str, str]:
         given[name] = f"{given[name]},{value}" if name == "host" and name in given else value
     given["sslmode"] = _sslmode(given)
     _check(given)
-    given |= {name: unquote(text) for name, text in parts.items()}
+    given = {name: unquote(text) for name, text in parts.items()} | given  # in libpq too an option prevails
     user = given.get("user") or getuser()
     return _DEFAULTS | {"user": user, "dbname": user} | given
 

@@ -49,8 +49,7 @@ class EmbeddedServer:
         # The path of a socket has at most 103 bytes on macOS, and asyncpg splits a host at a comma.
         is_plain = re.fullmatch(r"[\w/.-]{1,89}", str(home), re.ASCII)
         self.socket_dir = home if is_plain else Path("/tmp") / self.name  # noqa: S108 - made private, or refused
-        host = quote(str(self.socket_dir), safe="")
-        self.url = f"postgresql://postgres@/postgres?host={host}&sslmode=disable"
+        self.url = f"postgresql://postgres@/postgres?host={quote(str(self.socket_dir), '')}&sslmode=disable"
         leave_root = {"user": uid, "group": gid, "extra_groups": []}  # arguments of `subprocess`
         self.as_owner: dict[str, Any] = {} if os.geteuid() else leave_root
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import asyncpg
 from loguru import logger
-from sqlalchemy import text
+from sqlalchemy import column, text
 
 from backend.database.connection import Connection
 from backend.database.errors import DatabaseError, NodeAwayError, PoolFullError, UnreachableError
@@ -41,13 +41,13 @@ FIND: Final = Statement(
         "SELECT nodename || ':' || nodeport AS node FROM pg_dist_placement JOIN pg_dist_node USING (groupid) "
         "WHERE shardid = get_shard_id_for_distribution_column("
         "CAST(CAST(:table AS text) AS regclass), CAST(:key AS text))"
-    )
+    ).columns(column("node"))
 )
 CHECK: Final = Statement(
     text(
         "SELECT citus_check_connection_to_node(CAST(:host AS text), CAST(:port AS int)) AS answers "
         "FROM (SELECT set_config('citus.node_connection_timeout', CAST(:milliseconds AS text), true)) AS _"
-    )
+    ).columns(column("answers"))
 )
 """Makes a connection of its own: unlike a statement on an old one, it leaves nothing behind when it fails."""
 

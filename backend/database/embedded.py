@@ -109,13 +109,15 @@ def find_server(data_dir: Path) -> EmbeddedServer:
     with suppress(FileExistsError):
         home.parent.mkdir(parents=True)
     server = EmbeddedServer(home, *_account(home))
-    for path in (*reversed(home.parents), *reversed(program.parents), program):
-        command = ["/bin/sh", "-c", '[ -x "$0" ]', str(path)]
-        if server.as_owner and subprocess.run(command, check=False, cwd="/", **server.as_owner).returncode:  # noqa: S603 - a list
-            raise EmbeddedServerError(
-                f"started by root, the embedded PostgreSQL runs as user {server.uid}, who can't pass {path}: "
-                "set DATA_DIR to a directory elsewhere, move a clone that is below it, or don't start as root"
-            )
+    command = ["/bin/sh", "-c", 'for path; do [ -x "$path" ] || { printf %s "$path"; exit; }; done', "sh"]
+    command += map(str, (*home.parents[::-1], *program.parents[::-1], program))
+    closed = subprocess.check_output(command, cwd="/", **server.as_owner) if server.as_owner else b""  # noqa: S603 - a list
+    if closed:
+        raise EmbeddedServerError(
+            f"started by root, the embedded PostgreSQL runs as user {server.uid}, who can't pass "
+            f"{os.fsdecode(closed)}: set DATA_DIR to a directory elsewhere, move a clone that is below it, "
+            "or don't start as root"
+        )
     return server
 
 

@@ -60,7 +60,7 @@ LOSSES: Final = (*FAILURES, asyncio.CancelledError)
 DOUBTS: Final = (TimeoutError, asyncpg.ReadOnlySQLTransactionError)
 """Errors of a primary that was replaced by another host."""
 
-_PAUSES_SECONDS: Final = (0.0, 0.05, 0.2, 0.8, math.inf)
+_PAUSES_SECONDS: Final = (0.0, 0.05, 0.2, 0.8)
 """Pauses between attempts. The first is 0, because a connection may have died while it was idle."""
 
 
@@ -171,7 +171,8 @@ class Database:
     async def _repeat(self, statement: Statement, values: dict[str, Any], deadline: float) -> Sequence[Row]:
         arguments = statement.arguments(values)
         now = asyncio.get_running_loop().time
-        for pause in _PAUSES_SECONDS:
+        pauses = iter(_PAUSES_SECONDS)
+        while True:
             connection = None
             try:
                 connection = self.pool.take_idle() or await self._take(deadline)
@@ -180,11 +181,11 @@ class Database:
                 if isinstance(error, UNPREPARED):
                     self._stop_preparing()
                 is_harmless = connection is None or statement.only_reads or isinstance(error, UNDONE)
+                pause = next(pauses, math.inf)
                 if not is_harmless or now() + pause >= deadline:
                     raise UnreachableError(reason=type(error).__name__) from error
             metrics.DATABASE_RETRIES.inc()
             await asyncio.sleep(pause)
-        raise AssertionError("the last pause is endless")  # pragma: no cover  # the loop never ends
 
     def _stop_preparing(self) -> None:
         self._hosts.arguments["statement_cache_size"] = 0

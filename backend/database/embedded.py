@@ -49,8 +49,7 @@ class EmbeddedServer:
         # The path of a socket has at most 103 bytes on macOS, and asyncpg splits a host at a comma.
         is_plain = re.fullmatch(r"[\w/.-]{1,89}", str(home), re.ASCII)
         self.socket_dir = home if is_plain else Path("/tmp") / self.name  # noqa: S108 - made private, or refused
-        host = quote(str(self.socket_dir), safe="")
-        self.url = f"postgresql://postgres@/postgres?host={host}&sslmode=disable"
+        self.url = f"postgresql://postgres@/postgres?host={quote(str(self.socket_dir), '')}&sslmode=disable"
         leave_root = {"user": uid, "group": gid, "extra_groups": []}  # arguments of `subprocess`
         self.as_owner: dict[str, Any] = {} if os.geteuid() else leave_root
 
@@ -110,13 +109,15 @@ def find_server(data_dir: Path) -> EmbeddedServer:
     with suppress(FileExistsError):
         home.parent.mkdir(parents=True)
     server = EmbeddedServer(home, *_account(home))
-    for path in (*reversed(home.parents), *reversed(program.parents), program):
-        command = ["/bin/sh", "-c", '[ -x "$0" ]', str(path)]
-        if server.as_owner and subprocess.run(command, check=False, cwd="/", **server.as_owner).returncode:  # noqa: S603 - a list
-            raise EmbeddedServerError(
-                f"started by root, the embedded PostgreSQL runs as user {server.uid}, who can't pass {path}: "
-                "set DATA_DIR to a directory elsewhere, move a clone that is below it, or don't start as root"
-            )
+    command = ["/bin/sh", "-c", 'for path; do [ -x "$path" ] || { printf %s "$path"; exit; }; done', "sh"]
+    command += map(str, (*home.parents[::-1], *program.parents[::-1], program))
+    closed = subprocess.check_output(command, cwd="/", **server.as_owner) if server.as_owner else b""  # noqa: S603 - a list
+    if closed:
+        raise EmbeddedServerError(
+            f"started by root, the embedded PostgreSQL runs as user {server.uid}, who can't pass "
+            f"{os.fsdecode(closed)}: set DATA_DIR to a directory elsewhere, move a clone that is below it, "
+            "or don't start as root"
+        )
     return server
 
 

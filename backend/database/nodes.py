@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import asyncpg
 from loguru import logger
-from sqlalchemy import text
+from sqlalchemy import column, text
 
 from backend.database.connection import Connection
 from backend.database.errors import DatabaseError, NodeAwayError, PoolFullError, UnreachableError
@@ -41,13 +41,13 @@ FIND: Final = Statement(
         "SELECT nodename || ':' || nodeport AS node FROM pg_dist_placement JOIN pg_dist_node USING (groupid) "
         "WHERE shardid = get_shard_id_for_distribution_column("
         "CAST(CAST(:table AS text) AS regclass), CAST(:key AS text))"
-    )
+    ).columns(column("node"))
 )
 CHECK: Final = Statement(
     text(
         "SELECT citus_check_connection_to_node(CAST(:host AS text), CAST(:port AS int)) AS answers "
         "FROM (SELECT set_config('citus.node_connection_timeout', CAST(:milliseconds AS text), true)) AS _"
-    )
+    ).columns(column("answers"))
 )
 """Makes a connection of its own: unlike a statement on an old one, it leaves nothing behind when it fails."""
 
@@ -87,12 +87,9 @@ class Nodes:
     async def admit(self, statement: Statement, values: dict[str, Any], run: Run) -> str | None:
         """Return the node of a statement, None for the coordinator; raises `NodeAwayError`."""
         node = SEVERAL if isinstance(statement, WideStatement) else await self._find(values, run)
-        self._require(node)
-        return node
-
-    def _require(self, node: str | None) -> None:
         if node in self._away or (node == SEVERAL and self._away):
             raise NodeAwayError(reason="node_away")
+        return node
 
     async def _find(self, values: dict[str, Any], run: Run) -> str | None:
         name = next((name for name in _KEYS if values.get(name) is not None), None)

@@ -113,17 +113,14 @@ class Pool:
     def discard(self, connection: Connection) -> None:
         """Close a connection that failed, and the idle ones, which may have failed too."""
         self.discard_one(connection)
-        self._close_all_idle()
+        self._discard_idle()
+
+    def _discard_idle(self) -> None:
+        while connection := self.take_idle():
+            self.discard_one(connection)
 
     def discard_one(self, connection: Connection) -> None:
-        """Close a connection that failed for a reason of its own."""
-        self._close_soon(connection)
-
-    def _close_all_idle(self) -> None:
-        while connection := self.take_idle():
-            self._close_soon(connection)
-
-    def _close_soon(self, connection: Connection) -> None:
+        """Close a connection that failed for a reason of its own. Its place is free when it is closed."""
         task = asyncio.create_task(self._close(connection))
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
@@ -149,5 +146,5 @@ class Pool:
         """Close what is idle and wait for what is being closed. Nobody may take a connection any more."""
         if self._sweep is not None:
             self._sweep.cancel()
-        self._close_all_idle()
+        self._discard_idle()
         await asyncio.gather(*self._closing)

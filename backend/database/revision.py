@@ -87,11 +87,11 @@ async def fit_revision(connection: asyncpg.Connection) -> str | None:
     known = _known_revisions()
     for (revision,) in found:
         if revision not in known:
-            raise UnfitError(_strange(str(revision)))
+            raise UnfitError(_unknown_revision(str(revision)))
     return found[0][0] if found else None
 
 
-def _strange(revision: str) -> str:
+def _unknown_revision(revision: str) -> str:
     if re.fullmatch(r"\d{4}", revision) and revision > newest_revision():
         return (
             f"DATABASE_URL: the schema is at {revision}, newer than this code, which knows "

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sqlalchemy import SelectBase
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.sql.expression import ClauseElement
 from sqlalchemy.sql.visitors import iterate
@@ -12,7 +13,8 @@ _DIALECT = PGDialect_asyncpg()  # type: ignore[no-untyped-call]  # SQLAlchemy's 
 class Statement:
     """SQL text with numbered parameters, and the name of the value for each parameter.
 
-    `only_reads` tells whether the statement may be sent again after its connection died.
+    `only_reads` tells whether the statement may be sent again after its connection died. It is False for SQL
+    as text, unless `text(…).columns(…)` says that it is a query.
     """
 
     __slots__ = ("_constants", "_names", "only_reads", "sql")
@@ -24,7 +26,8 @@ class Statement:
         self._constants: dict[str, Any] = {
             name: value for name, value in compiled.params.items() if value is not None
         }
-        self.only_reads = not any(getattr(element, "is_dml", False) for element in iterate(query))
+        writes = any(getattr(element, "is_dml", False) for element in iterate(query))
+        self.only_reads = isinstance(query, SelectBase) and not writes
 
     def arguments(self, values: dict[str, Any]) -> list[Any]:
         """Return `values` in the order of the parameters; raises KeyError for a missing one."""

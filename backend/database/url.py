@@ -46,21 +46,15 @@ def connect_arguments(url: str) -> dict[str, Any]:
     hosts, ports = _hosts(given)
     is_pooler = given["pgbouncer"] not in {"false", "0"} or _POOLER.search(given["host"])
     given["options"] = f"{'' if is_pooler else OPTIONS} {given['options']}".strip()
-    # Without a password here, asyncpg looks for that of each host in the password file when it connects.
-    password = {name: given[name] for name in ("password", "passfile") if name in given}
-    return (
-        _read_by_asyncpg(given, hosts, ports)
-        | password
-        | {
-            "host": hosts,
-            "port": ports,
-            "timeout": int(given["connect_timeout"]) or None,
-            "statement_cache_size": 0 if is_pooler else STATEMENTS,
-            "server_settings": {
-                name: given[name] for name in ("application_name", "options") if given.get(name)
-            },
-        }
-    )
+    return _read_by_asyncpg(given, hosts, ports) | {
+        "host": hosts,
+        "port": ports,
+        "password": given.get("password"),  # without it asyncpg looks for each host's in the password file
+        "passfile": given.get("passfile"),
+        "timeout": int(given["connect_timeout"]) or None,
+        "statement_cache_size": 0 if is_pooler else STATEMENTS,
+        "server_settings": {name: given[name] for name in ("application_name", "options") if given.get(name)},
+    }
 
 
 def ignored_options(url: str) -> list[str]:
@@ -85,7 +79,7 @@ def _read(url: str) -> dict[str, str]:
         given[name] = f"{given[name]},{value}" if name == "host" and name in given else value
     given["sslmode"] = _sslmode(given)
     _check(given)
-    given |= {name: unquote(text) for name, text in parts.items()}
+    given = {name: unquote(text) for name, text in parts.items()} | given  # in libpq too an option prevails
     user = given.get("user") or getuser()
     return _DEFAULTS | {"user": user, "dbname": user} | given
 
@@ -123,10 +117,9 @@ def _read_by_asyncpg(given: dict[str, str], hosts: list[str], ports: list[int]) 
     mode, root = given["sslmode"], given.get("sslrootcert")
     by_system = mode.startswith("verify") and root in {None, "system" if mode == "verify-full" else None}
     options = given | ({"sslmode": "require", "sslrootcert": ""} if by_system else {})
-    nothing = dict.fromkeys(signature(_parse).parameters)
+    arguments = {"dsn": f"postgresql://?{urlencode(options)}", "host": hosts, "port": ports}
     try:
-        dsn = f"postgresql://?{urlencode(options)}"
-        _, parameters = _parse(**nothing | {"dsn": dsn, "host": hosts, "port": ports})
+        _, parameters = _parse(**dict.fromkeys(signature(_parse).parameters) | arguments)
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise DatabaseURLError(f"its options that begin with ssl can't be used: {in_words(error)}") from None
     read: dict[str, Any] = parameters._asdict()
@@ -136,5 +129,5 @@ def _read_by_asyncpg(given: dict[str, str], hosts: list[str], ports: list[int]) 
     if mode in {"allow", "prefer"}:
         read["ssl"] = mode  # with a context asyncpg would not fall back
     read["direct_tls"] = read.pop("ssl_negotiation") == "direct"
-    del read["sslmode"], read["password"]
+    del read["sslmode"]
     return read

@@ -52,6 +52,7 @@ def test_neon_s_own_words_are_understood() -> None:
         "timeout": None,
         "krbsrvname": None,
         "gsslib": "gssapi",
+        "passfile": None,
     }
 
 
@@ -72,6 +73,7 @@ def test_every_spelling_of_the_scheme_means_the_same(scheme: str) -> None:
         ("postgresql://h1:1,h2:2,h3/d", ["h1", "h2", "h3"], [1, 2, 5432]),
         ("postgresql://h1,h2/d?port=9", ["h1", "h2"], [9, 9]),
         ("postgresql:///d?host=h1:8,h2:9", ["h1", "h2"], [8, 9]),
+        ("postgresql://localhost/d?host=/cloudsql/a:b:c", ["/cloudsql/a:b:c"], [5432]),
         ("postgresql+asyncpg:///d?host=h1:8&host=h2:9", ["h1", "h2"], [8, 9]),
         ("postgresql://[::1]:7,[fe80::1%25eth0]/d", ["::1", "fe80::1%eth0"], [7, 5432]),
         ("postgresql:///d?host=/run/my%20server", ["/run/my server"], [5432]),

@@ -59,7 +59,8 @@ class Cluster:
 
     def drop(self) -> None:
         """Drop all databases that `create` made, and what a lost coordinator left prepared in them."""
-        for name in self._names:
+        while self._names:
+            name = self._names.pop()
             asyncio.run(_sql(self._on(self._nodes[0], name), "SELECT recover_prepared_transactions()"))
             for node in self._nodes:
                 asyncio.run(_sql(self._on(node), f"DROP DATABASE IF EXISTS {name} WITH (FORCE)"))

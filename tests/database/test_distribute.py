@@ -113,7 +113,7 @@ def with_new_columns(directory: Path) -> Path:
     for name, line, more in (
         ("tasks", "    title: str = Field(", f"    {priority}"),
         ("tasks", '        Index("tasks_by_created"', '        Index("by_priority", "user_id", "priority"),'),
-        ("auth", "    name: str | None", "    nickname: str | None = Field(sa_column=Column(Text))"),
+        ("auth", "    name: str | None", "    nickname: str | None = Field(sa_type=Text)"),
     ):
         models = directory / "backend" / name / "models.py"
         models.write_text(models.read_text().replace(line, f"{more}\n{line}", 1))

@@ -7,6 +7,7 @@ import math
 import re
 from asyncio import Transport
 from collections.abc import Sized
+from itertools import chain
 from operator import attrgetter
 from typing import Any, Final
 
@@ -43,22 +44,25 @@ class Protocol(HttpToolsProtocol):
     flow: "_Flow"
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # as Uvicorn has it
-        """Take a connection. Above the limit the longest idle is closed, or a request here is 503."""
+        """Take a connection, and make room for it if there are too many."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(0)  # `pause_writing` tells of each byte that waits
-        self.flow = _Flow(transport, self.pipeline)
-        self.app_state.setdefault(CONNECTIONS, self.connections)
+        self.flow = self.transport = _Flow(transport, self.pipeline)  # type: ignore[assignment]  # it has what Uvicorn uses
         self._allow(self.arrival_time)
+        self.app_state.setdefault(CONNECTIONS, self.connections)
         most, self.limit_concurrency = self.limit_concurrency, None  # Uvicorn's 503 has another shape
         if most is not None and len(self.connections) > most:
-            longest: Any = min(self.connections, key=attrgetter("idle_since"))
-            if longest.idle_since < math.inf:
-                self.connections.remove(longest)
-                longest.transport.abort()
-            else:
-                refusal = errors.OverloadedError(reason="too_many_connections")
-                self.app_state = self.app_state | {REFUSAL: refusal}
+            self._make_room()
         self.idle_since = self.loop.time()
+
+    def _make_room(self) -> None:
+        """Close the connection that is idle for longest; if there is none, requests on this one are 503."""
+        longest: Any = min(self.connections, key=attrgetter("idle_since"))
+        if longest.idle_since < math.inf:
+            self.connections.remove(longest)
+            longest.transport.abort()
+        else:
+            self.app_state = self.app_state | {REFUSAL: errors.OverloadedError(reason="too_many_connections")}
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection; Uvicorn keeps the timer, and with it the memory, of one that was reset."""
@@ -70,11 +74,11 @@ class Protocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Answer 408 to a request that has begun; else close."""
-        if self.scope is self._arrived or self.flow.write_paused or self.transport.is_closing():
-            self.transport.abort()
-        else:
+        """Answer 408 to a request that has begun; close a connection that is idle or not read."""
+        if self.scope is not self._arrived and not self.flow.write_paused:
             self._refuse(errors.RequestTimeoutError())
+        elif self.flow.write_paused or self.idle_since < math.inf:
+            self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse `data`; the rest of a request that is not complete has its time."""
@@ -108,7 +112,7 @@ class Protocol(HttpToolsProtocol):
         is_connect = self.parser.get_method() == b"CONNECT"
         if self.parser.should_upgrade() and not is_connect:
             return
-        size = len(self.url) + sum(len(name) + len(value) + len(b": \r\n") for name, value in self.headers)
+        size = len(self.url) + sum(map(len, chain(*self.headers))) + len(b": \r\n") * len(self.headers)
         if size > self.max_head_size:
             self.scope["state"][REFUSAL] = errors.HeadersTooLargeError()
         if not self.url.startswith(b"/"):
@@ -116,7 +120,6 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         self.idle_since, self._unparsed = math.inf, 0
         self.headers = []  # fields behind a body are not headers (RFC 9110 section 6.5.1)
-        self.cycle.transport = self.flow  # type: ignore[assignment]  # it has what a cycle uses
         self._is_deaf = is_connect or REFUSAL in self.scope["state"]
         if self._is_deaf:
             self._arrived, self.cycle.keep_alive = self.scope, False
@@ -133,8 +136,6 @@ class Protocol(HttpToolsProtocol):
             self._arrived, self._unparsed = self.scope, 0
             if self.cycle.response_complete:
                 self._allow(self.timeout_keep_alive)
-            else:
-                self._unset_keepalive_if_required()
 
     def on_response_complete(self) -> None:
         """Go on to the next request once the kernel has taken all of the answer."""
@@ -157,16 +158,13 @@ class Protocol(HttpToolsProtocol):
     def resume_writing(self) -> None:
         """Go on: all is sent."""
         super().resume_writing()
-        self._unset_keepalive_if_required()
         self.unsent = 0
+        self.flow.resume_reading()
         if self._is_answered:
             self.on_response_complete()
-        else:
-            self.flow.resume_reading()
 
     def _refuse(self, error: AppError) -> None:
         """Answer `error` after all requests before it, and close."""
-        self._unset_keepalive_if_required()
         if self.cycle is None or self.cycle.scope is not self.scope:
             self.url, self.scope["state"][REFUSAL] = b"/", error
             self.on_headers_complete()
@@ -187,7 +185,7 @@ class _Flow(FlowControl):
     def __init__(self, transport: Transport, waiting: Sized) -> None:
         super().__init__(transport)
         self._waiting, self.written = waiting, list[bytes]()
-        self.is_closing = transport.is_closing
+        self.is_closing, self.abort = transport.is_closing, transport.abort
 
     def resume_reading(self) -> None:
         if not self._waiting and not self.write_paused:

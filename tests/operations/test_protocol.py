@@ -16,7 +16,7 @@ import pytest
 
 from backend.web.middleware import MAX_UNSENT_BYTES
 from backend.web.protocol import Protocol
-from tests.conftest import Postgres
+from tests.conftest import Postgres, locked
 from tests.service import JWT_SECRET, Service, running
 
 HASTY = (
@@ -463,6 +463,26 @@ def test_a_slow_request_that_arrives_in_time_is_served(hasty: Service, sockets: 
     for part in (b"GET /health HTTP/1.1\r\n", b"Host: api\r\nConnection: close", b"\r\n\r\n"):
         client.sendall(part)
         time.sleep(0.2)
+    assert client.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_a_request_that_has_arrived_may_be_served_for_longer(
+    hasty: Service, sockets: ExitStack, database: Postgres, pieces: int
+) -> None:
+    """Neither the time to arrive nor the time between requests, which began before, ends it."""
+    ada = hasty.register()
+    task_id = ada.create()["id"]
+    line = f"PATCH /tasks/{task_id}/complete HTTP/1.1\r\nHost: api\r\n"
+    request = f"{line}Authorization: Bearer {ada.tokens['access_token']}\r\n\r\n".encode()
+    client = connect(sockets, hasty)
+    client.sendall(GET + b"\r\n")
+    assert client.recv(65536).startswith(b"HTTP/1.1 200")
+    with locked(database, task_id):
+        for start in range(0, len(request), len(request) // pieces + 1):
+            client.sendall(request[start : start + len(request) // pieces + 1])
+            time.sleep(0.2)
+        time.sleep(4.2)
     assert client.recv(65536).startswith(b"HTTP/1.1 200")
 
 

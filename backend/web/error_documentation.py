@@ -10,8 +10,9 @@ from fastapi.dependencies.utils import get_dependant
 from starlette.routing import compile_path
 
 from backend.web import errors
-from backend.web.errors import AppError, Contract, ErrorBody
+from backend.web.errors import AppError, Contract, ErrorBody, FieldError
 
+_REQUEST_ID = "0199f3c2a7b47cc09d1b3f5e8a6d4c21"
 _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 
@@ -68,5 +69,7 @@ def _add(answers: dict[int | str, dict[str, Any]], error: AppError, contract: Co
     }
     answer = answers.setdefault(status, blank)
     answer["headers"] |= {name: {"schema": {"type": "string"}} for name in error.headers}
-    example = {"summary": error.detail, "value": error.example(contract)}
+    if isinstance(error, errors.InvalidRequestError):
+        error.errors = [FieldError(field="field", message="Field required", type="missing")]
+    example = {"summary": error.detail, "value": error.body(contract, _REQUEST_ID)}
     answer["content"]["application/json"]["examples"][error.code] = example

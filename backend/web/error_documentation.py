@@ -31,7 +31,7 @@ def error_answers(
 ) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route: the errors of its parameters, dependencies and handler."""
     dependant = get_dependant(path=compile_path(path)[1], call=endpoint)
-    calls = [endpoint, *(one.dependency for one in dependencies), *_calls(dependant)]
+    calls = [endpoint, *(one.dependency for one in dependencies), *calls_of(dependant)]
     kinds = [kind for call in calls for kind in getattr(call, "raises", ())]
     kinds += [*_refusals(dependant), errors.ContentTooLargeError, errors.InternalError]
     if "{user_id}" in path:
@@ -42,10 +42,11 @@ def error_answers(
     return answers
 
 
-def _calls(dependant: Dependant) -> Iterator[Any]:
+def calls_of(dependant: Dependant) -> Iterator[Any]:
+    """Yield the dependencies of a handler, at any depth."""
     for one in dependant.dependencies:
         yield one.call
-        yield from _calls(one)
+        yield from calls_of(one)
 
 
 def _refusals(dependant: Dependant) -> Iterator[type[AppError]]:

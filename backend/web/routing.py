@@ -42,7 +42,7 @@ class Route(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         self._options = dict(options)
-        name = get_name(endpoint) + ("_of_user" if "{user_id}" in path else "")
+        name = (options.get("name") or get_name(endpoint)) + ("_of_user" if "{user_id}" in path else "")
         documented = error_answers(self.contract, path, endpoint, options.get("dependencies") or ())
         options["operation_id"] = options.get("operation_id") or name
         options["responses"] = documented | (options.get("responses") or {})

@@ -56,14 +56,6 @@ TAGS = [
     {"name": "service", "description": "For probes and scrapers"},
 ]
 
-USER_ID = {
-    "name": "user_id",
-    "in": "path",
-    "required": True,
-    "description": "The token's own user: any other is 403",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-}
-
 
 class _Application(FastAPI):
     """FastAPI without its own middleware if no route needs it, because that costs each request 4 %."""
@@ -132,7 +124,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     own_tasks = replace(SELF_CONTAINED, foreign_task=None if settings.conceal_foreign_tasks else 403)
     for router in (
         task_router("/tasks", own_tasks),
-        task_router("/api/{user_id}/tasks", USER_SCOPED, " of a user", [USER_ID]),
+        task_router("/api/{user_id}/tasks", USER_SCOPED, " of a user"),
         auth_router.router,
         auth_router.token_router,
         mail_router.router,

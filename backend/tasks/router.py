@@ -1,7 +1,6 @@
 """The task routes: the same handlers under `/tasks` and `/api/{user_id}/tasks`, with different statuses."""
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, Path, Query
@@ -13,7 +12,7 @@ from backend.auth.dependencies import CallerDep
 from backend.database import Row
 from backend.tasks import service
 from backend.tasks.conditions import allowed, is_known, tag_of, tag_of_page
-from backend.tasks.documentation import CHANGE, CREATE, DELETE, LIST, READ, document
+from backend.tasks.documentation import CHANGE, CREATE, DELETE, LIST, READ
 from backend.tasks.errors import IdempotencyKeyReusedError, PreconditionFailedError, TaskNotFoundError
 from backend.tasks.headers import get_idempotency_key, read_header
 from backend.tasks.paging import Cursors, next_link
@@ -63,22 +62,17 @@ def _unless_known(request: Request, answer: Answer, tag: bytes) -> Response:
     return answer
 
 
-def task_router(
-    prefix: str, contract: Contract, of: str = "", parameters: Sequence[dict[str, Any]] = ()
-) -> APIRouter:
+def task_router(prefix: str, contract: Contract, of: str = "") -> APIRouter:
     """Return the task routes under `prefix`, with the statuses of `contract`.
 
-    In the OpenAPI document their tag and summaries end with `of`, and each has these `parameters` too.
+    In the OpenAPI document their tag and summaries end with `of`.
     """
     router = APIRouter(prefix=prefix, tags=[f"tasks{of}"], route_class=route_class(contract))
     foreign = service.FOREIGN_TASK[contract.foreign_task]
     misses = raises(TaskNotFoundError, foreign)
     changes = raises(TaskNotFoundError, foreign, PreconditionFailedError)
-    documented = partial(document, parameters)
 
-    @router.post(
-        "", status_code=201, response_model=TaskRead, summary=f"Create a task{of}", **documented(CREATE)
-    )
+    @router.post("", status_code=201, response_model=TaskRead, summary=f"Create a task{of}", **CREATE)
     @raises(IdempotencyKeyReusedError)
     async def create_task(
         database: DatabaseDep,
@@ -96,7 +90,7 @@ def task_router(
         location = b"%s/%d" % (request.scope["raw_path"], task["id"])
         return _answer(task, 201 if is_new else 200, [(b"location", location)])
 
-    @router.get("", response_model=list[TaskRead], summary=f"List tasks{of}", **documented(LIST))
+    @router.get("", response_model=list[TaskRead], summary=f"List tasks{of}", **LIST)
     async def list_tasks(
         database: DatabaseDep, caller: CallerDep, request: Request, query: Annotated[TaskQuery, Query()]
     ) -> Response:
@@ -117,7 +111,7 @@ def task_router(
         answer = Answer([TaskRow(*row) for row in rows], headers=[(b"link", link)] if link else ())
         return _unless_known(request, answer, tag_of_page(bytes(answer.body), asked, link))
 
-    @router.get("/{task_id}", response_model=TaskRead, summary=f"Read a task{of}", **documented(READ))
+    @router.get("/{task_id}", response_model=TaskRead, summary=f"Read a task{of}", **READ)
     @misses
     async def read_task(
         database: DatabaseDep, caller: CallerDep, request: Request, task_id: TaskId
@@ -126,14 +120,14 @@ def task_router(
         task = await service.read_task(database, caller, contract, task_id)
         return _unless_known(request, Answer(TaskRow(*task)), tag_of(task))
 
-    @router.patch("/{task_id}", response_model=TaskRead, summary=f"Change a task{of}", **documented(CHANGE))
+    @router.patch("/{task_id}", response_model=TaskRead, summary=f"Change a task{of}", **CHANGE)
     @router.put(
         "/{task_id}",
         name="put_task",
         response_model=TaskRead,
         summary=f"Put a task{of}",
         description="Change a task as PATCH does: only the sent fields change, and at least one is required.",
-        **documented(CHANGE),
+        **CHANGE,
     )
     @changes
     async def update_task(
@@ -147,9 +141,7 @@ def task_router(
         task = _expected(request, task_id)
         return _answer(await service.update_task(database, caller, contract, task, data))
 
-    @router.patch(
-        "/{task_id}/complete", response_model=TaskRead, summary=f"Toggle a task{of}", **documented(CHANGE)
-    )
+    @router.patch("/{task_id}/complete", response_model=TaskRead, summary=f"Toggle a task{of}", **CHANGE)
     @changes
     async def toggle_task(
         database: DatabaseDep, caller: CallerDep, request: Request, task_id: TaskId
@@ -157,7 +149,7 @@ def task_router(
         """Flip the value of `completed` that the task has when the statement runs."""
         return _answer(await service.toggle_task(database, caller, contract, _expected(request, task_id)))
 
-    @router.delete("/{task_id}", status_code=204, summary=f"Delete a task{of}", **documented(DELETE))
+    @router.delete("/{task_id}", status_code=204, summary=f"Delete a task{of}", **DELETE)
     @changes
     async def delete_task(
         database: DatabaseDep, caller: CallerDep, request: Request, task_id: TaskId

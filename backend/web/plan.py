@@ -6,6 +6,7 @@ FastAPI builds a `Dependant` at import. Its own solver works for every signature
 
 from dataclasses import fields
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import parse_qsl
 
 from fastapi import params
 from fastapi._compat import (
@@ -72,7 +73,9 @@ class Plan:
             values[name], wrong = validate(request.path_params[alias], loc=("path", alias))
             problems += wrong
         for name, validate in self._query:
-            values[name], wrong = validate(dict(request.query_params), loc=("query",))
+            # As Starlette's `QueryParams`, which takes ten times as long.
+            asked = dict(parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True))
+            values[name], wrong = validate(asked, loc=("query",))
             problems += wrong
         for field in self._body:
             value, wrong = await _read_body(request, field)

@@ -63,9 +63,9 @@ class Boundary:
             return
         exchange = _Exchange(scope, send, self.log, self.drain)
         scope = exchange.scope
-        error = _error_of_head(scope)
-        preflight, exchange.added = self.cross_origin.examine(scope, error)
-        app = preflight or (self.app if error is None else refuse(scope, error))
+        wrong = _error_of_head(scope)
+        preflight, exchange.added = self.cross_origin.examine(scope, wrong)
+        app = preflight or (self.app if wrong is None else refuse(scope, wrong))
         self.drain.under_way += 1
         try:
             await app(scope, receive, exchange.respond)

@@ -32,10 +32,10 @@ from pydantic import BaseModel, ConfigDict
 from starlette.routing import Mount
 
 from backend.app import create_app
+from backend.database import Statement
 from backend.settings import load_settings
 from backend.web.database import get_database
 from backend.web.errors import AppError
-from backend.web.health import get_drain
 from backend.web.routing import Route, literal_first
 
 JSON = {"Content-Type": "application/json"}
@@ -597,8 +597,9 @@ def test_routes_that_swallow_nothing_keep_their_order() -> None:
 def test_an_override_counts_for_the_routes_of_the_api() -> None:
     app = create_app(load_settings(database_url="postgresql://localhost", jwt_secret="x" * 40))
 
-    class Ending:
-        is_draining = True
+    class Answering:
+        async def one(self, _: Statement) -> tuple[int]:
+            return (1,)
 
-    app.dependency_overrides = {get_drain: Ending, get_database: lambda: None}
-    assert asyncio.run(Site(app).send("GET", "/health/ready"))[0] == 503
+    app.dependency_overrides = {get_database: Answering}
+    assert asyncio.run(Site(app).send("GET", "/health/ready"))[0] == 200

@@ -63,12 +63,9 @@ class Boundary:
             return
         exchange = _Exchange(scope, send, self.log, self.drain)
         scope = exchange.scope
-        wrong = _error_of_head(scope)
-        preflight, exchange.added = self.cross_origin.examine(scope, wrong)
-        app = preflight or (self.app if wrong is None else refuse(scope, wrong))
         self.drain.under_way += 1
         try:
-            await app(scope, receive, exchange.respond)
+            await self._app_for(exchange)(scope, receive, exchange.respond)
         except Exception as error:
             refusal = of_framework(error)
             if exchange.status or isinstance(refusal, errors.InternalError):
@@ -78,6 +75,13 @@ class Boundary:
             await refuse(scope, refusal)(scope, receive, exchange.respond)
         finally:
             self.drain.under_way -= 1
+
+    def _app_for(self, exchange: "_Exchange") -> ASGIApp:
+        """Return the application, or the response to a request that does not reach it."""
+        scope = exchange.scope
+        error = _error_of_head(scope)
+        preflight, exchange.added = self.cross_origin.examine(scope, error)
+        return preflight or (self.app if error is None else refuse(scope, error))
 
 
 class _Exchange:

@@ -112,11 +112,6 @@ def configure(log_format: LogFormat | None) -> Log:
     return log
 
 
-def now() -> datetime:
-    """Return the time of a log line, in UTC."""
-    return datetime.now(UTC)
-
-
 class _Intercept(logging.Handler):
     """Passes records of the standard library to loguru, as loguru's manual describes."""
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from time import perf_counter
 from urllib.parse import unquote
 
@@ -132,7 +133,7 @@ class _Exchange:
         route = getattr(scope.get("route"), "path", None)
         metrics.observe(self._method, route, status, seconds)
         line: dict[str, object] = {
-            "timestamp": logs.now(),
+            "timestamp": datetime.now(UTC),
             "level": "INFO",
             "event": "",
             "request_id": record.request_id,

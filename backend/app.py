@@ -30,12 +30,11 @@ from backend.tasks.router import task_router
 from backend.telemetry import logs, metrics
 from backend.web import health
 from backend.web.client import add_client
-from backend.web.cross_origin import CrossOrigin
 from backend.web.docs import add_docs
 from backend.web.drain import Drain
 from backend.web.error_responses import handle_error
 from backend.web.errors import SELF_CONTAINED, USER_SCOPED
-from backend.web.middleware import Boundary, Observer
+from backend.web.middleware import Boundary
 from backend.web.pages import add_pages
 from backend.web.proxies import Proxies
 from backend.web.routing import Route, literal_first
@@ -56,14 +55,6 @@ TAGS = [
     {"name": "tasks of a user", "description": "The same tasks, for front ends that sign in elsewhere"},
     {"name": "service", "description": "For probes and scrapers"},
 ]
-
-USER_ID = {
-    "name": "user_id",
-    "in": "path",
-    "required": True,
-    "description": "The token's own user: any other is 403",
-    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-}
 
 
 class _Application(FastAPI):
@@ -133,7 +124,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     own_tasks = replace(SELF_CONTAINED, foreign_task=None if settings.conceal_foreign_tasks else 403)
     for router in (
         task_router("/tasks", own_tasks),
-        task_router("/api/{user_id}/tasks", USER_SCOPED, " of a user", [USER_ID]),
+        task_router("/api/{user_id}/tasks", USER_SCOPED, " of a user"),
         auth_router.router,
         auth_router.token_router,
         mail_router.router,
@@ -144,9 +135,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     add_docs(app)
     add_pages(app)
     add_client(app)
-    app.add_middleware(Boundary)
-    app.add_middleware(CrossOrigin, origins=settings.cors_origins)
-    app.add_middleware(Observer, log=logs.configure(settings.log_format), drain=app.state.drain)
+    log = logs.configure(settings.log_format)
+    app.add_middleware(Boundary, log=log, drain=app.state.drain, origins=settings.cors_origins)
     app.add_middleware(Proxies, trusted=settings.forwarded_allow_ips)
     return app
 

@@ -522,6 +522,21 @@ def test_any_other_preflight_is_refused_like_any_other_request(
     assert "zebra" not in response.text
 
 
+@pytest.mark.parametrize(
+    ("headers", "status", "code"),
+    [
+        ("Content-Length: 65537\r\n", 413, "content_too_large"),
+        ("Host: other\r\n", 400, "malformed_request"),
+        ("Transfer-Encoding: gzip, chunked\r\n", 501, "transfer_coding_unsupported"),
+    ],
+)
+def test_a_preflight_with_a_head_that_is_wrong_is_refused_like_any_other_request(
+    service: Service, headers: str, status: int, code: str
+) -> None:
+    asked = "Access-Control-Request-Method: GET\r\n"
+    refused(exchange(service, "OPTIONS", "/tasks", asked + headers), status, code)
+
+
 def test_a_refused_preflight_says_whether_its_method_or_a_header_is_not_allowed(
     stranger: httpx2.Client,
 ) -> None:

@@ -9,14 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import (
-    BaseSettings,
-    DotEnvSettingsSource,
-    EnvSettingsSource,
-    InitSettingsSource,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
 from backend.settings import types
 from backend.settings.types import MIN_SECRET_BYTES
@@ -56,7 +49,7 @@ class SettingsError(Exception):
 
 
 class Settings(BaseSettings):
-    """Every setting; an empty variable counts as unset."""
+    """Every setting; an empty variable counts as unset. `load_settings` reads files of secrets too."""
 
     model_config = SettingsConfigDict(
         env_file=".env", env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True
@@ -119,21 +112,6 @@ class Settings(BaseSettings):
     otel_exporter_otlp_endpoint: types.BaseURL | None = None
     """OpenTelemetry's own setting; with it, each request is a span."""
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  # `_secrets` reads files
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Add the values of `_secrets`, which override the environment and `.env`."""
-        assert isinstance(env_settings, EnvSettingsSource)
-        assert isinstance(dotenv_settings, EnvSettingsSource)
-        secrets = _secrets(env_settings.env_vars, dotenv_settings.env_vars)
-        return init_settings, InitSettingsSource(settings_cls, secrets), env_settings, dotenv_settings
-
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         for contradiction in _contradictions(self):
@@ -169,8 +147,9 @@ def _contradictions(chosen: Settings) -> Iterator[str]:
         yield f"SHUTDOWN_DRAIN_SECONDS: must be at most SHUTDOWN_GRACE_SECONDS, which is {grace}"
 
 
-def _secrets(environment: _Written, dotenv: _Written) -> dict[str, Any]:
+def _secrets() -> dict[str, Any]:
     """Return the URL of the database, and the secrets from files; raises `SettingsError`."""
+    environment, dotenv = EnvSettingsSource(Settings).env_vars, DotEnvSettingsSource(Settings).env_vars
     found: dict[str, Any] = {**_database_url(dotenv), **_database_url(environment)}
     written = {**dotenv, **environment, **found}
     for name in SECRETS:
@@ -198,7 +177,7 @@ def _database_url(written: _Written) -> dict[str, str]:
 def load_settings(**given: Any) -> Settings:
     """Read the settings that are not `given`; raises `SettingsError` for the first one that is wrong."""
     try:
-        return Settings(**given)
+        return Settings(**{**_secrets(), **given})
     except ValidationError as error:
         raise SettingsError(_one_line(error)) from None
     except (OSError, UnicodeDecodeError) as error:

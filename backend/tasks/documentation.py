@@ -1,18 +1,8 @@
 """Documents the headers of the task routes for OpenAPI, because FastAPI cannot see them in dependencies."""
 
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from backend.tasks.schemas import TaskRead
-
-_Headers = dict[str, dict[str, Any]]
-
-
-class Documented(NamedTuple):
-    """The request headers of a route, and its responses by status."""
-
-    parameters: list[dict[str, Any]]
-    responses: dict[int, dict[str, Any]]
 
 
 def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
@@ -20,8 +10,13 @@ def _parameter(name: str, description: str, **schema: Any) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": False, "description": description, "schema": schema}
 
 
-def _header(name: str, description: str) -> _Headers:
+def _header(name: str, description: str) -> dict[str, Any]:
     return {name: {"description": description, "schema": {"type": "string"}}}
+
+
+def _options(parameter: dict[str, Any], responses: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """Return the options of a route that document its request header and its responses by status."""
+    return {"openapi_extra": {"parameters": [parameter]}, "responses": responses}
 
 
 _IF_MATCH: Final = _parameter(
@@ -43,24 +38,19 @@ _LINK: Final = _header("Link", "The address of the next page, if there is one (R
 _PLACED: Final = _TAG | _header("Location", "The address of the task, relative to this server")
 _UNCHANGED: Final = "Not Modified"
 
-CREATE: Final = Documented(
-    [_KEY],
+CREATE: Final = _options(
+    _KEY,
     {
         200: {"model": TaskRead, "description": "The task that this key created", "headers": _PLACED},
         201: {"headers": _PLACED},
     },
 )
-LIST: Final = Documented(
-    [_IF_NONE_MATCH],
+LIST: Final = _options(
+    _IF_NONE_MATCH,
     {200: {"headers": _PAGE_TAG | _LINK}, 304: {"description": _UNCHANGED, "headers": _PAGE_TAG}},
 )
-READ: Final = Documented(
-    [_IF_NONE_MATCH], {200: {"headers": _TAG}, 304: {"description": _UNCHANGED, "headers": _TAG}}
+READ: Final = _options(
+    _IF_NONE_MATCH, {200: {"headers": _TAG}, 304: {"description": _UNCHANGED, "headers": _TAG}}
 )
-CHANGE: Final = Documented([_IF_MATCH], {200: {"headers": _TAG}})
-DELETE: Final = Documented([_IF_MATCH], {})
-
-
-def document(parameters: Sequence[dict[str, Any]], route: Documented) -> dict[str, Any]:
-    """Return the options of a route that document it, with the `parameters` that its surface adds."""
-    return {"openapi_extra": {"parameters": [*parameters, *route.parameters]}, "responses": route.responses}
+CHANGE: Final = _options(_IF_MATCH, {200: {"headers": _TAG}})
+DELETE: Final = _options(_IF_MATCH, {})

@@ -1,4 +1,4 @@
-"""Request headers of the task routes, as dependencies: FastAPI's `Header` would validate each one again."""
+"""Request headers of the task routes. FastAPI's `Header` would validate each one again."""
 
 import re
 from typing import Final
@@ -13,25 +13,15 @@ _INVALID_KEY: Final = FieldError(
 )
 
 
-def _lines(request: Request, name: bytes) -> bytes | None:
+def read_header(request: Request, name: bytes) -> bytes | None:
     """Return the value of the (lower case) header, its lines joined as RFC 9110 section 5.3 says."""
     found = [value for key, value in request.scope["headers"] if key == name]
     return b", ".join(found).strip(b" \t") if found else None
 
 
-async def get_if_match(request: Request) -> bytes | None:
-    """Return the `If-Match` of the request."""
-    return _lines(request, b"if-match")
-
-
-async def get_if_none_match(request: Request) -> bytes | None:
-    """Return the `If-None-Match` of the request."""
-    return _lines(request, b"if-none-match")
-
-
 async def get_idempotency_key(request: Request) -> str | None:
     """Return the `Idempotency-Key` of the request; raises `InvalidRequestError`."""
-    sent = _lines(request, b"idempotency-key")
+    sent = read_header(request, b"idempotency-key")
     if sent is not None and not _KEY.fullmatch(sent):
         raise InvalidRequestError([_INVALID_KEY])
     return None if sent is None else sent.decode()

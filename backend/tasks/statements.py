@@ -78,31 +78,20 @@ def _create(*more: str) -> Insert:
     return insert(tasks).from_select(["user_id", *names], values)
 
 
-def _create_once() -> Statement:
-    create = _create(_key.name, "idempotency_digest")
-    return _changing(
-        create.on_conflict_do_nothing(index_elements=[tasks.c.user_id, _key], index_where=_key.is_not(None))
-    )
-
-
 def _update() -> Update:
     """Return an update that leaves unsent fields as the row's newest version has them.
 
     It therefore undoes no concurrent write. One statement serves every set of fields, because one for each
     set would double the number of statements with each field.
     """
-    new = {name: case((_sent(name), _new(name)), else_=tasks.c[name]) for name in _CHANGEABLE}
+    new: dict[str, ColumnElement[Any]] = {}
+    for name in _CHANGEABLE:
+        column = tasks.c[name]
+        is_sent = bindparam(f"sends_{name}", type_=Boolean)
+        new[name] = case((is_sent, bindparam(f"new_{name}", type_=column.type)), else_=column)
     changes = or_(*(tasks.c[name].is_distinct_from(value) for name, value in new.items()))
     updated_at = case((changes, _later), else_=tasks.c.updated_at)
     return update(tasks).where(_is_callers, _is_as_expected).values(**new, updated_at=updated_at)
-
-
-def _sent(name: str) -> ColumnElement[bool]:
-    return bindparam(f"sends_{name}", type_=Boolean)
-
-
-def _new(name: str) -> ColumnElement[Any]:
-    return bindparam(f"new_{name}", type_=tasks.c[name].type)
 
 
 def update_values(sent: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +125,11 @@ def _list(status: Status, sort: Sort, order: Order, *, goes_on: bool) -> Stateme
 
 CREATE_TASK = Statement(_create().returning(*_columns))
 
-CREATE_TASK_ONCE = _create_once()
+CREATE_TASK_ONCE = _changing(
+    _create(_key.name, "idempotency_digest").on_conflict_do_nothing(
+        index_elements=[tasks.c.user_id, _key], index_where=_key.is_not(None)
+    )
+)
 """Creates a task with a key; its `id` is null when a task of the caller has the key already.
 
 The statement is separate, because a request without a key must not pay for it. It waits for a concurrent

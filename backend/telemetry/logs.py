@@ -108,17 +108,8 @@ def configure(log_format: LogFormat | None) -> Log:
     logging.getLogger("uvicorn.access").disabled = True
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
-    logging.getLogger("alembic.runtime.migration").addFilter(_is_of_a_migration)
+    logging.getLogger("alembic.runtime.migration").addFilter(lambda line: str(line.msg).startswith("Running"))
     return log
-
-
-def now() -> datetime:
-    """Return the time of a log line, in UTC."""
-    return datetime.now(UTC)
-
-
-def _is_of_a_migration(record: logging.LogRecord) -> bool:
-    return str(record.msg).startswith("Running")
 
 
 class _Intercept(logging.Handler):

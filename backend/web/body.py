@@ -11,7 +11,7 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 
 from backend.web import errors
-from backend.web.middleware import CUT_SHORT, MAX_BODY_BYTES, header
+from backend.web.middleware import CUT_SHORT, MAX_BODY_BYTES
 
 FORM: Final = "application/x-www-form-urlencoded"
 _MAX_FORM_FIELDS = 20
@@ -55,7 +55,7 @@ class BoundedRequest(Request):
 
     def content_type(self) -> str:
         """Return the media type of the body in lower case, without parameters."""
-        sent = header(self.scope, b"content-type") or b""
+        sent = next((value for name, value in self.scope["headers"] if name == b"content-type"), b"")
         return sent.decode("latin-1").partition(";")[0].strip().lower()
 
 

@@ -1,19 +1,18 @@
 """CORS: which origins, methods and headers pages may use, and the errors for all others."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from http import HTTPStatus
 
 from loguru import logger
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from backend.telemetry import events
 from backend.web import errors
 from backend.web.error_responses import render
 from backend.web.errors import AppError
-from backend.web.middleware import is_too_large
 
 TRACE_CONTEXT = ("traceparent", "tracestate", "baggage")
 """Headers that a page's tracing sends (W3C Trace Context, W3C Baggage)."""
@@ -32,18 +31,6 @@ _MAX_ORIGINS = 20
 """Origins that one process warns of."""
 _MAX_CHARACTERS = 200
 """Characters of an origin that are logged."""
-
-
-def refused_part(headers: Headers, methods: Collection[str], allowed: Collection[str]) -> tuple[str, str]:
-    """Return why a preflight from an allowed origin is refused, and the refused name for the log."""
-    method = headers["access-control-request-method"]
-    if method not in methods:
-        return f"The method is not allowed across origins, only {', '.join(methods)}", method
-    asked = [name.strip() for name in headers.get("access-control-request-headers", "").split(",")]
-    refused = [name for name in asked if name and name.lower() not in allowed]
-    if refused:
-        return f"A header is not allowed across origins, only {', '.join(allowed)}", refused[0]
-    return "This service is not open to pages of another network", "private network"
 
 
 class CrossOrigin(CORSMiddleware):
@@ -70,55 +57,65 @@ class CrossOrigin(CORSMiddleware):
             for origin in allowed
         }
 
-    async def simple_response(
-        self, scope: Scope, receive: Receive, send: Send, request_headers: Headers
-    ) -> None:
-        """Serve a request that is not a preflight.
+    def examine(
+        self, scope: Scope, error: AppError | None
+    ) -> tuple[Response | None, Iterable[tuple[bytes, bytes]]]:
+        """Return the response to a preflight, or None and the headers for the application's response.
 
-        The headers are prepared, because Starlette's own method looks up each of them for each response.
+        The headers are prepared, because Starlette's own code looks up each of them for each response.
         """
-        origin, added = request_headers.get("origin"), self._vary
-        if origin is not None:
-            added = self._by_origin.get(origin, self._of_other_origin)
-            if added is self._of_other_origin and not self.allow_all_origins:
-                self._warn_of(origin[:_MAX_CHARACTERS], request_headers.get("host", ""))
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is None:
+            return None, self._vary
+        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
+            return self._preflight(headers, error), ()
+        added = self._by_origin.get(origin, self._of_other_origin)
+        if added is self._of_other_origin and not self.allow_all_origins:
+            self._warn_of(headers)
+        return None, added
 
-        async def respond(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *added]
-            await send(message)
-
-        await self.app(scope, receive, respond)
-
-    def preflight_response(self, request_headers: Headers) -> Response:
-        """Answer a preflight (Fetch standard, section 3.3)."""
-        response = super().preflight_response(request_headers)
-        is_long = is_too_large(request_headers.get("content-length", ""))
-        if response.status_code == HTTPStatus.OK and not is_long:
+    def _preflight(self, headers: Headers, error: AppError | None) -> Response:
+        """Answer a preflight (Fetch standard, section 3.3), whose head may have an `error`."""
+        response = self.preflight_response(headers)
+        if error is None and response.status_code != HTTPStatus.OK:
+            error = self._refusal(headers)
+        if error is None:
             return response
-        error = errors.ContentTooLargeError() if is_long else self._refusal(request_headers)
         refusal = render(error, errors.SELF_CONTAINED)
         for name in ("Vary", "Access-Control-Allow-Origin"):
             if name in response.headers:
                 refusal.headers[name] = response.headers[name]
         return refusal
 
-    def _warn_of(self, origin: str, host: str) -> None:
+    def _warn_of(self, headers: Headers) -> None:
         """Log an origin that is refused, once, unless it is this service's own."""
-        is_own = origin.partition("://")[2] == host
+        origin = headers["origin"][:_MAX_CHARACTERS]
+        is_own = origin.partition("://")[2] == headers.get("host", "")
         if is_own or origin in self._warned_of or len(self._warned_of) >= _MAX_ORIGINS:
             return
         self._warned_of.add(origin)
         logger.warning("CORS_ORIGINS does not name this origin: its pages cannot read answers", origin=origin)
 
-    def _refusal(self, request_headers: Headers) -> AppError:
-        error, origin = CrossOriginError(), request_headers["origin"]
-        if not self.is_allowed_origin(origin):
-            self._warn_of(origin[:_MAX_CHARACTERS], request_headers.get("host", ""))
+    def _refusal(self, headers: Headers) -> AppError:
+        error = CrossOriginError()
+        if not self.is_allowed_origin(headers["origin"]):
+            self._warn_of(headers)
             return error
-        error.detail, name = refused_part(request_headers, self.allow_methods, self.allow_headers)
+        error.detail, name = self._refused_part(headers)
         logger.info("cors.refused", request_id=events.request_id(), refused=name[:100])
         return error
+
+    def _refused_part(self, headers: Headers) -> tuple[str, str]:
+        """Return why a preflight from an allowed origin is refused, and the refused name for the log."""
+        method = headers["access-control-request-method"]
+        if method not in METHODS:
+            return f"The method is not allowed across origins, only {', '.join(METHODS)}", method
+        asked = headers.get("access-control-request-headers", "").split(",")
+        for name in filter(None, map(str.strip, asked)):
+            if name.lower() not in self.allow_headers:
+                return f"A header is not allowed across origins, only {', '.join(self.allow_headers)}", name
+        return "This service is not open to pages of another network", "private network"
 
 
 class CrossOriginError(AppError):

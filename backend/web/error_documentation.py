@@ -10,8 +10,9 @@ from fastapi.dependencies.utils import get_dependant
 from starlette.routing import compile_path
 
 from backend.web import errors
-from backend.web.errors import AppError, Contract, ErrorBody
+from backend.web.errors import AppError, Contract, ErrorBody, FieldError
 
+_REQUEST_ID = "0199f3c2a7b47cc09d1b3f5e8a6d4c21"
 _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
 
@@ -30,7 +31,7 @@ def error_answers(
 ) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route: the errors of its parameters, dependencies and handler."""
     dependant = get_dependant(path=compile_path(path)[1], call=endpoint)
-    calls = [endpoint, *(one.dependency for one in dependencies), *_calls(dependant)]
+    calls = [endpoint, *(one.dependency for one in dependencies), *calls_of(dependant)]
     kinds = [kind for call in calls for kind in getattr(call, "raises", ())]
     kinds += [*_refusals(dependant), errors.ContentTooLargeError, errors.InternalError]
     if "{user_id}" in path:
@@ -41,10 +42,11 @@ def error_answers(
     return answers
 
 
-def _calls(dependant: Dependant) -> Iterator[Any]:
+def calls_of(dependant: Dependant) -> Iterator[Any]:
+    """Yield the dependencies of a handler, at any depth."""
     for one in dependant.dependencies:
         yield one.call
-        yield from _calls(one)
+        yield from calls_of(one)
 
 
 def _refusals(dependant: Dependant) -> Iterator[type[AppError]]:
@@ -68,5 +70,7 @@ def _add(answers: dict[int | str, dict[str, Any]], error: AppError, contract: Co
     }
     answer = answers.setdefault(status, blank)
     answer["headers"] |= {name: {"schema": {"type": "string"}} for name in error.headers}
-    example = {"summary": error.detail, "value": error.example(contract)}
+    if isinstance(error, errors.InvalidRequestError):
+        error.errors = [FieldError(field="field", message="Field required", type="missing")]
+    example = {"summary": error.detail, "value": error.body(contract, _REQUEST_ID)}
     answer["content"]["application/json"]["examples"][error.code] = example

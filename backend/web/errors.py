@@ -74,6 +74,7 @@ class AppError(Exception):
         super().__init__(reason or self.code)
         self.reason = reason or self.code
         self.headers = {**self.sends, **(headers or {})}
+        self.errors: list[FieldError] = []
 
     def status_under(self, contract: Contract) -> int:
         """Return the HTTP status of this error on a route of `contract`."""
@@ -89,11 +90,9 @@ class AppError(Exception):
         }
         if contract.speaks_oauth:
             body |= {"error": self.oauth_error, "error_description": self.detail}
+        if self.errors:
+            body["errors"] = self.errors
         return body
-
-    def example(self, contract: Contract) -> ErrorBody:
-        """Return a body of this kind for the documentation."""
-        return self.body(contract, "0199f3c2a7b47cc09d1b3f5e8a6d4c21")
 
 
 class InternalError(AppError):
@@ -121,17 +120,6 @@ class InvalidRequestError(AppError):
     def __init__(self, errors: Iterable[FieldError] = ()) -> None:
         super().__init__()
         self.errors = list(errors)
-
-    def body(self, contract: Contract, request_id: str) -> ErrorBody:
-        """Return the error body with one entry for each wrong field."""
-        return {**super().body(contract, request_id), "errors": self.errors}
-
-    def example(self, contract: Contract) -> ErrorBody:
-        """Return a body of this kind for the documentation."""
-        return {
-            **super().example(contract),
-            "errors": [FieldError(field="field", message="Field required", type="missing")],
-        }
 
 
 class MissingFieldsError(InvalidRequestError):

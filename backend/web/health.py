@@ -13,7 +13,6 @@ from backend.database import Statement
 from backend.telemetry import metrics
 from backend.web.bearer import InvalidTokenError, bearer_token
 from backend.web.database import DatabaseDep
-from backend.web.drain import Drain
 from backend.web.error_documentation import raises
 from backend.web.errors import ShuttingDownError
 from backend.web.json_response import Answer
@@ -36,11 +35,6 @@ async def health() -> Answer:
     return Answer({"status": "ok"})
 
 
-async def get_drain(request: Request) -> Drain:
-    """Return the `Drain` of this process."""
-    return request.app.state.drain  # type: ignore[no-any-return]  # Starlette's state is untyped
-
-
 async def admit_scraper(request: Request) -> None:
     """Check the bearer token if `METRICS_TOKEN` is set; raises `UnauthorizedError`."""
     wanted = request.app.state.settings.metrics_token
@@ -52,14 +46,13 @@ async def admit_scraper(request: Request) -> None:
 
 
 ScraperDep = Annotated[None, Depends(admit_scraper)]
-DrainDep = Annotated[Drain, Depends(get_drain)]
 
 
 @router.get("/health/ready", response_model=Health, summary="Can the service work?")
 @raises(ShuttingDownError)
-async def ready(database: DatabaseDep, drain: DrainDep) -> Answer:
+async def ready(database: DatabaseDep, request: Request) -> Answer:
     """Answer 200 if the database answers, else 503. From SIGTERM on 503, so that proxies send no more."""
-    if drain.is_draining:
+    if request.app.state.drain.is_draining:
         raise ShuttingDownError
     await database.one(PING)
     return Answer({"status": "ok"})

@@ -30,8 +30,11 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         document["components"]["securitySchemes"] = schemes | {"Bearer": _BEARER, "Password": password}
     for path, operations in document["paths"].items():
         for operation in operations.values():
-            _declare_errors(operation)
-            _declare_request_id(operation)
+            # FastAPI adds a validation answer of its own to every route.
+            if "HTTPValidationError" in json.dumps(operation["responses"].get("422", {})):
+                del operation["responses"]["422"]
+            for status, answer in operation["responses"].items():
+                _correct(status, answer)
             _order_parameters(path, operation)
             operation["security"] = _security(operation.get("security", ()))
     _tidy(document["components"]["schemas"])
@@ -47,23 +50,14 @@ def _security(given: Sequence[dict[str, Any]]) -> list[dict[str, list[str]]]:
     return [*needed, {}] if needed and "Bearer" not in names else needed
 
 
-def _declare_errors(operation: dict[str, Any]) -> None:
-    # FastAPI adds a validation answer of its own to every route.
-    if "HTTPValidationError" in json.dumps(operation["responses"].get("422", {})):
-        del operation["responses"]["422"]
-    for answer in operation["responses"].values():
-        if answer.get("content") == {"application/json": {"schema": {}}}:
-            del answer["content"]  # FastAPI assumes a body if a handler returns a `Response`
-    for answer in (answer for status, answer in operation["responses"].items() if status >= "4"):
+def _correct(status: str, answer: dict[str, Any]) -> None:
+    if answer.get("content") == {"application/json": {"schema": {}}}:
+        del answer["content"]  # FastAPI assumes a body if a handler returns a `Response`
+    if status >= "4":
         # FastAPI assumes that a route with plain text has errors in plain text.
-        content = answer["content"]
-        content["application/json"] |= content.pop("text/plain", {})
-
-
-def _declare_request_id(operation: dict[str, Any]) -> None:
-    for answer in operation["responses"].values():
-        reference = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
-        answer["headers"] = answer.get("headers", {}) | reference
+        answer["content"]["application/json"] |= answer["content"].pop("text/plain", {})
+    reference = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
+    answer["headers"] = answer.get("headers", {}) | reference
 
 
 def _order_parameters(path: str, operation: dict[str, Any]) -> None:

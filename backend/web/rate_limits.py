@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import ipaddress
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +17,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
-from limits import RateLimitItem, parse
+from limits import RateLimitItem, RateLimitItemPerSecond, parse
 from limits.aio.storage import RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter, RateLimiter
 from loguru import logger
@@ -37,13 +38,10 @@ MAX_WAITING = 128
 STORAGE_PAUSE_SECONDS = 5.0
 """The time without attempts after the shared storage did not answer."""
 IN_MEMORY = "memory://"
+_UNLIMITED = RateLimitItemPerSecond(sys.maxsize)
 
 _Answer = TypeVar("_Answer")
-Attempt = AbstractAsyncContextManager[Callable[[], Awaitable[None]]]
-
-
-async def _ignore() -> None:
-    """Count nothing, because limits are off."""
+Attempt = AbstractAsyncContextManager[Callable[[], Awaitable[bool]]]
 
 
 def address_of(ip: str | None) -> str:
@@ -58,50 +56,44 @@ def address_of(ip: str | None) -> str:
 
 
 class RateLimits:
-    """The four limits, or none with `RATE_LIMIT_ENABLED=false`."""
+    """The four limits; with `RATE_LIMIT_ENABLED=false` they allow any number, and share no storage."""
 
     def __init__(self, settings: Settings) -> None:
-        storage = _Storage(settings.rate_limit_storage_uri.get_secret_value())
-        self._is_enabled = settings.rate_limit_enabled
+        is_on = settings.rate_limit_enabled
         assert settings.jwt_secret is not None
         self._secret = settings.jwt_secret.get_secret_value().encode()
-        self._account = _Limit("account", settings.rate_limit_signin_account, storage)
-        self._address = _Limit("address", settings.rate_limit_signin_address, storage)
-        self._mail = _Limit("mail", settings.rate_limit_mail, storage)
-        self._register = _Limit("register", settings.rate_limit_register, storage)
+        storage = _Storage(settings.rate_limit_storage_uri.get_secret_value() if is_on else IN_MEMORY)
+
+        def limit(name: str, rate: str) -> _Limit:
+            return _Limit(name, parse(rate) if is_on else _UNLIMITED, storage)
+
+        self._account = limit("account", settings.rate_limit_signin_account)
+        self._address = limit("address", settings.rate_limit_signin_address)
+        self._mail = limit("mail", settings.rate_limit_mail)
+        self._register = limit("register", settings.rate_limit_register)
 
     async def registration(self, address: str) -> None:
         """Count one registration; raises `RateLimitedError`."""
-        if self._is_enabled:
-            await self._register.count(address)
+        await self._register.count(address)
 
     async def mail(self, address: str) -> None:
         """Count one request that sends mail; raises `RateLimitedError`."""
-        if self._is_enabled:
-            await self._mail.count(address)
+        await self._mail.count(address)
 
     def guess_from(self, address: str) -> "Attempt":
         """Allow one attempt at a password from an address, as `guess_at` does for an account."""
-        return self._attempt(self._address, address)
+        return self._address.turn(address)
 
     def guess_at(self, account: str) -> "Attempt":
         """Allow one attempt at the password of an account and yield a function that counts it as failed.
 
         Raises `RateLimitedError`, or `ServiceUnavailableError` when too many attempts wait.
         """
-        return self._attempt(self._account, self._key(account))
-
-    @asynccontextmanager
-    async def _attempt(self, limit: "_Limit", key: str) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-        if self._is_enabled:
-            async with limit.turn(key):
-                yield partial(limit.add, key)
-        else:
-            yield _ignore
+        return self._account.turn(self._key(account))
 
     async def is_contested(self, account: str) -> bool:
         """Return whether the account's limit would be half reached if all attempts under way failed."""
-        return self._is_enabled and await self._account.is_half_reached(self._key(account))
+        return await self._account.is_half_reached(self._key(account))
 
     def _key(self, account: str) -> str:
         """Return a digest with a key, because a shared storage must not learn emails."""
@@ -111,9 +103,9 @@ class RateLimits:
 class _Limit:
     """Allows N events per window and key. Concurrent attempts count as failures until they end."""
 
-    def __init__(self, name: str, limit: str, storage: "_Storage") -> None:
+    def __init__(self, name: str, item: RateLimitItem, storage: "_Storage") -> None:
         self._name = name
-        self._item = parse(limit)
+        self._item = item
         self._storage = storage
         self._under_way: Counter[str] = Counter()
         self._one_left = asyncio.Event()
@@ -123,19 +115,16 @@ class _Limit:
         if not await self._storage.add(self._item, self._name, key):
             await self._check(key)
 
-    async def add(self, key: str) -> None:
-        await self._storage.add(self._item, self._name, key)
-
     async def is_half_reached(self, key: str) -> bool:
         happened, _ = await self._storage.happened(self._item, self._name, key)
         return 2 * (happened + self._under_way[key]) >= self._item.amount
 
     @asynccontextmanager
-    async def turn(self, key: str) -> AsyncIterator[None]:
+    async def turn(self, key: str) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
         await self._enter(key)
         self._under_way[key] += 1
         try:
-            yield
+            yield partial(self._storage.add, self._item, self._name, key)
         finally:
             self._under_way[key] -= 1
             if not self._under_way[key]:

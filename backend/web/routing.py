@@ -28,6 +28,13 @@ from backend.web.errors import AppError, Contract, InvalidRequestError, ServiceU
 from backend.web.middleware import OF_UNKNOWN_LENGTH
 from backend.web.plan import Guard, Plan, guard_of, oddities
 
+_USER_ID = {
+    "name": "user_id",
+    "in": "path",
+    "required": True,
+    "description": "The token's own user: any other is 403",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
 _REFUSALS = (AppError, DatabaseError, HTTPException, RequestValidationError)
 
 
@@ -42,7 +49,11 @@ class Route(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         self._options = dict(options)
-        name = get_name(endpoint) + ("_of_user" if "{user_id}" in path else "")
+        name = options.get("name") or get_name(endpoint)
+        if "{user_id}" in path:
+            name += "_of_user"
+            extra = options.get("openapi_extra") or {}
+            options["openapi_extra"] = extra | {"parameters": [_USER_ID, *extra.get("parameters", ())]}
         documented = error_answers(self.contract, path, endpoint, options.get("dependencies") or ())
         options["operation_id"] = options.get("operation_id") or name
         options["responses"] = documented | (options.get("responses") or {})

@@ -32,10 +32,10 @@ from pydantic import BaseModel, ConfigDict
 from starlette.routing import Mount
 
 from backend.app import create_app
+from backend.database import Statement
 from backend.settings import load_settings
 from backend.web.database import get_database
 from backend.web.errors import AppError
-from backend.web.health import get_drain
 from backend.web.routing import Route, literal_first
 
 JSON = {"Content-Type": "application/json"}
@@ -61,6 +61,21 @@ class Asked(BaseModel):
 
     page: int = 1
     word: Annotated[str, Query(min_length=2)] = "any"
+
+
+class Closed(BaseModel):
+    """A query without unknown parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    page: int
+
+
+class Renamed(BaseModel):
+    """A query with another name and with a parameter that is sent several times."""
+
+    page: Annotated[int, Query(alias="p")] = 1
+    words: list[str] = []
 
 
 @dataclass
@@ -121,9 +136,9 @@ def site(route: type[APIRoute]) -> Site:  # noqa: C901, PLR0915  # one route of 
     made.overrides = {one: instead, opened: instead}
 
     @app.get("/plain/{number}")
-    async def plain(number: int, q: int = 4) -> JSONResponse:
+    async def plain(number: int, asked: Annotated[Asked, Query()]) -> JSONResponse:
         log.append("handler")
-        return JSONResponse([number, q], 201)
+        return JSONResponse([number, asked.page], 201)
 
     @app.get("/plain-deps")
     async def plain_deps(x: Annotated[int, Depends(one)], y: Annotated[int, Depends(count)]) -> JSONResponse:
@@ -133,8 +148,8 @@ def site(route: type[APIRoute]) -> Site:  # noqa: C901, PLR0915  # one route of 
     async def plain_routedep() -> JSONResponse:
         return JSONResponse(1)
 
-    @app.get("/plain-query")
-    async def plain_query(
+    @app.get("/query")
+    async def query(
         a: int,
         b: int = 7,
         c: Annotated[list[str], Query()] = [],  # noqa: B006  # FastAPI copies it
@@ -143,8 +158,8 @@ def site(route: type[APIRoute]) -> Site:  # noqa: C901, PLR0915  # one route of 
         c.append("mine")
         return JSONResponse([a, b, c, d])
 
-    @app.get("/plain-default")
-    async def plain_default(c: Annotated[list[str], Query(default_factory=list)]) -> JSONResponse:
+    @app.get("/default")
+    async def default(c: Annotated[list[str], Query(default_factory=list)]) -> JSONResponse:
         c.append("mine")
         return JSONResponse(c)
 
@@ -152,15 +167,27 @@ def site(route: type[APIRoute]) -> Site:  # noqa: C901, PLR0915  # one route of 
     async def plain_model(asked: Annotated[Asked, Query()]) -> JSONResponse:
         return JSONResponse([asked.page, asked.word])
 
-    @app.get("/plain-headers")
-    async def plain_headers(
+    @app.get("/plain-strict-model")
+    async def strict_model(asked: Annotated[Closed, Query()]) -> JSONResponse:
+        return JSONResponse(asked.page)
+
+    @app.get("/renamed-model")
+    async def renamed_model(asked: Annotated[Renamed, Query()]) -> JSONResponse:
+        return JSONResponse([asked.page, asked.words])
+
+    @app.get("/optional-model")
+    async def optional_model(asked: Annotated[Asked | None, Query()] = None) -> JSONResponse:
+        return JSONResponse(asked and asked.page)
+
+    @app.get("/headers")
+    async def headers(
         x_one: Annotated[str, Header()], two: Annotated[str | None, Cookie()] = None
     ) -> JSONResponse:
         return JSONResponse([x_one, two])
 
     @app.post("/plain-body")
-    async def plain_body(data: In, q: int = 1) -> JSONResponse:
-        return JSONResponse([data.a, data.b, q])
+    async def plain_body(data: In, asked: Annotated[Asked, Query()]) -> JSONResponse:
+        return JSONResponse([data.a, data.b, asked.page])
 
     @app.post("/plain-optional")
     async def plain_optional(data: In | None = None) -> JSONResponse:
@@ -310,24 +337,31 @@ def site(route: type[APIRoute]) -> Site:  # noqa: C901, PLR0915  # one route of 
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("GET", "/plain/3", {}),
-    ("GET", "/plain/3?q=9&q=8", {}),
-    ("GET", "/plain/x?q=z", {}),
+    ("GET", "/plain/3?page=9&page=8", {}),
+    ("GET", "/plain/x?page=z", {}),
     ("POST", "/plain/3", {}),
     ("GET", "/plain-deps", {}),
     ("GET", "/plain-routedep", {}),
-    ("GET", "/plain-query", {}),
-    ("GET", "/plain-query?a=1", {}),
-    ("GET", "/plain-query?a=1&b=2&c=1&c=2&dd=yy", {}),
-    ("GET", "/plain-query?a=z&b=z", {}),
-    ("GET", "/plain-default", {}),
-    ("GET", "/plain-default", {}),
+    ("GET", "/query", {}),
+    ("GET", "/query?a=1", {}),
+    ("GET", "/query?a=1&b=2&c=1&c=2&dd=yy", {}),
+    ("GET", "/query?a=z&b=z", {}),
+    ("GET", "/default", {}),
+    ("GET", "/default", {}),
     ("GET", "/plain-model", {}),
     ("GET", "/plain-model?page=2&word=ab&other=1", {}),
     ("GET", "/plain-model?page=x&word=a", {}),
-    ("GET", "/plain-headers", {}),
-    ("GET", "/plain-headers", {"headers": {"X-One": "1", "Cookie": "two=2"}}),
+    ("GET", "/plain-model?page=&word=%20+", {}),
+    ("GET", "/plain-strict-model", {}),
+    ("GET", "/plain-strict-model?page=1", {}),
+    ("GET", "/plain-strict-model?page=x&other=1&other=2", {}),
+    ("GET", "/renamed-model?p=2&page=3&words=a&words=b", {}),
+    ("GET", "/optional-model", {}),
+    ("GET", "/optional-model?page=2", {}),
+    ("GET", "/headers", {}),
+    ("GET", "/headers", {"headers": {"X-One": "1", "Cookie": "two=2"}}),
     ("POST", "/plain-body", {"json": {"a": 1}}),
-    ("POST", "/plain-body?q=x", {"json": {"a": "z", "b": 1}}),
+    ("POST", "/plain-body?page=x", {"json": {"a": "z", "b": 1}}),
     ("POST", "/plain-body", {"json": None}),
     ("POST", "/plain-body", {"content": b"null", "headers": JSON}),
     ("POST", "/plain-body", {"headers": JSON}),
@@ -563,8 +597,9 @@ def test_routes_that_swallow_nothing_keep_their_order() -> None:
 def test_an_override_counts_for_the_routes_of_the_api() -> None:
     app = create_app(load_settings(database_url="postgresql://localhost", jwt_secret="x" * 40))
 
-    class Ending:
-        is_draining = True
+    class Answering:
+        async def one(self, _: Statement) -> tuple[int]:
+            return (1,)
 
-    app.dependency_overrides = {get_drain: Ending, get_database: lambda: None}
-    assert asyncio.run(Site(app).send("GET", "/health/ready"))[0] == 503
+    app.dependency_overrides = {get_database: Answering}
+    assert asyncio.run(Site(app).send("GET", "/health/ready"))[0] == 200

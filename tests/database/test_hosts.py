@@ -21,7 +21,7 @@ from backend.database.embedded import EmbeddedServer
 from backend.database.hosts import Hosts, NoHostError
 from backend.database.revision import SchemaError, is_current
 from backend.database.url import connect_arguments
-from backend.settings import load_settings
+from backend.settings import Settings
 from tests.operations.replication import Cluster, Node, replicated
 from tests.programs import needs_silent_queues
 from tests.service import JWT_SECRET, free_port
@@ -248,9 +248,7 @@ def test_a_request_that_is_cancelled_as_a_host_answers_leaves_no_connection(clus
 
 def database(url: str, seconds: float) -> Database:
     return Database(
-        load_settings(
-            database_url=url, jwt_secret=JWT_SECRET, database_timeout_seconds=seconds, _env_file=None
-        )
+        Settings(database_url=url, jwt_secret=JWT_SECRET, database_timeout_seconds=seconds, _env_file=None)
     )
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from backend.database import Database, NodeAwayError, Row, Statement, UnreachableError, WideStatement
 from backend.database.url import connect_arguments
-from backend.settings import load_settings
+from backend.settings import Settings
 from tests.conftest import Postgres
 from tests.operations.proxy import Proxy
 from tests.programs import needs_user_timeout
@@ -141,7 +141,7 @@ async def stage(database: Postgres, *, server: Postgres | None = None) -> AsyncI
 
     `server` is the database past a proxy that may fail.
     """
-    settings = load_settings(
+    settings = Settings(
         database_url=database.url,
         jwt_secret=JWT_SECRET,
         database_pool_size=POOL_SIZE,

@@ -136,7 +136,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(database: Postgres, *, server: Postgres | None = None) -> AsyncIterator[Stage]:
+async def stage(
+    database: Postgres, *, server: Postgres | None = None, seconds: float = TIMEOUT_SECONDS
+) -> AsyncIterator[Stage]:
     """Set it up, with one statement done, so that it is known whether the database is spread.
 
     `server` is the database past a proxy that may fail.
@@ -145,7 +147,7 @@ async def stage(database: Postgres, *, server: Postgres | None = None) -> AsyncI
         database_url=database.url,
         jwt_secret=JWT_SECRET,
         database_pool_size=POOL_SIZE,
-        database_timeout_seconds=TIMEOUT_SECONDS,
+        database_timeout_seconds=seconds,
         _env_file=None,
     )
     direct = await asyncpg.connect(**connect_arguments((server or database).url))
@@ -318,7 +320,7 @@ def test_a_dead_connection_to_the_coordinator_takes_the_other_idle_ones_with_it(
     with closing(Proxy.before(spread.url)) as network:
 
         async def run() -> None:
-            async with stage(Postgres(network.url), server=spread) as scene:
+            async with stage(Postgres(network.url), server=spread, seconds=3 * TIMEOUT_SECONDS) as scene:
                 await outcomes_of(scene.ask("east", POOL_SIZE))
                 assert len(await scene.connections()) > 1
                 network.drop_packets()

@@ -49,11 +49,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)  # after plugins that change the order
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Run the test of all recorded responses last, and leave out tests of a cluster if there is none."""
+    """Run the tests of all recorded responses last, and leave out tests of a cluster if there is none."""
     on_cluster = [] if citus.URL else [item for item in items if item.get_closest_marker("cluster")]
     config.hook.pytest_deselected(items=on_cluster)
     items[:] = [item for item in items if item not in on_cluster]
-    items.sort(key=lambda item: item.name == "test_the_document_and_the_answers_of_the_suite_agree")
+    items.sort(key=lambda item: "_of_the_suite" in item.name)
 
 
 @pytest.fixture(scope="session")

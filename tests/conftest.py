@@ -12,13 +12,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from backend.database import schema
 from backend.database.embedded import EmbeddedServer, embedded_server
 from backend.database.url import connect_arguments
 from tests import forks
 from tests.database import citus
 from tests.programs import passable_directory, require
-from tests.service import JWT_SECRET, Account, Service, running
+from tests.service import JWT_SECRET, Account, Service, command, running
 
 pytest_plugins = ["tests.better_auth.fixtures"]
 
@@ -120,7 +119,7 @@ def new_database(server: EmbeddedServer) -> Iterator[Callable[[], Postgres]]:
             yield lambda: Postgres(cluster.create(f"test_{os.getpid()}_{next(_numbers)}"))
         return
     template = _create_database(server, "")
-    asyncio.run(schema.migrate(template.url))
+    assert command("migrate", DATABASE_URL=template.url, JWT_SECRET=JWT_SECRET).returncode == 0
     (row,) = template.sql("SELECT current_database()::text AS name")
     yield lambda: _create_database(server, f"TEMPLATE {row['name']}")
 

@@ -1,6 +1,7 @@
 """One embedded PostgreSQL for the whole run, databases on it, and one service that most tests share."""
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=on_cluster)
     items[:] = [item for item in items if item not in on_cluster]
     items.sort(key=lambda item: "_of_the_suite" in item.name)
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector pass over modules and tests, which took a sixth of the CPU time of pytest."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

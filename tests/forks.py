@@ -1,4 +1,4 @@
-"""Runs `python -m backend` in forks of a process that has imported everything, which takes a second.
+"""Runs `python -m backend` in forks of a process that has imported everything, which takes two seconds.
 
 The tests of the command line, of workers and of exits start Python as a shell does.
 """
@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
-from backend.__main__ import main
-
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
-    ["pytest", "tests.forks", "backend.app", "backend.web.server", "backend.auth.accounts.commands"]
+    [
+        *("pytest", "tests.forks", "backend.__main__", "backend.app", "backend.web.server"),
+        "backend.auth.accounts.commands",
+    ]
 )
 
 
@@ -26,11 +27,14 @@ def prepare() -> None:
 
 
 class Fork:
-    """A running process; `output` and `errors` are appended to, `settings` are its whole environment."""
+    """A running process; `output` and `errors` are appended to, `settings` are its whole environment.
+
+    `program` is Python code.
+    """
 
     def __init__(
         self,
-        arguments: Sequence[str],
+        program: str,
         settings: dict[str, str],
         output: Path,
         errors: Path,
@@ -40,7 +44,7 @@ class Fork:
             (stdin, os.O_RDONLY),
             *((str(path), os.O_WRONLY | os.O_CREAT | os.O_APPEND) for path in (output, errors)),
         )
-        self._process = _FORKS.Process(target=_run, args=(arguments, settings, streams))
+        self._process = _FORKS.Process(target=_run, args=(program, settings, streams))
         self._process.start()
         self.pid: int = self._process.pid or 0
 
@@ -74,10 +78,10 @@ class Fork:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(arguments: Sequence[str], settings: dict[str, str], streams: Sequence[tuple[str, int]]) -> None:
+def _run(program: str, settings: dict[str, str], streams: Sequence[tuple[str, int]]) -> None:
     os.environ.clear()
     os.environ.update(settings)
     for descriptor, (path, flags) in enumerate(streams):
         os.dup2(os.open(path, flags), descriptor)
     sys.stdin, sys.stdout, sys.stderr = (os.fdopen(number, mode) for number, mode in enumerate("rww"))
-    main(arguments)
+    exec(program, {})  # noqa: S102  # code of the tests

@@ -28,6 +28,8 @@ JWT_SECRET = "a secret of the tests, which is long enough"
 START_SECONDS = 30.0
 PROGRAM = ("-m", "backend", "serve")
 """Python's arguments for the service."""
+MAIN = "from backend.__main__ import main; main({})"
+"""Code of a command with these arguments."""
 UNTRACED: dict[str, Any] = {"program": PROGRAM, "COVERAGE_PROCESS_CONFIG": ""}
 """Arguments for a service without coverage, because tests measure its time."""
 Finished = subprocess.CompletedProcess[str]
@@ -161,7 +163,7 @@ def program_with(*assignments: str) -> tuple[str, str]:
     """Return a program that serves with constants changed, such as `backend.web.drain.QUIET_SECONDS = 4`."""
     modules = ", ".join(assignment.partition(" = ")[0].rpartition(".")[0] for assignment in assignments)
     changes = "; ".join(assignments)
-    return "-c", f"import {modules}; {changes}; from backend.__main__ import main; main(['serve'])"
+    return "-c", f"import {modules}; {changes}; {MAIN.format(['serve'])}"
 
 
 def start(log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settings: str) -> Service:
@@ -179,10 +181,10 @@ def start(log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settin
     return Service(process, f"http://127.0.0.1:{port}", log)
 
 
-def fork(log: Path, **settings: str) -> Service:
+def fork(log: Path, program: str = MAIN.format(["serve"]), **settings: str) -> Service:
     """Start the service without an import, and without waiting for it."""
     port = settings.setdefault("PORT", str(free_port()))
-    return Service(Fork(["serve"], environment(**settings), log, log), f"http://127.0.0.1:{port}", log)
+    return Service(Fork(program, environment(**settings), log, log), f"http://127.0.0.1:{port}", log)
 
 
 def command(*arguments: str, stdin: str = "", **settings: str) -> Finished:
@@ -190,7 +192,8 @@ def command(*arguments: str, stdin: str = "", **settings: str) -> Finished:
     with tempfile.TemporaryDirectory() as name:
         given, output, errors = (Path(name) / stream for stream in ("input", "output", "errors"))
         given.write_text(stdin)
-        code = Fork(arguments, environment(**settings), output, errors, str(given)).wait(START_SECONDS)
+        program = MAIN.format(list(arguments))
+        code = Fork(program, environment(**settings), output, errors, str(given)).wait(START_SECONDS)
         return Finished(arguments, code, output.read_text(), errors.read_text())
 
 
@@ -210,11 +213,14 @@ def wait_until_healthy(service: Service, seconds: float = START_SECONDS) -> None
 
 @contextmanager
 def running(log: Path, *arguments: str, program: Sequence[str] = (), **settings: str) -> Iterator[Service]:
-    """Run the service for the length of the block; it is forked, unless more is asked for than settings."""
-    if program or arguments or "WORKERS" in settings:
+    """Run the service for the length of the block.
+
+    It is forked, unless it has workers or arguments, or the program is PROGRAM.
+    """
+    if arguments or "WORKERS" in settings or program == PROGRAM:
         service = start(log, *arguments, program=program or PROGRAM, **settings)
     else:
-        service = fork(log, **settings)
+        service = fork(log, *program[1:], **settings)
     try:
         wait_until_healthy(service)
         yield service

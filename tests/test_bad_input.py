@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from backend.database.distribute import BY_EMAIL, BY_USER
 from scripts.benchmark.meter import family_cpu_seconds
 from tests.conftest import Postgres
-from tests.service import PASSWORD, Account, Service
+from tests.service import JWT_SECRET, PASSWORD, Account, Service, running
 
 JSON = {"Content-Type": "application/json"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -123,6 +123,20 @@ CONTENTS = " UNION ALL ".join(
     f"SELECT '{table}', md5(string_agg(row::text, ' ' ORDER BY row::text)) FROM {table} row"  # noqa: S608
     for table in (*BY_USER, *BY_EMAIL, "outbox")
 )
+
+
+@pytest.fixture(scope="module")
+def database(new_database: Callable[[], Postgres]) -> Postgres:
+    """A database of these tests alone, because they read all of its rows again and again."""
+    return new_database()
+
+
+@pytest.fixture(scope="module")
+def service(database: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service on that database, which replaces the shared one in this module."""
+    log = tmp_path_factory.mktemp("bad_input") / "log"
+    with running(log, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET) as running_service:
+        yield running_service
 
 
 @pytest.fixture(scope="module")
@@ -386,22 +400,22 @@ QUERY_FIELDS = ("status", "limit", "cursor", WORD)
 HEADERS = ("Authorization", "X-Request-ID", "User-Agent", "Accept", "Origin", "Content-Type", "If-None-Match")
 
 
-def cpu_seconds(service: Service, send: Callable[[], object]) -> float:
-    """Return the least processor time that the service takes for a request, of three attempts."""
-    found = []
-    for _ in range(3):
-        before = family_cpu_seconds(service.process.pid)
-        send()
-        found.append(family_cpu_seconds(service.process.pid) - before)
-    return min(found)
+def cpu_seconds(service: Service, send: Callable[[], httpx2.Response]) -> float:
+    """Return the processor time that the service takes for a request."""
+    before = family_cpu_seconds(service.process.pid)
+    assert send().status_code < 500
+    return family_cpu_seconds(service.process.pid) - before
 
 
 def assert_cheap(service: Service, send: Callable[[str], httpx2.Response]) -> None:
-    """Check each text's cost: at most ten times the cost of as many letters, plus 50 ms."""
-    letters = cpu_seconds(service, lambda: send(LETTERS))
+    """Check each text's cost: at most ten times the cost of as many letters, plus 50 ms.
+
+    One attempt of three counts, because other work of the service may fall within a request.
+    """
+    letters = min(cpu_seconds(service, partial(send, LETTERS)) for _ in range(3))
     for text in HOSTILE:
-        assert send(text).status_code < 500
-        assert cpu_seconds(service, partial(send, text)) < 10 * letters + 0.05, text[:3]
+        costs = (cpu_seconds(service, partial(send, text)) for _ in range(3))
+        assert any(cost < 10 * letters + 0.05 for cost in costs), text[:3]
 
 
 @pytest.mark.parametrize(

@@ -290,7 +290,7 @@ def test_connections_in_use_and_waiting_requests_are_told(
 
 
 def test_passwords_that_wait_to_be_hashed_are_told(new_service: Callable[..., Service]) -> None:
-    service = new_service(BCRYPT_ROUNDS="13")
+    service = new_service(BCRYPT_ROUNDS="11")
     attempt = {"email": "nobody@example.com", "password": "nothing at all"}
     with ThreadPoolExecutor(8) as threads:
         for _ in range(8):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.service import ROOT, Account, Service
 
-MAX_EXAMPLES = 25
+MAX_EXAMPLES = 12
 """The limit for each operation and phase."""
 
 

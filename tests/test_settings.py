@@ -2,15 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from backend.settings import Settings, SettingsError, load_settings, misspelt_settings
 from tests.conftest import Postgres
-from tests.service import ROOT, START_SECONDS
+from tests.service import command as run
 
 SECRET = "a canary that sings when it is seen in 32 bytes"
 SHORT = "canary"
@@ -334,18 +332,8 @@ def test_no_secret_is_in_the_representation(monkeypatch: pytest.MonkeyPatch) -> 
 
 def failing_start(command: str = "serve", **settings: str) -> tuple[int, list[str]]:
     """Run a command that ends by itself; return its exit code and the lines of its output."""
-    names = ("PATH", "HOME", "LANG", "TMPDIR", "COVERAGE_PROCESS_CONFIG")
-    kept = {name: os.environ[name] for name in names if name in os.environ}
-    environment = {**kept, "PYTHONPATH": str(ROOT), "DATABASE_START_TIMEOUT_SECONDS": "0", **settings}
-    ended = subprocess.run(
-        [sys.executable, "-m", "backend", command],
-        env={name: os.fsencode(value) for name, value in environment.items()},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=START_SECONDS,
-        check=False,
-    )
-    return ended.returncode, ended.stdout.decode().splitlines()
+    ended = run(command, DATABASE_START_TIMEOUT_SECONDS="0", **settings)
+    return ended.returncode, (ended.stdout + ended.stderr).splitlines()
 
 
 UNREACHABLE = f"postgresql://ada:{SHORT}@127.0.0.1:1/tasks?sslmode=disable"

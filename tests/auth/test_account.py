@@ -362,7 +362,7 @@ def late_refresh(service: Service) -> Callable[[Account], httpx2.Response]:
     return lambda account: refresh(service, account.tokens)
 
 
-RACE_SECONDS = 3
+RACE_SECONDS = 1
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 ENDS: dict[str, Callable[[Account], httpx2.Response]] = {
     "a change of the password": lambda ada: change(ada, new=PASSWORD),

@@ -12,11 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 from itertools import cycle
 from pathlib import Path
 from random import Random
-from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -30,16 +28,6 @@ from backend.database.url import connect_arguments
 from backend.settings import Settings
 from backend.web.health import PING
 from tests import test_isolation
-from tests.auth import (
-    test_account,
-    test_login,
-    test_logout,
-    test_profile,
-    test_refresh,
-    test_register,
-    test_sessions,
-    test_token_endpoint,
-)
 from tests.certificates import make_certificates
 from tests.conftest import Postgres
 from tests.programs import find, unprivileged
@@ -55,7 +43,6 @@ from tests.service import (
     start,
     wait_until_healthy,
 )
-from tests.tasks import test_concurrency, test_list, test_router, test_user_scoped
 from tests.tasks.test_concurrency import at_once
 from tests.test_openapi import Operation
 
@@ -78,8 +65,6 @@ pool_mode = transaction
 default_pool_size = {size}
 server_round_robin = 1
 """
-NEEDS_MORE = {"new_service", "new_empty_database", "server", "federated", "better_auth", "eve", "proxy"}
-"""Fixtures of tests that start services or servers themselves."""
 
 
 @dataclass
@@ -448,33 +433,3 @@ def warnings_of_pooler(service: Service) -> list[dict[str, Any]]:
     return [
         line for line in service.lines(level="WARNING") if "DATABASE_PREPARED_STATEMENTS" in line["event"]
     ]
-
-
-def again(module: ModuleType) -> type:
-    """Return the tests of a module that need only the shared service, which is the pooled one here."""
-    tests = {name: value for name, value in vars(module).items() if name.startswith("test_")}
-    return type(
-        f"Test{module.__name__}",
-        (),
-        {
-            name: staticmethod(test)
-            for name, test in tests.items()
-            if NEEDS_MORE.isdisjoint(signature(test).parameters)
-        },
-    )
-
-
-task, threads = test_router.task, test_account.threads  # fixtures of theirs
-TestAccount = again(test_account)
-TestConcurrency = again(test_concurrency)
-TestIsolation = again(test_isolation)
-TestList = again(test_list)
-TestLogin = again(test_login)
-TestLogout = again(test_logout)
-TestProfile = again(test_profile)
-TestRefresh = again(test_refresh)
-TestRegister = again(test_register)
-TestRouter = again(test_router)
-TestSessions = again(test_sessions)
-TestTokenEndpoint = again(test_token_endpoint)
-TestUserScoped = again(test_user_scoped)

@@ -64,7 +64,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Run services with the given settings and no others."""
     with ExitStack() as stack:
 
-        def run(program: Sequence[str] = PROGRAM, **settings: str) -> Service:
+        def run(program: Sequence[str] = (), **settings: str) -> Service:
             log = tmp_path / f"log{next(_numbers)}"
             return stack.enter_context(running(log, program=program, **settings))
 
@@ -126,7 +126,7 @@ def refusal(service: Service, seconds: float = 20) -> str:
 def test_a_first_start_needs_no_settings_and_leaves_a_secret_for_its_owner_alone(
     data_dir: Path, serve: Callable[..., Service]
 ) -> None:
-    service = serve(DATA_DIR=str(data_dir), MAIL_URL="")
+    service = serve(PROGRAM, DATA_DIR=str(data_dir), MAIL_URL="")
     ada = service.register()
     ada.create()
     service.client().post("/auth/password/forgot", json={"email": ada.email})
@@ -328,14 +328,15 @@ def test_sigterm_ends_it_though_a_client_keeps_it_waiting(
         assert service.process.wait(10) == 0
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
 @pytest.mark.parametrize(
-    ("host", "opened", "addresses"),
+    ("workers", "host", "opened", "addresses"),
     [
-        ("::", "[::1]", ["127.0.0.1", "[::1]"]),
-        ("::1", "[::1]", ["[::1]"]),
-        ("0.0.0.0", "127.0.0.1", ["127.0.0.1"]),  # noqa: S104  # what is tested
-        ("localhost", "localhost", ["127.0.0.1"]),
+        ("1", "::", "[::1]", ["127.0.0.1", "[::1]"]),
+        ("1", "::1", "[::1]", ["[::1]"]),
+        ("1", "0.0.0.0", "127.0.0.1", ["127.0.0.1"]),  # noqa: S104  # what is tested
+        ("1", "localhost", "localhost", ["127.0.0.1"]),
+        ("2", "::", "[::1]", ["127.0.0.1", "[::1]"]),
+        ("2", "localhost", "localhost", ["127.0.0.1"]),
     ],
 )
 def test_it_listens_at_the_same_addresses_with_any_number_of_workers_and_says_one(  # noqa: PLR0917  # fixtures and a table

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 
 import asyncpg
@@ -13,7 +11,7 @@ from backend.database.embedded import EmbeddedServer
 from backend.database.revision import SchemaError
 from backend.database.schema import migrate
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, ROOT, environment, free_port
+from tests.service import JWT_SECRET, command, free_port
 
 CASES = {
     "another's users": (["CREATE TABLE users (theirs int)"], "another application"),
@@ -44,15 +42,7 @@ WHERE c.relnamespace = 'public'::regnamespace AND a.attnum > 0 ORDER BY 1, 2
 
 def failed(url: str) -> str:
     """Start on that database, and return the line on standard error."""
-    done = subprocess.run(
-        [sys.executable, "-m", "backend", "serve"],
-        cwd=ROOT,
-        env=environment(DATABASE_URL=url, JWT_SECRET=JWT_SECRET, PORT=str(free_port())),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = command("serve", DATABASE_URL=url, JWT_SECRET=JWT_SECRET, PORT=str(free_port()))
     assert done.returncode == 1
     assert {json.loads(line)["level"] for line in done.stdout.splitlines()} <= {"INFO"}
     (line,) = done.stderr.splitlines()

@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import column, text
 
 from backend.database import Database, NodeAwayError, Row, Statement, UnreachableError, WideStatement
 from backend.database.url import connect_arguments
@@ -43,7 +43,7 @@ STAND_IN = (
 )
 """What Citus tells of a cluster with two nodes, as far as it is asked."""
 
-WORK = Statement(text("SELECT id FROM users WHERE id = :user_id FOR UPDATE"))
+WORK = Statement(text("SELECT id FROM users WHERE id = :user_id FOR UPDATE").columns(column("id")))
 LOOK = WideStatement(text("SELECT count(*) AS count FROM users"))
 SLOW_LOOK = WideStatement(text("SELECT id FROM users FOR UPDATE"))
 OWN = Statement(text("SELECT 1 AS one"))

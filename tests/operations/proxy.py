@@ -48,6 +48,7 @@ class Proxy:
         self._clear = threading.Event()
         self._clear.set()
         self._links: list[_Link] = []
+        self._dropped: list[_Link] = []
         self._watched: tuple[bytes, Loss] | None = None
         self.lost = threading.Event()
         """Set once the message that `lose` has named arrives."""
@@ -84,6 +85,7 @@ class Proxy:
 
     def drop_packets(self) -> None:
         """Let the kernel drop all packets from the service without acknowledgement, including SYNs."""
+        self._dropped += self._links
         for end in (self._listener, *(link.client for link in self._links)):
             with suppress(OSError):
                 end.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, _FILTER)
@@ -97,7 +99,12 @@ class Proxy:
         self._clear.set()
 
     def forget(self) -> None:
-        """Forward new connections. Existing ones stay silent, as after a router's restart."""
+        """Forward new connections. Existing ones stay silent, as after a router's restart.
+
+        Those of `drop_packets` end, because the proxy never hears that the service has closed them.
+        """
+        for link in self._dropped:
+            link.cut()
         if not self._clear.is_set():
             self._clear = threading.Event()
             self._clear.set()

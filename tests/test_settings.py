@@ -64,6 +64,8 @@ WRONG = [
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "canary"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT", "canary:4318"),
     ("APP_URL", "javascript:canary"),
+    ("BETTER_AUTH_URL", "http://256.256.256.256"),
+    ("BETTER_AUTH_URL", "http://xn--a"),
     ("EMAIL_VERIFICATION", "canary"),
     ("ROOT_PATH", "canary"),
     ("ROOT_PATH", "/canary/"),

@@ -21,6 +21,7 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 _HOST = re.compile(r"(/.*?|\[[^\[\]]+\]|[^:\[\]\s]*)(?::([0-9]{0,5}))?")
+_PORT = re.compile(r":([0-9]{1,5})$")
 _POOLER = re.compile(r"(^|,)[^/,]*-pooler([.:,]|$)", re.IGNORECASE)
 _PROTECTS = re.compile("ssl|tls|gss|krb|auth|cert|crl|peer|channel|hostaddr|service", re.IGNORECASE)
 _DEFAULTS = {"host": "/run/postgresql,/tmp,localhost", "port": "5432", "sslnegotiation": "postgres"}
@@ -79,6 +80,8 @@ def _read(url: str) -> dict[str, str]:
         given[name] = f"{given[name]},{value}" if name == "host" and name in given else value
     given["sslmode"] = _sslmode(given)
     _check(given)
+    if "host" in given and (port := _PORT.search(parts.get("host", ""))):
+        given.setdefault("port", port[1])  # an option replaces the host alone
     given = {name: unquote(text) for name, text in parts.items()} | given  # in libpq too an option prevails
     user = given.get("user") or getuser()
     return _DEFAULTS | {"user": user, "dbname": user} | given

@@ -62,8 +62,9 @@ def _is_storage(text: str) -> bool:
     return urlsplit(text).port != 0
 
 
-def _is_base_url(text: str) -> bool:
-    return _HTTP_URL.fullmatch(text) is not None and urlsplit(text).port != 0
+def _is_base_url(text: str) -> object:
+    # pydantic's parser knows hosts that are none, such as 256.256.256.256; it raises a `ValueError`.
+    return _HTTP_URL.fullmatch(text) is not None and urlsplit(text).port != 0 and AnyHttpUrl(text)
 
 
 def _is_proxies(text: str) -> bool:

@@ -78,6 +78,8 @@ class CrossOrigin(CORSMiddleware):
     def _preflight(self, headers: Headers, error: AppError | None) -> Response:
         """Answer a preflight (Fetch standard, section 3.3), whose head may have an `error`."""
         response = self.preflight_response(headers)
+        if isinstance(error, errors.OverloadedError):
+            error = None  # the page reads it in the answer to its own request, and when to try again
         if error is None and response.status_code != HTTPStatus.OK:
             error = self._refusal(headers)
         if error is None:

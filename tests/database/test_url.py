@@ -74,6 +74,8 @@ def test_every_spelling_of_the_scheme_means_the_same(scheme: str) -> None:
         ("postgresql://h1,h2/d?port=9", ["h1", "h2"], [9, 9]),
         ("postgresql:///d?host=h1:8,h2:9", ["h1", "h2"], [8, 9]),
         ("postgresql://localhost/d?host=/cloudsql/a:b:c", ["/cloudsql/a:b:c"], [5432]),
+        ("postgresql://h1:8/d?host=h2", ["h2"], [8]),
+        ("postgresql://h1:8/d?host=/run&port=9", ["/run"], [9]),
         ("postgresql+asyncpg:///d?host=h1:8&host=h2:9", ["h1", "h2"], [8, 9]),
         ("postgresql://[::1]:7,[fe80::1%25eth0]/d", ["::1", "fe80::1%eth0"], [7, 5432]),
         ("postgresql:///d?host=/run/my%20server", ["/run/my server"], [5432]),

@@ -370,6 +370,8 @@ def test_a_statement_that_takes_too_long_is_given_up_and_does_not_pile_up_on_the
     scene: Scene,
 ) -> None:
     """A lock makes it slow. A refused write is not done a second time after the lock is gone."""
+    scene.terminate_all()  # the server still has sessions of connections that went silent in another test
+    scene.wait_for_no_connections()
     with scene.clerks() as clerks:
         each_writes(clerks)
         with scene.server.sessions() as other:

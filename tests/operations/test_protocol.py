@@ -42,6 +42,10 @@ BODY = b'{"email": "nobody@example.com", "password": "wrong"}'
 LOGIN = POST + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
 """A whole request, which is answered with 401."""
 GET = b"GET /health HTTP/1.1\r\nHost: api\r\n"
+PREFLIGHT = (
+    b"OPTIONS /tasks HTTP/1.1\r\nHost: api\r\nOrigin: http://localhost:3000\r\n"
+    b"Access-Control-Request-Method: GET\r\n\r\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -530,6 +534,9 @@ def test_where_all_are_at_work_one_more_is_503(hasty: Service, sockets: ExitStac
     status, headers, error = answer(client)
     assert (status, error["code"]) == (503, "overloaded")
     assert int(headers["retry-after"]) >= 1
+    client = connect(sockets, hasty)  # a page can read the 503 only if its preflight succeeds
+    client.sendall(PREFLIGHT)
+    assert client.recv(65536).startswith(b"HTTP/1.1 200")
     sockets.close()
     deadline = time.monotonic() + 10
     while hasty.client().get("/health").status_code == 503:

@@ -79,11 +79,9 @@ UserDep = Annotated[User, Depends(get_current_user)]
 
 
 async def _task(session: AsyncSession, user: User, task_id: int) -> Task:
-    task = await session.get(Task, task_id)
+    task = await session.get(Task, (task_id, user.id))
     if task is None:
         raise HTTPException(404, "Task not found")
-    if task.user_id != user.id:
-        raise HTTPException(403, "Not enough permissions")
     return task
 
 

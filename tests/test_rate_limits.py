@@ -641,6 +641,13 @@ def test_processes_share_their_counts_and_no_emails(
         assert part.encode() not in stored
 
 
+def test_limits_that_are_off_ask_no_redis(redis_server: Redis, new_service: Callable[..., Service]) -> None:
+    service = new_service(RATE_LIMIT_ENABLED="false", RATE_LIMIT_STORAGE_URI=redis_server.url)
+    before = redis_server.client.info("stats")["total_connections_received"]
+    assert sign_in(service, new_address(), service.register().email).status_code == 200
+    assert redis_server.client.info("stats")["total_connections_received"] == before
+
+
 def test_what_comes_at_once_is_counted_in_redis_too(replicas: tuple[Service, Service]) -> None:
     first, _ = replicas
     warnings = storage_warnings(first)

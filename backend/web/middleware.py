@@ -69,9 +69,9 @@ class Boundary:
             await self._app_for(exchange)(scope, receive, exchange.respond)
         except Exception as error:
             refusal = of_framework(error)
-            if exchange.status or isinstance(refusal, errors.InternalError):
+            if exchange.has_begun or isinstance(refusal, errors.InternalError):
                 logger.opt(exception=error).error("unexpected", request_id=events.request_id())
-            if exchange.status:
+            if exchange.has_begun:
                 raise
             await refuse(scope, refusal)(scope, receive, exchange.respond)
         finally:
@@ -103,6 +103,11 @@ class _Exchange:
             self.scope["path"] = _path_in_segments(scope["raw_path"])
         if self.scope["path"].removeprefix(scope.get("root_path", "")) not in _PROBES:
             drain.last_request_at = self._started
+
+    @property
+    def has_begun(self) -> bool:
+        """True when the client has the head of a response, so that no other can be sent."""
+        return self.status > 0 and self._start is None
 
     async def respond(self, message: Message) -> None:
         """Send a part of the response; raises `OverloadedError` instead of a start that is too much."""

@@ -239,3 +239,11 @@ def test_credentials_are_for_the_origins_of_the_settings_alone(service: Service)
     assert allowed["Access-Control-Allow-Origin"] == PAGE
     other = service.client(headers={"Origin": "https://evil.example"}).get("/health").headers
     assert "Access-Control-Allow-Origin" not in other
+
+
+def test_no_origin_has_credentials_if_every_origin_is_allowed(new_service: Callable[..., Service]) -> None:
+    client = new_service(CORS_ORIGINS="*").client(headers={"Origin": PAGE})
+    preflight = client.options("/tasks", headers={"Access-Control-Request-Method": "GET"})
+    for response in (client.get("/health"), preflight):
+        assert (response.status_code, response.headers["Access-Control-Allow-Origin"]) == (200, "*")
+        assert "Access-Control-Allow-Credentials" not in response.headers

@@ -1,6 +1,7 @@
 """`Route` treats every kind of handler as FastAPI's own class does, and adds the guard alone."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -581,6 +582,23 @@ def test_a_literal_path_wins_over_a_pattern_that_came_before_it() -> None:
         return JSONResponse("statistics")
 
     assert asyncio.run(Site(app).send("GET", "/tasks/statistics"))[:2] == (200, b'"statistics"')
+
+
+def test_a_stream_that_fails_at_once_is_500_and_a_later_one_is_cut_short() -> None:
+    app = create_app(load_settings(database_url="postgresql://localhost", jwt_secret="x" * 40))
+
+    async def pieces(number: int) -> AsyncIterator[bytes]:
+        for _ in range(number):
+            yield b"piece"
+        raise RuntimeError
+
+    @app.get("/stream/{number}")
+    async def stream(number: int) -> StreamingResponse:
+        return StreamingResponse(pieces(number))
+
+    status, content, *_ = asyncio.run(Site(app).send("GET", "/stream/0"))
+    assert (status, json.loads(content)["code"]) == (500, "internal_error")
+    assert asyncio.run(Site(app).send("GET", "/stream/1"))[:2] == (200, b"piece")
 
 
 def test_routes_that_swallow_nothing_keep_their_order() -> None:

@@ -76,11 +76,11 @@ _sent = postgresql.insert(users).values(id=USER_ID, **given("issuer", "email", "
 INTRODUCE_USER = Statement(
     _sent.on_conflict_do_update(
         index_elements=["id"],
-        set_={name: func.coalesce(_sent.excluded[name], users.c[name]) for name in ("email", "name")},
+        set_={"issuer": _sent.excluded.issuer},  # changes nothing, but `returning` needs an update
         where=users.c.issuer == _sent.excluded.issuer,
     ).returning(users.c.id)
 )
-"""Inserts or updates an external user from a token's claims; no row if another issuer has the id."""
+"""Inserts an external user from a token's claims; no row if another issuer has the id."""
 
 ADD_USER = Statement(
     postgresql.insert(users)

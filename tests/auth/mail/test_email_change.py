@@ -100,6 +100,16 @@ def test_two_users_who_want_one_email_get_it_once(mailing: Mailing, carol: Accou
     assert sorted(answer.status_code for answer in answers) == [204, 400]
 
 
+def test_a_mail_for_an_address_that_is_no_longer_wanted_is_not_sent(mailing: Mailing, carol: Account) -> None:
+    new, _ = asked(mailing, carol)
+    earlier = new_email()
+    row = "INSERT INTO outbox (kind, email, email_key, user_id) VALUES ('change', $1, $1, $2)"
+    mailing.database.sql(row, earlier, carol.id)
+    mailing.ask(FORGOT, new_email())  # has the outbox looked at
+    mailing.settled("change", earlier)
+    assert (len(mailing.mailbox.to(earlier)), len(mailing.mailbox.to(new))) == (0, 1)
+
+
 def test_a_change_that_is_dropped_is_void(mailing: Mailing, carol: Account) -> None:
     _, token = asked(mailing, carol)
     for _ in range(2):

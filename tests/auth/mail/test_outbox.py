@@ -79,6 +79,16 @@ def test_a_repeated_mail_is_dropped_also_after_the_process_that_had_it_died(mail
     assert len(mailing.mailbox.to(email)) == 1
 
 
+def test_a_finished_mail_is_forgotten_after_an_hour(mailing: Mailing) -> None:
+    old, recent = asks(mailing), asks(mailing)
+    for email in (old, recent):
+        mailing.settled("reset", email)
+    mailing.database.sql("UPDATE outbox SET done_at = done_at - interval '61 minutes' WHERE email = $1", old)
+    mailing.settled("reset", asks(mailing))
+    kept = mailing.database.sql("SELECT email FROM outbox WHERE email IN ($1, $2)", old, recent)
+    assert [row["email"] for row in kept] == [recent]
+
+
 def test_one_client_address_asks_for_so_many_mails_an_hour(new_mailing: Run) -> None:
     limited = new_mailing(RATE_LIMIT_ENABLED="true", RATE_LIMIT_MAIL="3/hour")
     answers = [limited.ask(FORGOT, new_email()) for _ in range(4)]

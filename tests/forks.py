@@ -3,6 +3,7 @@
 The tests of the command line, of workers and of exits start Python as a shell does.
 """
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,8 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [
         *("pytest", "tests.forks", "backend.__main__", "backend.app", "backend.web.server"),
-        "backend.auth.accounts.commands",
+        *("backend.auth.accounts.commands", "passlib.handlers.bcrypt"),
+        *("uvicorn.lifespan.on", "uvicorn.loops.uvloop"),
     ]
 )
 
@@ -79,6 +81,7 @@ class Fork:
 
 
 def _run(program: str, settings: dict[str, str], streams: Sequence[tuple[str, int]]) -> None:
+    gc.freeze()  # or each fork's first collections look through all that was imported
     os.environ.clear()
     os.environ.update(settings)
     for descriptor, (path, flags) in enumerate(streams):

@@ -72,13 +72,20 @@ def find(*names: str, hint: str) -> str:
     _miss(f"{' or '.join(names)} not found: {hint}")
 
 
+MEMORY = Path("/dev/shm")  # noqa: S108  # what is made there is private
+ROOM_BYTES = 8 * 2**30
+"""The files of the tests' PostgreSQL servers take less at any one time."""
+
+
 @contextmanager
 def passable_directory(**kwargs: Any) -> Iterator[Path]:
     """Make a temporary directory that others may pass, since root's PostgreSQL runs as another user.
 
-    Those of `tempfile` and pytest are closed to it.
+    Those of `tempfile` and pytest are closed to it. The directory is in memory where there is room (Linux),
+    because PostgreSQL makes and removes thousands of files for the tests.
     """
-    with TemporaryDirectory(**kwargs) as name:
+    has_room = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > ROOM_BYTES
+    with TemporaryDirectory(dir=MEMORY if has_room else None, **kwargs) as name:
         directory = Path(name)
         directory.chmod(0o711)
         yield directory

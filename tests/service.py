@@ -184,6 +184,7 @@ def start(log: Path, *arguments: str, program: Sequence[str] = PROGRAM, **settin
 def fork(log: Path, program: str = MAIN.format(["serve"]), **settings: str) -> Service:
     """Start the service without an import, and without waiting for it."""
     port = settings.setdefault("PORT", str(free_port()))
+    log.touch()
     return Service(Fork(program, environment(**settings), log, log), f"http://127.0.0.1:{port}", log)
 
 
@@ -211,16 +212,20 @@ def wait_until_healthy(service: Service, seconds: float = START_SECONDS) -> None
     raise AssertionError(f"the service did not start:\n{service.log.read_text()}")
 
 
+def launch(log: Path, *arguments: str, program: Sequence[str] = (), **settings: str) -> Service:
+    """Start the service, without waiting for it.
+
+    It is forked, unless it has several workers or arguments, or the program is PROGRAM.
+    """
+    if arguments or settings.get("WORKERS", "1") != "1" or program == PROGRAM:
+        return start(log, *arguments, program=program or PROGRAM, **settings)
+    return fork(log, *program[1:], **settings)
+
+
 @contextmanager
 def running(log: Path, *arguments: str, program: Sequence[str] = (), **settings: str) -> Iterator[Service]:
-    """Run the service for the length of the block.
-
-    It is forked, unless it has workers or arguments, or the program is PROGRAM.
-    """
-    if arguments or "WORKERS" in settings or program == PROGRAM:
-        service = start(log, *arguments, program=program or PROGRAM, **settings)
-    else:
-        service = fork(log, *program[1:], **settings)
+    """Run the service for the length of the block, started by `launch`."""
+    service = launch(log, *arguments, program=program, **settings)
     try:
         wait_until_healthy(service)
         yield service

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,9 +17,10 @@ from sqlmodel import SQLModel
 import backend.auth.mail.models
 import backend.auth.models
 import backend.tasks.models  # noqa: F401  # all three fill SQLModel.metadata
+import tests.service
 from backend.database import revision, schema
 from tests.conftest import Postgres
-from tests.service import JWT_SECRET, ROOT, Service, environment
+from tests.service import JWT_SECRET, ROOT, Finished, Service, environment
 
 TABLES = {
     "users",
@@ -75,15 +77,9 @@ def shape(database: Postgres) -> set[tuple[Any, ...]]:
     return {tuple(row.values()) for query in (COLUMNS, CONSTRAINTS, INDEXES) for row in database.sql(query)}
 
 
-def command(database: Postgres, *arguments: str, directory: Path = ROOT) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "backend", "migrate", *arguments],
-        cwd=directory,
-        env=environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def command(database: Postgres, *arguments: str) -> Finished:
+    """Run `python -m backend migrate`."""
+    return tests.service.command("migrate", *arguments, DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET)
 
 
 @pytest.fixture
@@ -120,10 +116,10 @@ def test_many_processes_may_migrate_an_empty_database_at_once(
     new_empty_database: Callable[[], Postgres],
 ) -> None:
     database = new_empty_database()
-    processes = [command(database) for _ in range(5)]
-    outputs = [process.communicate(timeout=60) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 5, outputs
-    assert sum(stdout.count("Running upgrade") for stdout, _ in outputs) == len(versions())
+    with ThreadPoolExecutor(5) as threads:
+        done = list(threads.map(command, [database] * 5))
+    assert [finished.returncode for finished in done] == [0] * 5, done
+    assert sum(finished.stdout.count("Running upgrade") for finished in done) == len(versions())
     assert len(database.sql("SELECT * FROM alembic_version")) == 1
 
 
@@ -176,19 +172,17 @@ def test_check_is_a_command_with_an_exit_code(
     migrated: Postgres, new_empty_database: Callable[[], Postgres]
 ) -> None:
     clean, behind = command(migrated, "--check"), command(new_empty_database(), "--check")
-    clean_output, behind_output = clean.communicate(timeout=60), behind.communicate(timeout=60)
-    assert clean.returncode == 0, clean_output
+    assert clean.returncode == 0, clean
     assert behind.returncode == 1
-    assert behind_output[1].startswith("tasks-api: ")
-    assert behind_output[1].count("\n") == 1
+    assert behind.stderr.startswith("tasks-api: ")
+    assert behind.stderr.count("\n") == 1
 
 
 def test_a_revision_that_is_not_there_is_one_line(migrated: Postgres) -> None:
-    process = command(migrated, "no-such-revision")
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 1
-    assert "no-such-revision" in stderr
-    assert stderr.count("\n") == 1
+    done = command(migrated, "no-such-revision")
+    assert done.returncode == 1
+    assert "no-such-revision" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_migration_that_fails_leaves_nothing_of_itself_or_those_before(
@@ -321,8 +315,9 @@ def test_a_command_writes_the_migration_for_what_the_models_have_changed(
     database = new_empty_database()
 
     def run(*arguments: str) -> None:
-        done = command(database, *arguments, directory=tmp_path)
-        assert (done.communicate(timeout=60), done.returncode)[1] == 0
+        program = [sys.executable, "-m", "backend", "migrate", *arguments]
+        settings = environment(DATABASE_URL=database.url, JWT_SECRET=JWT_SECRET)
+        subprocess.run(program, cwd=tmp_path, env=settings, check=True, timeout=60)
 
     run("--new", "Tasks have a priority")
     following = f"{int(head()) + 1:04}"

@@ -1,7 +1,6 @@
 """The service on a PostgreSQL that requires TLS and a password, as Neon's does."""
 
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ import pytest
 from tests.certificates import make_certificates
 from tests.conftest import Postgres
 from tests.programs import find, unprivileged
-from tests.service import JWT_SECRET, ROOT, Service, environment, free_port
+from tests.service import JWT_SECRET, Finished, Service, command, free_port
 
 USER, ROLE_PASSWORD = "neondb_owner", "npg_A1b2C3"
 HBA = "local all postgres trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n"
@@ -108,16 +107,8 @@ def secured() -> Iterator[Secured]:
             yield server
 
 
-def migrate(**settings: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "backend", "migrate"],
-        cwd=ROOT,
-        env=environment(JWT_SECRET=JWT_SECRET, **settings),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+def migrate(**settings: str) -> Finished:
+    return command("migrate", JWT_SECRET=JWT_SECRET, **settings)
 
 
 def works(service: Service, secured: Secured) -> None:

@@ -4,8 +4,8 @@ PgBouncer lends its connections in turn, so that code fails that relies on the c
 """
 
 import asyncio
+import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,17 +30,18 @@ from backend.web.health import PING
 from tests import test_isolation
 from tests.certificates import make_certificates
 from tests.conftest import Postgres
+from tests.forks import Fork
 from tests.programs import find, unprivileged
 from tests.service import (
     JWT_SECRET,
+    MAIN,
     PASSWORD,
-    ROOT,
     Service,
     environment,
     free_port,
+    launch,
     mailed_token,
     seen,
-    start,
     wait_until_healthy,
 )
 from tests.tasks.test_concurrency import at_once
@@ -148,7 +149,7 @@ def started(logs: Path, *settings: dict[str, str]) -> Iterator[list[Service]]:
     """Run services with these settings, started at once."""
     with ExitStack() as stack:
         begun = [
-            start(logs / f"log{number}", JWT_SECRET=JWT_SECRET, **each)
+            launch(logs / f"log{number}", JWT_SECRET=JWT_SECRET, **each)
             for number, each in enumerate(settings)
         ]
         for service in begun:
@@ -339,13 +340,13 @@ WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted
 """
 
 
-def backend(*arguments: str, url: str) -> "subprocess.Popen[bytes]":
+def backend(*arguments: str, url: str) -> Fork:
     """Start a command of the backend."""
-    settings = environment(DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
-    return subprocess.Popen([sys.executable, "-m", "backend", *arguments], cwd=ROOT, env=settings)
+    nowhere, settings = Path(os.devnull), environment(DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
+    return Fork(MAIN.format(list(arguments)), settings, nowhere, nowhere)
 
 
-async def migrate_at_once(database: Postgres, url: str) -> list["subprocess.Popen[bytes]"]:
+async def migrate_at_once(database: Postgres, url: str) -> list[Fork]:
     """Start two migrations, and let them go when both wait for the lock."""
     holder = await asyncpg.connect(**connect_arguments(database.url))
     await holder.execute(f"SELECT pg_advisory_lock({LOCK})")

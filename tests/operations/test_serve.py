@@ -34,11 +34,11 @@ from tests.service import (
     ROOT,
     UNTRACED,
     Service,
+    command,
     environment,
     free_port,
     program_with,
     running,
-    start,
     wait_until_healthy,
 )
 from tests.waiting import until
@@ -76,8 +76,9 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Service]]:
     """Start services that may fail to come up; the end of the test kills them and their children."""
     begun: list[Service] = []
 
-    def begin(*arguments: str, **settings: Any) -> Service:
-        begun.append(start(tmp_path / f"log{next(_numbers)}", *arguments, **settings))
+    def begin(program: Sequence[str] = (), **settings: str) -> Service:
+        log = tmp_path / f"log{next(_numbers)}"
+        begun.append(tests.service.launch(log, program=program, **settings))
         return begun[-1]
 
     yield begin
@@ -199,7 +200,7 @@ def test_two_started_at_once_share_the_server_and_the_secret_and_the_last_stops_
 def test_stopped_while_it_makes_its_files_it_leaves_nothing_running_and_starts_the_next_time(
     data_dir: Path, launch: Callable[..., Service], serve: Callable[..., Service]
 ) -> None:
-    stopped = launch(DATA_DIR=str(data_dir))
+    stopped = launch(PROGRAM, DATA_DIR=str(data_dir))
     until(lambda: any(data_dir.glob("postgres/initdb-*/base")))
     assert stopped.stop() == 0
     assert postgres_of(data_dir) == set()
@@ -439,7 +440,7 @@ def test_it_can_be_stopped_while_it_waits(
     launch: Callable[..., Service], how: signal.Signals, code: int
 ) -> None:
     url = f"postgresql://ada@127.0.0.1:{free_port()}/tasks"
-    service = launch(DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
+    service = launch(PROGRAM, DATABASE_URL=url, JWT_SECRET=JWT_SECRET)
     waits(service)
     assert service.stop(how) == code
 
@@ -496,7 +497,7 @@ def test_a_link_in_place_of_the_kept_secret_is_not_followed(
         link(used_data_dir / name, target)
     assert str(secret) in refusal(launch(DATA_DIR=str(used_data_dir)))
     secret.unlink()
-    assert run("migrate", DATA_DIR=str(used_data_dir)).returncode == 0
+    assert command("migrate", DATA_DIR=str(used_data_dir)).returncode == 0
     assert target.read_text() == JWT_SECRET
     assert not secret.is_symlink()
     assert secret.stat().st_nlink == 1
@@ -507,7 +508,7 @@ def test_a_link_in_place_of_the_kept_secret_is_not_followed(
 def test_the_secret_that_root_makes_in_another_s_directory_is_theirs(data_dir: Path) -> None:
     data_dir.mkdir()
     shutil.chown(data_dir, "nobody")
-    assert run("migrate", DATA_DIR=str(data_dir)).returncode == 0
+    assert command("migrate", DATA_DIR=str(data_dir)).returncode == 0
     secret = (data_dir / "jwt-secret").stat()
     assert (secret.st_uid, secret.st_mode & 0o777) == (pwd.getpwnam("nobody").pw_uid, 0o600)
 
@@ -524,6 +525,6 @@ def test_openapi_prints_the_document_that_is_served_and_needs_nothing(service: S
 
 
 def test_secret_prints_a_new_one_that_the_settings_take() -> None:
-    secrets = {run("secret").stdout.strip() for _ in range(2)}
+    secrets = {command("secret").stdout.strip() for _ in range(2)}
     assert len(secrets) == 2
     assert all(len(secret) >= MIN_SECRET_BYTES for secret in secrets)

@@ -1,14 +1,12 @@
 """A forgotten password: one answer for every email, a link that works once, and the end of all sessions."""
 
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 
 import pytest
 
 from tests.auth.mail.conftest import Mailing, new_email
-from tests.service import JWT_SECRET, PASSWORD, Account, environment
+from tests.service import JWT_SECRET, PASSWORD, Account, command
 from tests.tasks.test_concurrency import at_once
 
 NEW = "another correct horse battery"
@@ -140,9 +138,8 @@ def test_a_new_password_voids_every_other_mail_token_and_a_pending_change(
 
 def _disable_and_enable(mailing: Mailing, account: Account) -> None:
     for change in ("disable", "enable"):
-        command = [sys.executable, "-m", "backend", "users", change, account.email]
-        settings = environment(DATABASE_URL=mailing.database.url, JWT_SECRET=JWT_SECRET)
-        subprocess.run(command, env=settings, check=True, capture_output=True)
+        settings = {"DATABASE_URL": mailing.database.url, "JWT_SECRET": JWT_SECRET}
+        assert command("users", change, account.email, **settings).returncode == 0
 
 
 @pytest.mark.parametrize("change", [_reset, _change_password, _disable_and_enable])

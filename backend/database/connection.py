@@ -64,6 +64,16 @@ class Connection(asyncpg.Connection):
             self._stmt_cache.set_max_size(0)
 
 
+async def open_connection(arguments: dict[str, Any]) -> Connection:
+    """Return a connection, without `OPTIONS` where a pooler refuses them; raises what asyncpg raises."""
+    try:
+        return await asyncpg.connect(**arguments, connection_class=Connection)
+    except REFUSALS:
+        given = arguments["server_settings"].items()
+        own = {name: value.removeprefix(OPTIONS) for name, value in given if value != OPTIONS}
+        return await asyncpg.connect(**arguments | {"server_settings": own}, connection_class=Connection)
+
+
 def notice_silence(connection: asyncpg.Connection, seconds: float) -> None:
     """Let the kernel end a connection whose peer acknowledges nothing for so long (RFC 5482)."""
     transport = cast(Any, connection)._transport  # noqa: SLF001  # asyncpg has no public name for it

@@ -188,7 +188,6 @@ class Database:
             await asyncio.sleep(pause)
 
     def _stop_preparing(self) -> None:
-        self._hosts.arguments["statement_cache_size"] = 0
         if self._prepares:
             self._prepares = False
             logger.warning(
@@ -225,7 +224,7 @@ class Database:
             self.pool.discard_one(connection)
             return
         if isinstance(error, DOUBTS):
-            self._hosts.doubt(connection)
+            self._hosts.put_last(connection.address)
         self.pool.discard(connection)
 
     @asynccontextmanager

@@ -115,8 +115,7 @@ def find_server(data_dir: Path) -> EmbeddedServer:
     if closed:
         raise EmbeddedServerError(
             f"started by root, the embedded PostgreSQL runs as user {server.uid}, who can't pass "
-            f"{os.fsdecode(closed)}: set DATA_DIR to a directory elsewhere, move a clone that is below it, "
-            "or don't start as root"
+            f"{os.fsdecode(closed)}: set DATA_DIR elsewhere, move a clone below it, or don't start as root"
         )
     return server
 

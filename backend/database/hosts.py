@@ -1,7 +1,4 @@
-"""Connects to the hosts of DATABASE_URL in turn, each within its share of the time.
-
-asyncpg alone would wait for a silent host until no time is left for the others.
-"""
+"""Connects to the hosts of DATABASE_URL in turn, because asyncpg would give all the time to a silent one."""
 
 from typing import Any
 
@@ -18,14 +15,12 @@ class Hosts:
         self._arguments = arguments | {"timeout": timeout}
 
     async def connect(self) -> Connection:
-        """Return a connection; raises what the only host raises, or one error with the reason of each."""
+        """Return a connection; raises `ConnectionError`, with the reason of each host in one line."""
         reasons: list[str] = []
         for host, port in tuple(self._addresses):
             try:
                 connection = await open_connection(self._arguments | {"host": host, "port": port})
-            except Exception as error:
-                if len(self._addresses) == 1:
-                    raise
+            except Exception as error:  # noqa: BLE001  # the message tells any
                 if isinstance(error, TimeoutError):
                     self.put_last((host, port))
                 reasons.append(f"{host}:{port}: {in_words(error)}")

@@ -486,7 +486,7 @@ def test_what_belongs_to_a_user_goes_on_belonging_to_them(directory: Path) -> No
 def test_root_opens_no_private_directory_but_names_it_and_the_way_out(empty: Path) -> None:
     empty.mkdir(mode=0o700)
     said = refusal(empty / "below")
-    assert f"can't pass {empty}: set DATA_DIR to a directory elsewhere, " in said
+    assert f"can't pass {empty}: set DATA_DIR elsewhere, " in said
     assert "don't start as root" in said
     assert stat.S_IMODE(empty.stat().st_mode) == 0o700
 

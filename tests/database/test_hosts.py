@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-import asyncpg
 import pytest
 from sqlalchemy import column, insert, select, table
 
@@ -87,6 +86,7 @@ def came_to(node: Node, found: tuple[int, float], after: float = 0) -> bool:
         ("primary", "standby", "primary"),
         ("standby", "primary", "standby"),
         ("read-only", "primary", "standby"),
+        ("prefer-standby", "primary", "primary"),
     ],
 )
 def test_the_first_host_that_has_the_attributes_is_taken(
@@ -135,12 +135,12 @@ def test_one_error_names_every_host_in_time(cluster: Cluster, silent: int) -> No
     )
 
 
-def test_a_single_host_has_all_of_the_time_and_its_own_error(cluster: Cluster, silent: int) -> None:
+def test_a_single_host_has_all_of_the_time(cluster: Cluster, silent: int) -> None:
     start = time.monotonic()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(ConnectionError, match="no answer"):
         asyncio.run(port_of(hosts_of(cluster.url(silent), seconds=1)))
     assert 1 <= time.monotonic() - start < 1 + AT_ONCE
-    with pytest.raises(asyncpg.InvalidCatalogNameError):
+    with pytest.raises(ConnectionError, match='database "others" does not exist'):
         asyncio.run(port_of(hosts_of(cluster.url(cluster.primary.port).replace("/tasks", "/others"))))
 
 

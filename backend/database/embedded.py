@@ -150,8 +150,6 @@ def _leave(server: EmbeddedServer, home: int, users: int) -> None:
     with suppress(BlockingIOError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _end(server, [server.pid], signal.SIGINT)  # a fast shutdown, which ends its connections
-        with suppress(OSError):  # of the two places only the one in /tmp is empty now
-            server.socket_dir.rmdir()
 
 
 def _initialise(server: EmbeddedServer, home: int) -> None:

@@ -27,7 +27,7 @@ WHERE (name, setting) = ('default_transaction_read_only', 'on')
    OR (name = 'default_transaction_isolation' AND setting <> 'read committed')
 """
 
-REFUSALS: Final = (asyncpg.ProtocolViolationError, asyncpg.FeatureNotSupportedError)
+_REFUSALS: Final = (asyncpg.ProtocolViolationError, asyncpg.FeatureNotSupportedError)
 """Errors of poolers that refuse `options`, such as PgBouncer: "unsupported startup parameter"."""
 
 UNPREPARED: Final = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
@@ -62,6 +62,16 @@ class Connection(asyncpg.Connection):
             self._stmt_cache_enabled = False
             self._mark_stmts_as_closed()  # without a `Close` message, which would cost a round trip
             self._stmt_cache.set_max_size(0)
+
+
+async def open_connection(arguments: dict[str, Any]) -> Connection:
+    """Return a connection, without `OPTIONS` where a pooler refuses them; raises what asyncpg raises."""
+    try:
+        return await asyncpg.connect(**arguments, connection_class=Connection)
+    except _REFUSALS:
+        given = arguments["server_settings"].items()
+        own = {name: value.removeprefix(OPTIONS) for name, value in given if value != OPTIONS}
+        return await asyncpg.connect(**arguments | {"server_settings": own}, connection_class=Connection)
 
 
 def notice_silence(connection: asyncpg.Connection, seconds: float) -> None:

@@ -11,7 +11,6 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Final, Self
 
 import asyncpg
-from asyncpg.prepared_stmt import PreparedStatement
 from loguru import logger
 
 from backend.database.connection import STATEMENTS, UNPREPARED, Connection, notice_silence
@@ -188,7 +187,6 @@ class Database:
             await asyncio.sleep(pause)
 
     def _stop_preparing(self) -> None:
-        self._hosts.arguments["statement_cache_size"] = 0
         if self._prepares:
             self._prepares = False
             logger.warning(
@@ -225,7 +223,7 @@ class Database:
             self.pool.discard_one(connection)
             return
         if isinstance(error, DOUBTS):
-            self._hosts.doubt(connection)
+            self._hosts.put_last(connection.address)
         self.pool.discard(connection)
 
     @asynccontextmanager
@@ -273,7 +271,6 @@ class Transaction:
 
     def __init__(self, connection: Connection, seconds: float, nodes: Nodes | None) -> None:
         self._connection, self._seconds, self._nodes = connection, seconds, nodes
-        self._last: tuple[Statement, PreparedStatement[Row]] | None = None
 
     async def one(self, statement: Statement, **values: Any) -> Row | None:
         """Return the first row, or None; raises `NodeAwayError`."""
@@ -282,8 +279,5 @@ class Transaction:
         return await self._one(statement, values)
 
     async def _one(self, statement: Statement, values: dict[str, Any]) -> Row | None:
-        arguments = statement.arguments(values)
-        if self._last is None or self._last[0] is not statement:
-            prepared = await self._connection.prepare(statement.sql, name="", timeout=self._seconds)
-            self._last = statement, prepared
-        return await self._last[1].fetchrow(*arguments, timeout=self._seconds)
+        prepared = await self._connection.prepare(statement.sql, name="", timeout=self._seconds)
+        return await prepared.fetchrow(*statement.arguments(values), timeout=self._seconds)

@@ -115,8 +115,7 @@ def find_server(data_dir: Path) -> EmbeddedServer:
     if closed:
         raise EmbeddedServerError(
             f"started by root, the embedded PostgreSQL runs as user {server.uid}, who can't pass "
-            f"{os.fsdecode(closed)}: set DATA_DIR to a directory elsewhere, move a clone that is below it, "
-            "or don't start as root"
+            f"{os.fsdecode(closed)}: set DATA_DIR elsewhere, move a clone below it, or don't start as root"
         )
     return server
 
@@ -151,8 +150,6 @@ def _leave(server: EmbeddedServer, home: int, users: int) -> None:
     with suppress(BlockingIOError):
         fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _end(server, [server.pid], signal.SIGINT)  # a fast shutdown, which ends its connections
-        with suppress(OSError):  # of the two places only the one in /tmp is empty now
-            server.socket_dir.rmdir()
 
 
 def _initialise(server: EmbeddedServer, home: int) -> None:

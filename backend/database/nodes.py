@@ -77,17 +77,17 @@ class Nodes:
         """Places of one node. A silent node and the transactions that it holds up leave some to others."""
         self._places = defaultdict[str, asyncio.Semaphore](lambda: asyncio.Semaphore(self._share))
         self._asking: Counter[str] = Counter()
-        self._away: set[str] = set()
-        self._checks: dict[str, asyncio.Task[None]] = {}
-        self._turn = asyncio.Lock()
-        """Makes checks hold one connection at most, however many nodes are away."""
+        self._suspects: dict[str, bool] = {}
+        """Nodes that are checked until they answer; True from the first time that they did not."""
+        self._checking: asyncio.Task[None] | None = None
         self._remembered: dict[tuple[str, str], str | None] = {}
         self._forget_at = 0.0
 
     async def admit(self, statement: Statement, values: dict[str, Any], run: Run) -> str | None:
         """Return the node of a statement, None for the coordinator; raises `NodeAwayError`."""
         node = SEVERAL if isinstance(statement, WideStatement) else await self._find(values, run)
-        if node in self._away or (node == SEVERAL and self._away):
+        is_away = any(self._suspects.values()) if node == SEVERAL else self._suspects.get(node or "")
+        if is_away:
             raise NodeAwayError(reason="node_away")
         return node
 
@@ -135,31 +135,27 @@ class Nodes:
 
     def _suspect(self, node: str) -> None:
         for name in self._names if node == SEVERAL else (node,):
-            if name not in self._checks:
-                self._checks[name] = asyncio.create_task(self._watch(name))
+            self._suspects.setdefault(name, False)
+        if self._checking is None or self._checking.done():
+            self._checking = asyncio.create_task(self._check_suspects())
 
-    async def _watch(self, node: str) -> None:
+    async def _check_suspects(self) -> None:
+        """Check them in turn, so that checks hold one connection at most, however many nodes are away."""
         try:
-            while not await self._answers(node):
-                if node not in self._away:
-                    self._away.add(node)
-                    logger.warning("DATABASE_URL: the node {} is away; its users are refused", node)
+            while self._suspects:
+                for node, was_away in tuple(self._suspects.items()):
+                    is_away = self._suspects[node] = not await self._check(node)
+                    if is_away != was_away:
+                        state = "away; its users are refused" if is_away else "back"
+                        logger.warning("DATABASE_URL: the node {} is {}", node, state)
+                    if not is_away:
+                        del self._suspects[node]
                 await asyncio.sleep(CHECK_SECONDS)
-            if node in self._away:
-                logger.info("DATABASE_URL: the node {} is back", node)
         except DatabaseError:
-            pass  # the coordinator does not answer, which says nothing of the node
-        finally:
-            self._away.discard(node)
-            del self._checks[node]
-
-    async def _answers(self, node: str) -> bool:
-        async with self._turn:
-            return await self._check(node)
+            self._suspects.clear()  # the coordinator does not answer, which says nothing of the nodes
 
     async def close(self) -> None:
-        """End all checks."""
-        checks = [*self._checks.values()]
-        for check in checks:
-            check.cancel()
-        await asyncio.gather(*checks, return_exceptions=True)
+        """End the checks."""
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.gather(self._checking, return_exceptions=True)

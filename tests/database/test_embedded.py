@@ -370,14 +370,12 @@ def test_a_long_path_has_its_socket_in_a_short_private_directory(template: Path,
         socket_dir = Path(connect_arguments(server.url)["host"][0])
         assert socket_dir.parent == Path("/tmp")  # noqa: S108
         assert stat.S_IMODE(socket_dir.stat().st_mode) == 0o700
-    assert not socket_dir.exists()
 
 
 @needs_root
 def test_a_short_directory_that_somebody_else_made_is_refused(template: Path, empty: Path) -> None:
     with embedded_server(copy(template, empty / ("x" * 100))) as server:
         socket_dir = Path(connect_arguments(server.url)["host"][0])
-    socket_dir.mkdir()
     os.chown(socket_dir, 12345, 12345)
     with (
         pytest.raises(EmbeddedServerError, match="must be a directory, and belong to"),
@@ -486,7 +484,7 @@ def test_what_belongs_to_a_user_goes_on_belonging_to_them(directory: Path) -> No
 def test_root_opens_no_private_directory_but_names_it_and_the_way_out(empty: Path) -> None:
     empty.mkdir(mode=0o700)
     said = refusal(empty / "below")
-    assert f"can't pass {empty}: set DATA_DIR to a directory elsewhere, " in said
+    assert f"can't pass {empty}: set DATA_DIR elsewhere, " in said
     assert "don't start as root" in said
     assert stat.S_IMODE(empty.stat().st_mode) == 0o700
 

@@ -272,6 +272,20 @@ def test_a_node_that_is_away_is_refused_at_once_until_it_answers(spread: Postgre
     play(run())
 
 
+def test_a_node_that_is_back_is_checked_no_more(spread: Postgres) -> None:
+    """An idle service sends nothing."""
+
+    async def run() -> None:
+        async with stage(spread) as scene:
+            before = asyncio.all_tasks()
+            await scene.lose_the_west()
+            assert not asyncio.all_tasks() <= before
+            await scene.heal()
+            await until_async(lambda: asyncio.all_tasks() <= before)
+
+    play(run())
+
+
 def test_a_node_that_joined_later_is_known_by_its_users(spread: Postgres) -> None:
     """A failed transaction does not tell which node has failed, so each known one is checked."""
     spread.sql("UPDATE pg_dist_node SET shouldhaveshards = nodename = 'east'")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from backend.database.connection import OPTIONS
 from backend.database.embedded import EmbeddedServer, embedded_server
-from backend.database.url import DatabaseURLError, connect_arguments, ignored_options
+from backend.database.url import DatabaseURLError, connect_arguments
 from tests.certificates import make_certificates
 from tests.programs import passable_directory
 
@@ -50,8 +50,6 @@ def test_neon_s_own_words_are_understood() -> None:
         "server_settings": {},
         "statement_cache_size": 0,
         "timeout": None,
-        "krbsrvname": None,
-        "gsslib": "gssapi",
         "passfile": None,
     }
 
@@ -147,37 +145,25 @@ def test_connect_timeout_is_in_seconds_and_zero_is_none(seconds: str, timeout: i
 
 
 def test_the_last_of_two_values_counts() -> None:
-    assert connect_arguments("postgresql://h?sslmode=require&sslmode=disable")["ssl"] is False
-
-
-def test_what_libpq_alone_needs_is_ignored() -> None:
-    url = "postgresql://u@h/d?keepalives=1&gssencmode=disable&client_encoding=utf8&pgbouncer=false"
-    assert connect_arguments(url) == connect_arguments("postgresql://u@h/d")
+    assert connect_arguments("postgresql://h?sslmode=require&sslmode=disable")["ssl"] == "disable"
 
 
 @pytest.mark.parametrize(
-    ("query", "names"),
+    "query",
     [
-        ("pgbouncer=false&connection_limit=1", ["connection_limit"]),  # Prisma
-        ("pool_timeout=15&connect_timeout=15&socket_timeout=3", ["pool_timeout", "socket_timeout"]),
-        ("schema=public", ["schema"]),
-        ("currentSchema=x&prepareThreshold=0&ApplicationName=y", None),  # JDBC
-        ("keepalives=1&keepalives_idle=5&client_encoding=utf8&load_balance_hosts=random", None),  # libpq
-        ("conn_max_age=600&conn_health_checks=true", None),  # Django
-        ("pool=5&encoding=unicode&prepared_statements=false&variables[statement_timeout]=9", None),  # Rails
-        ("pool_max_conns=10&default_query_exec_mode=exec", None),  # pgx
-        ("supa=base-pooler.x&workaround=supabase-pooler.vercel", None),  # Supabase
-        ("sslmode=require&uselibpqcompat=true", ["uselibpqcompat"]),  # node-postgres
+        "pgbouncer=false&connection_limit=1&pool_timeout=15&socket_timeout=3&schema=public",  # Prisma
+        "currentSchema=x&prepareThreshold=0&ApplicationName=y",  # JDBC
+        "keepalives=1&keepalives_idle=5&client_encoding=utf8&load_balance_hosts=random",  # libpq
+        "gssencmode=disable&sslcompression=prefer",  # libpq
+        "conn_max_age=600&conn_health_checks=true",  # Django
+        "pool=5&encoding=unicode&prepared_statements=false&variables[statement_timeout]=9",  # Rails
+        "pool_max_conns=10&default_query_exec_mode=exec",  # pgx
+        "supa=base-pooler.x&workaround=supabase-pooler.vercel",  # Supabase
+        "uselibpqcompat=true",  # node-postgres
     ],
 )
-def test_options_of_other_tools_are_ignored_and_named(query: str, names: list[str] | None) -> None:
-    expected = names or sorted(pair.partition("=")[0] for pair in query.split("&"))
-    assert ignored_options(f"postgresql://u:p@h/d?{query}") == expected
-    understood = {"socket_timeout": "", "connect_timeout=15": "connect_timeout=15"}
-    kept = "&".join(pair for pair in query.split("&") if pair in understood or pair.startswith("sslmode"))
-    ours, plain = (connect_arguments(f"postgresql://u:p@h/d?{text}") for text in (query, kept))
-    assert (ours.pop("ssl") is False) == (plain.pop("ssl") is False)
-    assert ours == plain
+def test_options_of_other_tools_are_ignored(query: str) -> None:
+    assert connect_arguments(f"postgresql://u@h/d?{query}") == connect_arguments("postgresql://u@h/d")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +175,7 @@ def test_options_of_other_tools_are_ignored_and_named(query: str, names: list[st
             "channelBinding=require",
             "requireAuth=scram-sha-256",
             "gssEncMode=require",
+            "gssencmode=require",
         ),  # JDBC
         *("require_auth=scram-sha-256", "requirepeer=postgres", "sslcertmode=require"),
         *("sslcrldir=/x", "hostaddr=127.0.0.1", "service=x", "ssl_mode=require", "tls=true"),
@@ -202,41 +189,32 @@ def test_an_option_that_asks_for_protection_is_never_ignored(option: str) -> Non
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("", "not a URL"),
-        ("hunter2", "not a URL"),
-        ("host=h password=hunter2", "not a URL"),
-        ("mysql://u:hunter2@h/d", "not a URL like postgresql://"),
-        ("sqlite:///hunter2.db", "not a URL like postgresql://"),
-        ("postgresqlx://u:hunter2@h/d", "not a URL like postgresql://"),
+        ("", "not like"),
+        ("hunter2", "not like"),
+        ("host=h password=hunter2", "not like"),
+        ("mysql://u:hunter2@h/d", "not like postgresql://"),
+        ("sqlite:///hunter2.db", "not like postgresql://"),
+        ("postgresqlx://u:hunter2@h/d", "not like postgresql://"),
         ("postgresql://u:hun/ter2@h/d", "percent-encode"),
         ("postgresql://u:hun#ter2@h/d", "percent-encode"),
         ("postgresql://u:hunter2@h/d#here", "percent-encoded"),
-        ("postgresql://u:hunter2@h:99999/d", "port"),
-        ("postgresql://u:hunter2@h:0/d", "port"),
+        ("postgresql://u:hunter2@h:99999/d", "host:port,host:port"),
+        ("postgresql://u:hunter2@h:0/d", "host:port,host:port"),
         ("postgresql://u:hunter2@h:5x/d", "percent-encode"),
-        ("postgresql://u:hunter2@h1,h2/d?port=1,2", "port is not"),
+        ("postgresql://u:hunter2@h1,h2/d?port=1,2", "host:port,host:port"),
         ("postgresql://u:hunter2@[::1/d", "host:port,host:port"),
         ("postgresql://u:hunter2@my host/d", "host:port,host:port"),
-        ("postgresql://u:a%00b@h/d", "percent-encoded"),
-        (
-            "postgresql://u:hunter2@h/d?sslmode=verify-full&sslcrl=/x",
-            "begin with ssl can't be used: no such file",
-        ),
+        ("postgresql://u:hunter2@h/d?sslmode=verify-full&sslcrl=/x", "options can't be used: no such file"),
         ("postgresql://u:hunter2@h/d?service=x", "unknown here: service"),
-        ("postgresql://u@h/d?password=a&hunter2=b", "unknown options"),
         ("postgresql://u:hunter2@h/d?sslmode=on", "`sslmode` parameter must be one of"),
-        ("postgresql://u:hunter2@h/d?target_session_attrs=master", "target_session_attrs is not"),
-        ("postgresql://u:hunter2@h/d?channel_binding=yes", "channel_binding is not"),
-        ("postgresql://u:hunter2@h/d?gssencmode=require", "gssencmode is not"),
+        (
+            "postgresql://u:hunter2@h/d?target_session_attrs=master",
+            "target_session_attrs is expected to be one of",
+        ),
         ("postgresql://u:hunter2@h/d?connect_timeout=soon", "connect_timeout is not"),
         ("postgresql://u:hunter2@h/d?sslmode=verify-ca&sslrootcert=/nowhere", "no such file"),
-        ("postgresql://u:hunter2@h/d?sslmode=verify-ca&sslrootcert=/etc/passwd", "begin with ssl"),
+        ("postgresql://u:hunter2@h/d?sslmode=verify-ca&sslrootcert=/etc/passwd", "options can't be used: "),
         ("postgresql://u:hunter2@h/d?sslmode=require&sslcert=/nowhere", "no such file"),
-        ("postgresql://u:hunter2@h/d?sslmode=verify-ca&sslrootcert=system", "no such file"),
-        (
-            "postgresql://u:hunter2@h/d?sslmode=disable&channel_binding=require",
-            "channel_binding=require needs",
-        ),
         ("postgresql://u:hunter2@h/d?sslcert=/x", "no such file"),
         ("postgresql://u:hunter2@h/d?sslnegotiation=direct", "direct TLS requires sslmode=require"),
     ],
@@ -254,11 +232,11 @@ def test_what_is_wrong_is_named_and_the_password_is_not(url: str, said: str) -> 
         ("", "prefer"),
         ("sslmode=prefer", "prefer"),
         ("sslmode=allow", "allow"),
-        ("sslmode=disable", False),
-        ("ssl=disable", False),
+        ("sslmode=disable", "disable"),
+        ("ssl=disable", "disable"),
     ],
 )
-def test_weak_modes_are_the_driver_s_own(query: str, mode: str | bool) -> None:
+def test_weak_modes_are_the_driver_s_own(query: str, mode: str) -> None:
     assert connect_arguments(f"postgresql://h?{query}")["ssl"] == mode
 
 
@@ -269,15 +247,26 @@ def test_weak_modes_are_the_driver_s_own(query: str, mode: str | bool) -> None:
         ("ssl=true", ssl.CERT_NONE, False),
         ("ssl=require", ssl.CERT_NONE, False),
         ("channel_binding=require", ssl.CERT_NONE, False),
+        ("sslmode=disable&channel_binding=require", ssl.CERT_NONE, False),
+        ("channel_binding=required", ssl.CERT_NONE, False),
         ("sslmode=require&sslnegotiation=direct", ssl.CERT_NONE, False),
-        ("sslmode=verify-ca", ssl.CERT_REQUIRED, False),
+        ("sslmode=verify-ca", ssl.CERT_REQUIRED, True),
         ("sslmode=verify-full", ssl.CERT_REQUIRED, True),
         ("sslrootcert=system", ssl.CERT_REQUIRED, True),
+        ("sslmode=require&sslrootcert=system", ssl.CERT_REQUIRED, True),
     ],
 )
-def test_strong_modes_verify_as_libpq_s_do(query: str, verifies: ssl.VerifyMode, checks_name: bool) -> None:
+def test_strong_modes_verify_at_least_as_libpq_s_do(
+    query: str, verifies: ssl.VerifyMode, checks_name: bool
+) -> None:
     context = connect_arguments(f"postgresql://h?{query}")["ssl"]
     assert (context.verify_mode, context.check_hostname) == (verifies, checks_name)
+    assert context.minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+def test_the_environment_does_not_lower_the_version_of_tls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGSSLMINPROTOCOLVERSION", "TLSv1")
+    context = connect_arguments("postgresql://h?sslmode=verify-full")["ssl"]
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
@@ -292,7 +281,6 @@ def test_strong_modes_verify_as_libpq_s_do(query: str, verifies: ssl.VerifyMode,
         ("postgresql://ep-x.neon.tech/d-pooler", False),
         ("postgresql://u-pooler:p-pooler@h/d", False),
         ("postgresql://pooler.example.com/d", False),
-        ("postgresql:///d?host=/run/my-pooler", False),
     ],
 )
 def test_a_transaction_pooler_is_known_by_its_name_or_said(url: str, pooled: bool) -> None:

@@ -45,11 +45,8 @@ class Cursors:
     """Issues and reads cursors, which `JWT_SECRET` signs; those of `JWT_PREVIOUS_SECRETS` stay valid."""
 
     def __init__(self, settings: Settings) -> None:
-        assert settings.jwt_secret is not None
-        known = (settings.jwt_secret, *settings.jwt_previous_secrets)
         self._keys = [
-            hashlib.blake2b(secret.get_secret_value().encode(), person=b"tasks-api cursor").digest()
-            for secret in known
+            hashlib.blake2b(key, person=b"tasks-api cursor").digest() for key in settings.signing_keys
         ]
 
     def issue(self, user_id: str, query: TaskQuery, position: Position) -> str:

@@ -17,7 +17,8 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from backend.auth.errors import KeysUnavailableError
-from backend.auth.tokens import external, jwks
+from backend.auth.tokens import jwks
+from backend.auth.tokens.external import ExternalTokens
 from backend.auth.tokens.jwks import KeySet
 from backend.database.embedded import EmbeddedServer
 from backend.settings import SettingsError, load_settings
@@ -859,8 +860,9 @@ def test_an_address_without_a_server_stops_the_start(monkeypatch: pytest.MonkeyP
         load_settings()
 
 
-def test_the_origin_of_an_address_is_what_a_browser_would_say() -> None:
+def test_the_origin_of_an_address_is_what_a_browser_would_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """URL standard, section 4.7."""
+    monkeypatch.setenv("JWT_SECRET", JWT_SECRET)
     for address, origin in {
         "https://App.Example.com/sign-in": "https://app.example.com",
         "https://example.com:443": "https://example.com",
@@ -869,4 +871,5 @@ def test_the_origin_of_an_address_is_what_a_browser_would_say() -> None:
         "http://[::1]:3000": "http://[::1]:3000",
         "http://[2001:DB8::0:1]:3000": "http://[2001:db8::1]:3000",
     }.items():
-        assert external._origin(address) == origin
+        monkeypatch.setenv("BETTER_AUTH_URL", address)
+        assert ExternalTokens(load_settings(), on_renewal=lambda: None)._origin == origin

@@ -46,14 +46,11 @@ class AccessTokens:
     """Issues and verifies this service's own access tokens."""
 
     def __init__(self, settings: Settings) -> None:
-        assert settings.jwt_secret is not None
         self.lifetime = settings.access_token_minutes * 60
         """Seconds."""
         self._issuer, self._audience = settings.jwt_issuer, settings.jwt_audience
-        secrets_ = (settings.jwt_secret, *settings.jwt_previous_secrets)
-        keys = [secret.get_secret_value().encode() for secret in secrets_]
-        self._keys = {_key_id(key): key for key in keys}
-        self._current = _key_id(keys[0])
+        self._keys = {_key_id(key): key for key in settings.signing_keys}
+        self._current = next(iter(self._keys))
 
     def issue(self, user_id: str, session_id: UUID) -> str:
         """Return a new access token for a session."""

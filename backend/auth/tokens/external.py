@@ -7,8 +7,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin
 
-from pydantic import AnyHttpUrl
-
 from backend.auth.caller import Caller
 from backend.auth.models import EXTERNAL
 from backend.auth.tokens.access import Verified, decode, subject
@@ -30,7 +28,7 @@ class ExternalTokens:
         secret, url = settings.better_auth_secret, settings.better_auth_url
         self._secret = secret.get_secret_value().encode() if secret else None
         self._keys = _key_set(url, on_renewal) if url else None
-        self._origin = _origin(url) if url else None
+        self._origin = urljoin(url, "/").rstrip("/") if url else None
         self._issuer, self._audience = settings.better_auth_issuer, settings.better_auth_audience
 
     async def verify(self, token: str, header: dict[str, Any]) -> Verified | None:
@@ -56,8 +54,3 @@ def _key_set(url: str, on_renewal: Callable[[], None]) -> "KeySet":
     from backend.auth.tokens.jwks import KeySet  # noqa: PLC0415  # its HTTP client takes memory
 
     return KeySet(f"{url}/api/auth/jwks", on_renewal)
-
-
-def _origin(url: str) -> str:
-    """Return the origin of `url`, without a default port, as the URL standard has it (section 4.7)."""
-    return str(AnyHttpUrl(urljoin(url, "/"))).rstrip("/")

@@ -51,7 +51,7 @@ def _answer(
 
 
 def _expected(request: Request, task_id: int) -> Expected:
-    return Expected(task_id, allowed(read_header(request, b"if-match"), task_id))
+    return Expected(task_id, allowed(read_header(request, b"if-match")))
 
 
 def _unless_known(request: Request, answer: Answer, tag: bytes) -> Response:

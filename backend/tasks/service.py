@@ -157,18 +157,11 @@ async def _missed(database: Database, caller: Caller, contract: Contract, task_i
     """Return the error for a task that the caller does not have; raises `RevokedTokenError`."""
     if contract.foreign_task is None:
         return TaskNotFoundError()
-    owner = await _find_owner(database, caller, task_id)
-    if owner is None or owner == caller.user_id:  # the caller created it between the two statements
-        return TaskNotFoundError()
-    return FOREIGN_TASK[contract.foreign_task](reason="foreign_task")
-
-
-async def _find_owner(database: Database, caller: Caller, task_id: int) -> str | None:
-    """Return the id of the task's user; None for a missing task, or if a cluster does not answer."""
     values = {"task_id": task_id, **caller.values}
     try:
         row = await database.look(statements.ANYBODYS_TASK, seconds=LOOK_SECONDS, **values)
     except NodeAwayError:
-        return None
-    owner: str | None = own(row)["user_id"]
-    return owner
+        return TaskNotFoundError()
+    if own(row)["user_id"] in {None, caller.user_id}:  # the caller created it between the two statements
+        return TaskNotFoundError()
+    return FOREIGN_TASK[contract.foreign_task](reason="foreign_task")

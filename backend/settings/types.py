@@ -60,7 +60,7 @@ def _is_storage(text: str) -> bool:
         BlockingConnectionPool.from_url(text).make_connection()  # type: ignore[no-untyped-call]  # redis-py's
     except (RedisError, TypeError, AttributeError):
         return False
-    return True
+    return urlsplit(text).port != 0
 
 
 def _is_proxies(text: str) -> bool:

@@ -51,7 +51,7 @@ _tag = literal_column(
     "to_hex((extract(epoch FROM tasks.updated_at - timestamptz 'epoch') * 1000000)::bigint) || '\"'",
     Text,
 )
-"""The same as `conditions.tag_of`, from functions that Citus accepts because they are immutable."""
+"""The same as `headers.tag_of`, from functions that Citus accepts because they are immutable."""
 _expected = bindparam("expected", type_=ARRAY(Text))
 _is_as_expected = or_(_expected.is_(None), _tag == any_(_expected))
 """The condition that the task has one of the entity tags that the client allows. Null allows any.

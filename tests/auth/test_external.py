@@ -11,17 +11,23 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import asyncpg
 import httpx2
 import jwt
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from pydantic import SecretStr
 
 from backend.auth.errors import KeysUnavailableError
 from backend.auth.tokens import jwks
+from backend.auth.tokens.access import AccessTokens
+from backend.auth.tokens.authentication import Authenticator
 from backend.auth.tokens.external import ExternalTokens
 from backend.auth.tokens.jwks import KeySet
+from backend.database import Database
 from backend.database.embedded import EmbeddedServer
-from backend.settings import SettingsError, load_settings
+from backend.database.url import connect_arguments
+from backend.settings import Settings, SettingsError, load_settings
 from backend.web.bearer import InvalidTokenError
 from tests.better_auth.jwks import SigningKey, TokenServer, new_key, token_server
 from tests.better_auth.server import BetterAuth, ExternalUser
@@ -578,6 +584,40 @@ def test_a_withdrawn_key_verifies_nothing_more_not_even_what_it_verified_before(
     assert refused(service, known) == "unknown_key"
     assert refused(service, unseen) == "unknown_key"
     assert [ask(service, good).status_code for _ in range(2)] == [200] * 2
+
+
+def test_a_token_that_is_checked_while_its_key_is_withdrawn_is_not_remembered(
+    own_tokens: TokenServer, new_database: Callable[[], Postgres]
+) -> None:
+    """A lock on `users` holds up the first request of the token, until the keys are renewed."""
+    withdrawn, database = new_key(), new_database()
+    own_tokens.publish(withdrawn)
+    token = own_tokens.token(withdrawn)
+    settings = Settings(
+        database_url=SecretStr(database.url),
+        jwt_secret=SecretStr(JWT_SECRET),
+        better_auth_url=own_tokens.url,
+    )
+    waiting = "SELECT FROM pg_locks WHERE relation = 'users'::regclass AND NOT granted"
+
+    async def scenario() -> None:
+        authenticator = Authenticator(settings, AccessTokens(settings))
+        locking = await asyncpg.connect(**connect_arguments(database.url))
+        async with Database(settings) as used:
+            async with locking.transaction():
+                await locking.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+                checking = asyncio.create_task(authenticator.authenticate(used, token))
+                while not await locking.fetch(waiting):  # noqa: ASYNC110  # PostgreSQL sends no word of it
+                    await asyncio.sleep(0.02)
+                own_tokens.keys = []
+                with pytest.raises(InvalidTokenError):
+                    await authenticator.authenticate(used, own_tokens.token(new_key()))
+            await checking
+            with pytest.raises(InvalidTokenError, match="unknown_key"):
+                await authenticator.authenticate(used, token)
+        await locking.close()
+
+    asyncio.run(scenario())
 
 
 def test_another_key_under_the_same_id_does_not_vouch_for_tokens_of_the_old_one(

@@ -190,6 +190,8 @@ def test_a_server_that_was_never_reached_is_503_until_it_is(
         assert (response.status_code, response.json()["code"]) == (status, "keys_unavailable")
         assert int(response.headers["Retry-After"]) > 0
     assert service.register().client.get("/tasks").status_code == 200
+    by_no_key_of_a_set = jwt.encode(claims_for("external"), "x" * 48, "HS384", headers={"kid": "any"})
+    assert refused(service, by_no_key_of_a_set)
 
     server.start()
     deadline = time.monotonic() + 15

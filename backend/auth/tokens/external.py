@@ -41,7 +41,7 @@ class ExternalTokens:
             if self._secret is None:
                 return None
             claims = decode(token, self._secret, SHARED_ALGORITHM, issuer=issuer, audience=audience)
-        elif self._keys is None:
+        elif self._keys is None or header.get("alg") not in self._keys.algorithms:
             return None
         else:
             key = await self._keys.find(header.get("kid"))

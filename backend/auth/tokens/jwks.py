@@ -26,7 +26,6 @@ RETRY_SECONDS: Final = 2.0
 """The shortest time between two fetches while none has succeeded yet."""
 FETCH_TIMEOUT_SECONDS: Final = 4.0
 MAX_JWKS_BYTES: Final = 256 * 1024
-ALGORITHMS: Final = ("EdDSA", "ES256", "RS256")
 _MIN_RSA_BITS: Final = 2048  # RFC 7518 section 3.3
 
 
@@ -35,6 +34,8 @@ class KeySet:
 
     `on_renewal` is called after each successful fetch.
     """
+
+    algorithms: Final = ("EdDSA", "ES256", "RS256")
 
     def __init__(self, url: str, on_renewal: Callable[[], None]) -> None:
         self._url, self._on_renewal = url, on_renewal
@@ -130,7 +131,7 @@ def _key(entry: Any) -> PyJWK | None:
     try:
         key = PyJWK(entry)
         is_usable = (
-            key.algorithm_name in ALGORITHMS
+            key.algorithm_name in KeySet.algorithms
             and isinstance(key.key_id, str)
             and entry.get("use", "sig") == "sig"  # RFC 7517 section 4.2
             and "d" not in entry  # because anybody could sign with a private key that is published

@@ -22,7 +22,7 @@ from backend.auth.tokens.kept_secret import kept_secret
 from backend.database import Database, DatabaseError, InsufficientPrivilegeError, revision
 from backend.database.embedded import EmbeddedServerError, lasting_server
 from backend.database.url import DatabaseURLError
-from backend.settings import Settings, SettingsError, load_settings, misspelt_settings
+from backend.settings import Settings, SettingsError, load_settings
 from backend.telemetry import logs
 from backend.web.errors import AppError
 
@@ -92,8 +92,6 @@ def serve(
 
     server.check_address(load_settings())
     with _database() as (settings, url):
-        for name, meant in misspelt_settings().items():
-            logger.warning("{} in .env is no setting: {} may be meant", name, meant)
         _upgrade(url, wait_seconds=settings.database_start_timeout_seconds)
         server.run(settings, reload=reload)
 

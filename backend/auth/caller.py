@@ -16,8 +16,6 @@ class Caller:
     user_id: str
     issuer: str
     session_id: UUID | None
-    expires_at: float
-    """Seconds since the epoch, from the token's `exp`."""
 
     @property
     def values(self) -> dict[str, Any]:

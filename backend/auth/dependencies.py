@@ -16,14 +16,14 @@ from backend.auth.errors import (
     RevokedTokenError,
 )
 from backend.auth.models import LOCAL
-from backend.auth.sessions.service import Context
+from backend.auth.sessions.service import Context, own
 from backend.database import Database
 from backend.telemetry import events
 from backend.web.bearer import InvalidTokenError, UnauthorizedError, bearer_token
 from backend.web.error_documentation import raises
 from backend.web.errors import AppError, DatabaseUnavailableError, OverloadedError, WrongUserError
 
-__all__ = ["CALLER_ID", "IS_LET_IN", "Caller", "CallerDep", "RevokedTokenError", "caller"]
+__all__ = ["CALLER_ID", "IS_LET_IN", "Caller", "CallerDep", "RevokedTokenError", "caller", "own"]
 
 MAX_USER_AGENT_CHARACTERS = 400
 

@@ -3,8 +3,7 @@
 No error message contains a value, because it may be a secret; the message names the setting.
 """
 
-from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,7 +13,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSou
 from backend.settings import types
 from backend.settings.types import MIN_SECRET_BYTES
 
-__all__ = ["MIN_SECRET_BYTES", "SECRETS", "Settings", "SettingsError", "load_settings", "misspelt_settings"]
+__all__ = ["MIN_SECRET_BYTES", "SECRETS", "Settings", "SettingsError", "load_settings"]
 
 SECRETS = (
     "database_url",
@@ -26,22 +25,6 @@ SECRETS = (
     "mail_url",
 )
 """The settings that may be in files. The variable with the suffix `_FILE` names the file."""
-
-_Written = Mapping[str, str | None]
-_SLIP = 0.885
-"""The least ratio of difflib that is a typing error: `MAIL_FORM` is one, `DATABASE_USER` is not."""
-_SLIP_LETTERS = 2
-_PLAIN = {
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_parsing": "must be a number",
-    "bool_parsing": "must be true or false",
-    "greater_than": "must be more than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "literal_error": "must be {expected}",
-}
-"""Messages for pydantic's types of errors."""
 
 
 class SettingsError(Exception):
@@ -114,9 +97,22 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        for contradiction in _contradictions(self):
-            raise ValueError(contradiction)
+        if self.database_url and not self.jwt_secret:
+            raise ValueError(
+                "JWT_SECRET: is required with DATABASE_URL (`python -m backend secret` makes one)"
+            )
+        if self.email_verification == "required" and self.database_url and not self.mail_url:
+            raise ValueError("EMAIL_VERIFICATION: required needs MAIL_URL")
+        own_secrets = {self.jwt_secret, *self.jwt_previous_secrets}
+        if self.better_auth_secret and self.better_auth_secret in own_secrets:
+            raise ValueError("BETTER_AUTH_SECRET: must differ from JWT_SECRET")
         return self
+
+    @property
+    def signing_keys(self) -> list[bytes]:
+        """`JWT_SECRET`, which signs, and then `JWT_PREVIOUS_SECRETS`, which verify too."""
+        secrets = (self.jwt_secret, *self.jwt_previous_secrets)
+        return [secret.get_secret_value().encode() for secret in secrets if secret is not None]
 
     @property
     def local_url(self) -> str:
@@ -130,43 +126,27 @@ class Settings(BaseSettings):
         return self.app_url or self.local_url
 
 
-def _contradictions(chosen: Settings) -> Iterator[str]:
-    """Yield a message for each contradiction between settings. A default contradicts no other setting."""
-    own_secrets = {chosen.jwt_secret, *chosen.jwt_previous_secrets}
-    if chosen.database_url and not chosen.jwt_secret:
-        yield "JWT_SECRET: is required with DATABASE_URL (`python -m backend secret` makes one)"
-    if chosen.email_verification == "required" and chosen.database_url and not chosen.mail_url:
-        yield "EMAIL_VERIFICATION: required needs MAIL_URL"
-    if chosen.better_auth_secret and chosen.better_auth_secret in own_secrets:
-        yield "BETTER_AUTH_SECRET: must differ from JWT_SECRET"
-    for name in ("better_auth_issuer", "better_auth_audience"):
-        if getattr(chosen, name) and not (chosen.better_auth_secret or chosen.better_auth_url):
-            yield f"{name.upper()}: needs BETTER_AUTH_SECRET or BETTER_AUTH_URL"
-    drain, grace = chosen.shutdown_drain_seconds, chosen.shutdown_grace_seconds
-    if "shutdown_drain_seconds" in chosen.model_fields_set and drain > grace:
-        yield f"SHUTDOWN_DRAIN_SECONDS: must be at most SHUTDOWN_GRACE_SECONDS, which is {grace}"
-
-
-def _secrets() -> dict[str, Any]:
+def _secrets() -> dict[str, str]:
     """Return the URL of the database, and the secrets from files; raises `SettingsError`."""
     environment, dotenv = EnvSettingsSource(Settings).env_vars, DotEnvSettingsSource(Settings).env_vars
-    found: dict[str, Any] = {**_database_url(dotenv), **_database_url(environment)}
+    found = {**_database_url(dotenv), **_database_url(environment)}
     written = {**dotenv, **environment, **found}
     for name in SECRETS:
-        path = written.get(f"{name}_file")
-        if not path:
-            continue
-        if written.get(name):
-            raise SettingsError(f"{name.upper()}: is set twice, {name.upper()}_FILE being set as well")
-        try:
-            found[name] = Path(path).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
-            raise SettingsError(f"{name.upper()}_FILE: cannot be read: {reason}") from None
+        if path := written.get(f"{name}_file"):
+            if written.get(name):
+                raise SettingsError(f"{name.upper()}: is set twice, {name.upper()}_FILE being set as well")
+            found[name] = _read(name, path)
     return found
 
 
-def _database_url(written: _Written) -> dict[str, str]:
+def _read(name: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{name.upper()}_FILE: cannot be read: {error.args[-1]}") from None
+
+
+def _database_url(written: Mapping[str, str | None]) -> dict[str, str]:
     """Return the setting of either name as `database_url`; raises `SettingsError` for two databases."""
     urls = {url for name in ("database_url", "neon_db_url") if (url := written.get(name))}
     if len(urls) > 1:
@@ -184,20 +164,7 @@ def load_settings(**given: Any) -> Settings:
         raise SettingsError(f".env: cannot be read as UTF-8 text ({type(error).__name__})") from None
 
 
-def misspelt_settings() -> dict[str, str]:
-    """Return each name in `.env` that is nearly a setting's, with the name of that setting."""
-    known = {*Settings.model_fields, "neon_db_url", *(f"{name}_file" for name in SECRETS)}
-    return {
-        name.upper(): meant.upper()
-        for name in DotEnvSettingsSource(Settings).env_vars.keys() - known
-        for meant in get_close_matches(name, known, n=1, cutoff=_SLIP)
-        if abs(len(name) - len(meant)) <= _SLIP_LETTERS  # OTEL_EXPORTER_OTLP_LOGS_ENDPOINT is no typing error
-    }
-
-
 def _one_line(error: ValidationError) -> str:
     problem = error.errors(include_url=False, include_input=False)[0]
     reason = problem["msg"].removeprefix("Value error, ")
-    if plain := _PLAIN.get(problem["type"]):
-        reason = plain.format(**problem.get("ctx", {}))
     return f"{str(problem['loc'][0]).upper()}: {reason}" if problem["loc"] else reason

@@ -4,6 +4,7 @@ import ipaddress
 import re
 from collections.abc import Callable
 from email.utils import getaddresses
+from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
@@ -18,9 +19,9 @@ MIN_SECRET_BYTES = 32
 """RFC 7518 section 3.2: an HS256 key is at least as long as its hash."""
 
 _BEARER_TOKEN = re.compile(r"[A-Za-z0-9._~+/-]+=*")
-_HTTP_URL = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?(/[^?#\s]*)?", re.IGNORECASE)
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)+")
-_ORIGIN = re.compile(r"https?://[^\s/\\?#@]+", re.IGNORECASE)
+_ORIGIN = re.compile(r"https?://[^\s/\\?#@*]+", re.IGNORECASE)
+_BASE_URL = re.compile(rf"{_ORIGIN.pattern}(/[^\s\\?#]*)?", re.IGNORECASE)
 
 
 def _must(what: str, is_right: Callable[[str], object]) -> AfterValidator:
@@ -62,11 +63,6 @@ def _is_storage(text: str) -> bool:
     return urlsplit(text).port != 0
 
 
-def _is_base_url(text: str) -> object:
-    # pydantic's parser knows hosts that are none, such as 256.256.256.256; it raises a `ValueError`.
-    return _HTTP_URL.fullmatch(text) is not None and urlsplit(text).port != 0 and AnyHttpUrl(text)
-
-
 def _is_proxies(text: str) -> bool:
     parts = map(str.strip, text.split(","))
     return text == "*" or all(ipaddress.ip_network(part) for part in parts if part)
@@ -76,13 +72,8 @@ def _is_mail_url(text: str) -> bool:
     parts = urlsplit(text)
     if parts.scheme == "file":
         return parts.path.startswith("/") and not parts.netloc
-    return parts.scheme in {"smtp", "smtps"} and bool(parts.hostname) and parts.port != 0
-
-
-def _has_known_option(text: str) -> bool:
-    parts = urlsplit(text)
-    known = {"smtp": {"", "starttls=off"}, "smtps": {""}}
-    return parts.scheme == "file" or parts.query in known[parts.scheme]
+    options = {"smtp": {"", "starttls=off"}, "smtps": {""}}
+    return parts.query in options.get(parts.scheme, ()) and bool(parts.hostname) and parts.port != 0
 
 
 def _hides_password(text: str) -> bool:
@@ -99,36 +90,32 @@ def _is_mailbox(text: str) -> bool:
     return "@" in address and text.isprintable() and name.isascii()
 
 
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        raise ValueError("names the home directory of a user who has none") from None
-
-
 def _comma_separated(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
     return value
 
 
-def _origin(value: str) -> str:
-    """Return an origin as browsers send it (Fetch standard, section 3.2): host in ASCII, no default port."""
-    if value == "*":
-        return value
-    if "*" in value:
-        raise ValueError(
-            "must be * alone or each origin by itself, like https://app.example.com: no patterns"
-        )
+def _as_browsers_write(text: str, pattern: re.Pattern[str], what: str) -> str:
+    """Return an http URL with its host in ASCII, without a default port and without / at the end.
+
+    Raises ValueError for a text that `pattern` does not match. pydantic's URLs are those of the URL standard,
+    which browsers follow.
+    """
     try:
-        # pydantic's URLs are those of the URL standard, which browsers follow.
-        return str(AnyHttpUrl(value if _ORIGIN.fullmatch(value) else "")).rstrip("/")
+        return str(AnyHttpUrl(text if pattern.fullmatch(text) else "")).rstrip("/")
     except ValidationError:
-        message = (
-            "must be origins like https://app.example.com or http://localhost:3000 (ports to 65535), "
-            "with no / at the end, by commas, or *"
-        )
-        raise ValueError(message) from None
+        raise ValueError(f"must {what}") from None
+
+
+def _base_url(text: str) -> str:
+    what = "be a base URL like https://app.example.com or http://localhost:4318"
+    return _as_browsers_write(text, _BASE_URL, what)
+
+
+def _origin(text: str) -> str:
+    what = "be * or origins like https://app.example.com, by commas, with no / at the end and no patterns"
+    return text if text == "*" else _as_browsers_write(text, _ORIGIN, what)
 
 
 RateLimit = Annotated[str, _must("be a rate like 10/minute or 200/hour", _is_rate)]
@@ -144,16 +131,12 @@ BearerToken = Annotated[
     SecretStr,
     _must("be letters, digits and any of -._~+/ as in RFC 6750 section 2.1", _BEARER_TOKEN.fullmatch),
 ]
-Directory = Annotated[Path, AfterValidator(_expanded)]
+Directory = Annotated[Path, BeforeValidator(expanduser)]
 StorageURI = Annotated[
     SecretStr,
     _must("be memory:// or like redis://host:6379 (rediss:// for TLS), with redis-py's options", _is_storage),
 ]
-BaseURL = Annotated[
-    str,
-    _must("be a base URL like https://app.example.com or http://localhost:4318", _is_base_url),
-    AfterValidator(lambda text: text.rstrip("/")),
-]
+BaseURL = Annotated[str, AfterValidator(_base_url)]
 RootPath = Annotated[str, _must("be like /tasks-api, with no / at the end", _ROOT_PATH.fullmatch)]
 Proxies = Annotated[
     str,
@@ -162,9 +145,10 @@ Proxies = Annotated[
 MailURL = Annotated[
     SecretStr,
     _must(
-        "be like smtp://user:password@host:587, smtps://user:password@host or file:///folder", _is_mail_url
+        "be like smtp://user:password@host:587, smtps://user:password@host or file:///folder, "
+        "with no option but ?starttls=off of smtp://",
+        _is_mail_url,
     ),
-    _must("have no option but ?starttls=off of smtp://", _has_known_option),
     _must("not send its password in clear: ?starttls=off is for a relay on loopback", _hides_password),
 ]
 Mailbox = Annotated[str, _must("be one address, like Tasks <tasks@example.com>", _is_mailbox)]

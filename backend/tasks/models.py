@@ -6,27 +6,10 @@ Its key includes `user_id` and its indexes start with it, because Citus distribu
 
 from datetime import datetime
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    CheckConstraint,
-    Column,
-    DateTime,
-    ForeignKey,
-    Identity,
-    Index,
-    LargeBinary,
-    Table,
-    Text,
-    false,
-    func,
-    text,
-)
+from sqlalchemy import BigInteger, CheckConstraint, Column, Identity, Index, Table, Text, false, func, text
 from sqlmodel import Field, SQLModel
 
-
-def _now() -> Column[datetime]:
-    return Column(DateTime(timezone=True), nullable=False, server_default=func.now())
+NOW = {"server_default": func.now()}
 
 
 class Task(SQLModel, table=True):
@@ -55,18 +38,16 @@ class Task(SQLModel, table=True):
     It precedes `user_id` in the primary key, because `ANYBODYS_TASK` knows the id alone. A second index for
     that statement would cost each update 3 % of PostgreSQL's time.
     """
-    user_id: str = Field(
-        sa_column=Column(Text, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True, nullable=False)
-    )
-    title: str = Field(sa_column=Column(Text, nullable=False))
-    title_key: str = Field(sa_column=Column(Text(collation="C"), nullable=False))
+    user_id: str = Field(sa_type=Text, primary_key=True, foreign_key="users.id", ondelete="CASCADE")
+    title: str = Field(sa_type=Text)
+    title_key: str = Field(sa_type=Text(collation="C"))
     """The case-folded title. It sorts by code point, because the order must not depend on the locale."""
-    description: str | None = Field(sa_column=Column(Text))
-    completed: bool = Field(sa_column=Column(Boolean, nullable=False, server_default=false()))
-    created_at: datetime = Field(sa_column=_now())
-    updated_at: datetime = Field(sa_column=_now())
-    idempotency_key: str | None = Field(sa_column=Column(Text))
-    idempotency_digest: bytes | None = Field(sa_column=Column(LargeBinary))
+    description: str | None = Field(sa_type=Text)
+    completed: bool = Field(sa_column_kwargs={"server_default": false()})
+    created_at: datetime = Field(sa_column_kwargs=NOW)
+    updated_at: datetime = Field(sa_column_kwargs=NOW)
+    idempotency_key: str | None = Field(sa_type=Text)
+    idempotency_digest: bytes | None
     """The SHA-256 of the request's fields; null for a request without a key."""
 
 

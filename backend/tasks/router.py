@@ -11,10 +11,9 @@ from starlette.responses import Response
 from backend.auth.dependencies import CallerDep
 from backend.database import Row
 from backend.tasks import service
-from backend.tasks.conditions import allowed, is_known, tag_of, tag_of_page
 from backend.tasks.documentation import CHANGE, CREATE, DELETE, LIST, READ
 from backend.tasks.errors import IdempotencyKeyReusedError, PreconditionFailedError, TaskNotFoundError
-from backend.tasks.headers import get_idempotency_key, read_header
+from backend.tasks.headers import allowed_tags, get_idempotency_key, is_known, tag_of, tag_of_page
 from backend.tasks.paging import Cursors, next_link
 from backend.tasks.schemas import TaskCreate, TaskQuery, TaskRead, TaskRow, TaskUpdate
 from backend.tasks.service import Expected
@@ -50,13 +49,9 @@ def _answer(
     return Answer(TaskRow(*task.values()), status, [(b"etag", tag_of(task)), *headers])
 
 
-def _expected(request: Request, task_id: int) -> Expected:
-    return Expected(task_id, allowed(read_header(request, b"if-match"), task_id))
-
-
 def _unless_known(request: Request, answer: Answer, tag: bytes) -> Response:
     """Return the response with its tag, or 304 if the client has it (RFC 9110 section 15.4.5)."""
-    if is_known(read_header(request, b"if-none-match"), tag):
+    if is_known(request, tag):
         return Response(status_code=304, headers={"ETag": tag.decode()})
     answer.raw_headers.append((b"etag", tag))
     return answer
@@ -138,7 +133,7 @@ def task_router(prefix: str, contract: Contract, of: str = "") -> APIRouter:
         data: Annotated[TaskUpdate, Body()],
     ) -> Answer:
         """Change any of title, description and completed; `description: null` clears it."""
-        task = _expected(request, task_id)
+        task = Expected(task_id, allowed_tags(request))
         return _answer(await service.update_task(database, caller, contract, task, data))
 
     @router.patch("/{task_id}/complete", response_model=TaskRead, summary=f"Toggle a task{of}", **CHANGE)
@@ -147,7 +142,8 @@ def task_router(prefix: str, contract: Contract, of: str = "") -> APIRouter:
         database: DatabaseDep, caller: CallerDep, request: Request, task_id: TaskId
     ) -> Answer:
         """Flip the value of `completed` that the task has when the statement runs."""
-        return _answer(await service.toggle_task(database, caller, contract, _expected(request, task_id)))
+        task = Expected(task_id, allowed_tags(request))
+        return _answer(await service.toggle_task(database, caller, contract, task))
 
     @router.delete("/{task_id}", status_code=204, summary=f"Delete a task{of}", **DELETE)
     @changes
@@ -155,7 +151,7 @@ def task_router(prefix: str, contract: Contract, of: str = "") -> APIRouter:
         database: DatabaseDep, caller: CallerDep, request: Request, task_id: TaskId
     ) -> Response:
         """Delete one task of yours, for good."""
-        await service.delete_task(database, caller, contract, _expected(request, task_id))
+        await service.delete_task(database, caller, contract, Expected(task_id, allowed_tags(request)))
         return Response(status_code=204)
 
     return router

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from backend.auth.dependencies import Caller, RevokedTokenError
+from backend.auth.dependencies import Caller, RevokedTokenError, own
 from backend.database import Database, NodeAwayError, Row, Statement
 from backend.tasks import statements
-from backend.tasks.conditions import Moments
 from backend.tasks.errors import (
     ConcealedTaskError,
     IdempotencyKeyReusedError,
@@ -23,10 +22,10 @@ from backend.web.errors import AppError, Contract
 
 
 class Expected(NamedTuple):
-    """A task's id, and the values of `updated_at` with which the request may change it."""
+    """A task's id, and the entity tags with which the request may change it; None allows any."""
 
     id: int
-    moments: Moments
+    tags: list[str] | None
 
 
 LOOK_SECONDS = 1.0
@@ -49,14 +48,14 @@ async def create_task(
     """
     values = {**vars(data), "title_key": data.title.casefold()}
     if key is None:
-        return _created(await _sure(database, statements.CREATE_TASK, caller, **values)), True
+        return _created(own(await database.one(statements.CREATE_TASK, **values, **caller.values))), True
     digest = _digest(data)
     values |= {"idempotency_key": key, "idempotency_digest": digest}
     while True:  # repeats only if the task was deleted between the two statements
-        task = await _sure(database, statements.CREATE_TASK_ONCE, caller, **values)
+        task = own(await database.one(statements.CREATE_TASK_ONCE, **values, **caller.values))
         if task["id"] is not None:
             return _created(task), True
-        task = await _sure(database, statements.FIND_BY_KEY, caller, idempotency_key=key)
+        task = own(await database.one(statements.FIND_BY_KEY, idempotency_key=key, **caller.values))
         if task["id"] is not None:  # pragma: no branch  # a race
             return _same(task, digest), False
 
@@ -117,7 +116,7 @@ async def update_task(
     if "title" in sent:
         sent["title_key"] = sent["title"].casefold()
     values = statements.update_values(sent)
-    values["expected"] = task.moments
+    values["expected"] = task.tags
     changed = await _one(database, caller, contract, statements.UPDATE_TASK, task.id, **values)
     events.record(Event.TASK_UPDATED, task_id=task.id, fields=sorted(data.model_fields_set))
     return changed
@@ -125,14 +124,14 @@ async def update_task(
 
 async def toggle_task(database: Database, caller: Caller, contract: Contract, task: Expected) -> Row:
     """Flip `completed` in one atomic statement; returns and raises as `update_task` does."""
-    changed = await _one(database, caller, contract, statements.TOGGLE_TASK, task.id, expected=task.moments)
+    changed = await _one(database, caller, contract, statements.TOGGLE_TASK, task.id, expected=task.tags)
     events.record(Event.TASK_COMPLETED if changed["completed"] else Event.TASK_REOPENED, task_id=task.id)
     return changed
 
 
 async def delete_task(database: Database, caller: Caller, contract: Contract, task: Expected) -> None:
     """Delete the task; raises as `update_task` does."""
-    await _one(database, caller, contract, statements.DELETE_TASK, task.id, expected=task.moments)
+    await _one(database, caller, contract, statements.DELETE_TASK, task.id, expected=task.tags)
     events.record(Event.TASK_DELETED, task_id=task.id)
 
 
@@ -144,14 +143,12 @@ async def _one(
     task_id: int,
     **values: Any,
 ) -> Row:
-    row = await database.one(statement, task_id=task_id, **values, **caller.values)
-    if row is None:
-        raise RevokedTokenError
+    row = own(await database.one(statement, task_id=task_id, **values, **caller.values))
     if row["id"] is not None:
         return row
     if values.get("expected") is not None:
-        own = await _sure(database, statements.READ_TASK, caller, task_id=task_id)
-        if own["id"] is not None:
+        current = await database.one(statements.READ_TASK, task_id=task_id, **caller.values)
+        if own(current)["id"] is not None:
             raise PreconditionFailedError
     raise await _missed(database, caller, contract, task_id)
 
@@ -160,28 +157,11 @@ async def _missed(database: Database, caller: Caller, contract: Contract, task_i
     """Return the error for a task that the caller does not have; raises `RevokedTokenError`."""
     if contract.foreign_task is None:
         return TaskNotFoundError()
-    owner = await _find_owner(database, caller, task_id)
-    if owner is None or owner == caller.user_id:  # the caller created it between the two statements
-        return TaskNotFoundError()
-    return FOREIGN_TASK[contract.foreign_task](reason="foreign_task")
-
-
-async def _find_owner(database: Database, caller: Caller, task_id: int) -> str | None:
-    """Return the id of the task's user; None for a missing task, or if a cluster does not answer."""
     values = {"task_id": task_id, **caller.values}
     try:
         row = await database.look(statements.ANYBODYS_TASK, seconds=LOOK_SECONDS, **values)
     except NodeAwayError:
-        return None
-    if row is None:
-        raise RevokedTokenError
-    owner: str | None = row["user_id"]
-    return owner
-
-
-async def _sure(database: Database, statement: Statement, caller: Caller, **values: Any) -> Row:
-    """Return the row of a statement that returns one during a live session; raises `RevokedTokenError`."""
-    row = await database.one(statement, **values, **caller.values)
-    if row is None:
-        raise RevokedTokenError
-    return row
+        return TaskNotFoundError()
+    if own(row)["user_id"] in {None, caller.user_id}:  # the caller created it between the two statements
+        return TaskNotFoundError()
+    return FOREIGN_TASK[contract.foreign_task](reason="foreign_task")

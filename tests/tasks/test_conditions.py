@@ -1,6 +1,7 @@
 """`ETag`, `If-Match` and `If-None-Match` on tasks and lists."""
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
@@ -84,6 +85,27 @@ def test_whose_task_it_is_and_who_asks_are_answered_before_a_condition(  # noqa:
         url = f"/tasks/{number}{path}"
         answer = account.client.request(method, url, headers={"If-Match": '"other"'}, **body)
         assert answer.status_code == status
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        datetime(1970, 1, 1, microsecond=1, tzinfo=UTC),
+        datetime(2026, 11, 29, tzinfo=UTC),
+        datetime(2026, 11, 29, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime(2286, 11, 20, 17, 46, 40, 7, tzinfo=UTC),
+        datetime(9999, 12, 30, 23, 59, 59, 999_999, tzinfo=UTC),
+    ],
+)
+def test_the_statement_knows_the_etag_of_any_moment(
+    ada: Account, database: Postgres, moment: datetime
+) -> None:
+    """The answer's tag is made in Python, and compared in SQL."""
+    task = ada.create()
+    database.sql("UPDATE tasks SET updated_at = $2 WHERE id = $1", task["id"], moment)
+    url = f"/tasks/{task['id']}"
+    tag = ada.client.get(url).headers["ETag"]
+    assert ada.client.patch(url, headers={"If-Match": tag}, json={"title": "New"}).is_success
 
 
 def test_of_many_changes_of_what_all_saw_one_happens(ada: Account) -> None:

@@ -12,6 +12,7 @@ from backend.auth.accounts.passwords import PasswordHasher
 from backend.auth.caller import Caller
 from backend.auth.errors import InvalidRefreshTokenError, RevokedTokenError, SessionNotFoundError
 from backend.auth.mail.outbox import Outbox
+from backend.auth.schemas import UserRead
 from backend.auth.sessions import refresh_statements
 from backend.auth.sessions import statements as session_statements
 from backend.auth.sessions.sweep import Sweep
@@ -86,7 +87,7 @@ class NewTokens:
             "token_type": "bearer",
             "expires_in": self._access_tokens.lifetime,
             "refresh_token": self._refresh_token,
-            "user": {name: user[name] for name in session_statements.USER_FIELDS},
+            "user": {name: user[name] for name in UserRead.model_fields},
         }
 
 

@@ -48,6 +48,7 @@ from sqlalchemy.dialects import postgresql
 
 from backend.auth.caller import CALLER_ID, CALLER_SESSION, IS_LET_IN, caller
 from backend.auth.models import known_addresses, refresh_tokens, sessions, users
+from backend.auth.schemas import SessionRead, UserRead
 from backend.database import Statement, WideStatement
 
 MAX_SESSIONS = 100
@@ -56,8 +57,7 @@ ADDRESS_KNOWN_FOR = timedelta(days=30)
 SWEPT_AT_ONCE = 100
 """The most rows of `EXPIRED_OWNERS` in one round of the hourly sweep."""
 
-USER_FIELDS = ("id", "email", "email_verified", "pending_email", "name", "created_at")
-PROFILE = tuple(users.c[name] for name in USER_FIELDS)
+PROFILE = tuple(users.c[name] for name in UserRead.model_fields)
 USER_ID = bindparam("user_id", type_=Text)
 SESSION_ID = bindparam("session_id", type_=Uuid)
 ADDRESS = bindparam("address", type_=Text)
@@ -188,10 +188,7 @@ def changing(change: CTE) -> Statement:
 
 LIST_SESSIONS = Statement(
     select(
-        *(
-            sessions.c[name]
-            for name in ("id", "created_at", "last_used_at", "expires_at", "user_agent", "ip")
-        ),
+        *(sessions.c[name] for name in SessionRead.model_fields if name != "current"),
         (sessions.c.id == CALLER_SESSION).label("current"),
     )
     .where(sessions.c.user_id == CALLER_ID, IS_LIVE, IS_LET_IN)

@@ -27,6 +27,8 @@ LEEWAY: Final = timedelta(seconds=30)
 """Tolerance for an issuer's clock that runs ahead (`nbf`, `iat`); `exp` has none."""
 MAX_EXPIRY: Final = 2**53
 """Seconds since the epoch; the bound also refuses NaN and infinity."""
+Verified = tuple[Caller, dict[str, Any]]
+"""The caller and the claims of a verified token."""
 _ACCESS_TYPES = {TYPE, "jwt"}
 _REASONS: Final = {
     jwt.InvalidSignatureError: "signature",
@@ -44,14 +46,11 @@ class AccessTokens:
     """Issues and verifies this service's own access tokens."""
 
     def __init__(self, settings: Settings) -> None:
-        assert settings.jwt_secret is not None
         self.lifetime = settings.access_token_minutes * 60
         """Seconds."""
         self._issuer, self._audience = settings.jwt_issuer, settings.jwt_audience
-        secrets_ = (settings.jwt_secret, *settings.jwt_previous_secrets)
-        keys = [secret.get_secret_value().encode() for secret in secrets_]
-        self._keys = {_key_id(key): key for key in keys}
-        self._current = _key_id(keys[0])
+        self._keys = {_key_id(key): key for key in settings.signing_keys}
+        self._current = next(iter(self._keys))
 
     def issue(self, user_id: str, session_id: UUID) -> str:
         """Return a new access token for a session."""
@@ -72,10 +71,10 @@ class AccessTokens:
         """Return whether the header's `kid` is one of this service's own keys."""
         return header.get("kid") in self._keys
 
-    def verify(self, token: str, header: dict[str, Any]) -> Caller:
-        """Return the caller that `token` names, expired or not; raises `InvalidTokenError`."""
+    def verify(self, token: str, header: dict[str, Any]) -> Verified:
+        """Return what `token` says, expired or not; raises `InvalidTokenError`."""
         claims = self._decode(token, header.get("kid"))
-        return Caller(subject(claims), LOCAL, _session_id(claims.get("sid")), expiry(claims))
+        return Caller(subject(claims), LOCAL, _session_id(claims.get("sid"))), claims
 
     def _decode(self, token: str, key_id: object) -> dict[str, Any]:
         """Return the claims; a token without a `kid` is tried with each key."""

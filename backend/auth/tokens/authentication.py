@@ -10,8 +10,8 @@ from backend.auth.caller import Caller
 from backend.auth.errors import ExpiredTokenError
 from backend.auth.models import EXTERNAL
 from backend.auth.schemas import MAX_EMAIL_CHARACTERS
-from backend.auth.tokens.access import AccessTokens, is_text, read_header
-from backend.auth.tokens.external import ExternalTokens, Verified
+from backend.auth.tokens.access import AccessTokens, expiry, is_text, read_header
+from backend.auth.tokens.external import ExternalTokens
 from backend.database import Database
 from backend.settings import Settings
 from backend.web.bearer import InvalidTokenError
@@ -20,6 +20,8 @@ from backend.web.text import Line
 REMEMBERED_TOKENS: Final = 4096
 """Verified tokens kept per process, of at most `REMEMBERED_CHARACTERS` each."""
 REMEMBERED_CHARACTERS: Final = 1024
+REMEMBERED_SECONDS: Final = 60.0
+"""The longest time until a verified token is verified anew, so that stale keys are noticed."""
 REMEMBERED_USERS: Final = 16_384
 """Ids of external users kept per process, whose row in `users` is known to exist."""
 
@@ -35,37 +37,36 @@ class Authenticator:
 
     def __init__(self, settings: Settings, own: AccessTokens) -> None:
         self._own = own
-        self._external = ExternalTokens(settings)
-        self._verified: dict[str, Verified] = {}
+        self._external = ExternalTokens(settings, on_renewal=self._forget)
+        self._verified: dict[str, tuple[Caller, float]] = {}
+        """Callers by token, each with the end of its time in the cache, in seconds since the epoch."""
         self._introduced: dict[str, None] = {}
 
     async def authenticate(self, database: Database, token: str) -> Caller:
         """Return the caller; raises `InvalidTokenError`, `ExpiredTokenError`, `KeysUnavailableError`."""
         verified = self._verified.get(token)
-        if verified is None:
+        if verified is None or verified[1] <= time():
             return await self._verify(database, token)
-        if verified.caller.expires_at <= time():
-            self._verified.pop(token)
-            raise ExpiredTokenError(reason="expired")
-        if not self._external.still_trusts(verified.key):
-            # The renewed key set may lack the key, or have another one under its id.
-            self._verified.pop(token)
-            return await self._verify(database, token)
-        return verified.caller
+        return verified[0]
+
+    def _forget(self) -> None:
+        """Empty the cache. A new dict takes its place, because checks under way still add to the old one."""
+        self._verified = {}
 
     async def _verify(self, database: Database, token: str) -> Caller:
         """Return the caller of a token that is not in the cache, and add it there."""
+        cache = self._verified
         header = read_header(token)
-        is_own = self._own.may_have_issued(header)
-        verified = None if is_own else await self._external.verify(token, header)
-        verified = verified or Verified(self._own.verify(token, header), {})
-        caller = verified.caller
-        if caller.expires_at <= time():
+        verified = None if self._own.may_have_issued(header) else await self._external.verify(token, header)
+        caller, claims = verified or self._own.verify(token, header)
+        now, expires_at = time(), expiry(claims)
+        if expires_at <= now:
             raise ExpiredTokenError(reason="expired")
         if caller.issuer == EXTERNAL:
-            await self._introduce(database, caller, verified.claims)
+            await self._introduce(database, caller, claims)
         if len(token) <= REMEMBERED_CHARACTERS:
-            _remember(self._verified, token, verified._replace(claims={}), REMEMBERED_TOKENS)
+            until = min(expires_at, now + REMEMBERED_SECONDS)
+            _remember(cache, token, (caller, until), REMEMBERED_TOKENS)
         return caller
 
     async def _introduce(self, database: Database, caller: Caller, claims: dict[str, Any]) -> None:

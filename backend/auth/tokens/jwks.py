@@ -5,6 +5,7 @@ The last fetched keys stay in use while that server is down. Each key is used wi
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import httpx2
@@ -25,25 +26,19 @@ RETRY_SECONDS: Final = 2.0
 """The shortest time between two fetches while none has succeeded yet."""
 FETCH_TIMEOUT_SECONDS: Final = 4.0
 MAX_JWKS_BYTES: Final = 256 * 1024
-JWKS_ALGORITHMS: Final = {
-    ("OKP", "Ed25519"): "EdDSA",
-    ("EC", "P-256"): "ES256",
-    ("RSA", None): "RS256",
-}
 _MIN_RSA_BITS: Final = 2048  # RFC 7518 section 3.3
 
 
 class KeySet:
     """The keys of one JWKS; after a failed fetch the last good ones stay in use.
 
-    Each fetch makes new `PyJWK` objects, which compare by identity, because a server may publish another
-    key under the same id.
+    `on_renewal` is called after each successful fetch.
     """
 
-    algorithms = tuple(JWKS_ALGORITHMS.values())
+    algorithms: Final = ("EdDSA", "ES256", "RS256")
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, on_renewal: Callable[[], None]) -> None:
+        self._url, self._on_renewal = url, on_renewal
         self._keys: dict[str | None, PyJWK] | None = None
         self._fetch: asyncio.Task[None] | None = None
         self._fetched_at = self._forced_at = self._tried_at = -STALE_SECONDS
@@ -65,11 +60,6 @@ class KeySet:
             raise InvalidTokenError(reason="unknown_key")
         self._renew_if_stale()
         return self._keys[key_id]
-
-    def holds(self, key: PyJWK) -> bool:
-        """Return whether `key` is of the set that was fetched last; renews a stale set in the background."""
-        self._renew_if_stale()
-        return self._keys is not None and self._keys.get(key.key_id) is key
 
     def _renew_if_stale(self) -> None:
         now = time.monotonic()
@@ -97,6 +87,7 @@ class KeySet:
         try:
             self._keys = await asyncio.to_thread(_parse, await _download(self._url))
             self._fetched_at = time.monotonic()
+            self._on_renewal()
             metrics.KEY_FETCHES.labels("succeeded").inc()
         except (httpx2.HTTPError, ValueError, TimeoutError, RecursionError) as error:
             metrics.KEY_FETCHES.labels("failed").inc()
@@ -138,23 +129,14 @@ def _parse(body: bytes) -> dict[str | None, PyJWK]:
 def _key(entry: Any) -> PyJWK | None:
     """Return the key that an entry of a set describes, None for one that verifies nothing here."""
     try:
-        algorithm = JWKS_ALGORITHMS[entry["kty"], entry.get("crv")]
-        if not isinstance(entry["kid"], str) or not _is_for_verifying(entry, algorithm):
-            return None
-        key = PyJWK(entry, algorithm)
-    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError):
+        key = PyJWK(entry)
+        is_usable = (
+            key.algorithm_name in KeySet.algorithms
+            and isinstance(key.key_id, str)
+            and entry.get("use", "sig") == "sig"  # RFC 7517 section 4.2
+            and "d" not in entry  # because anybody could sign with a private key that is published
+            and (key.key_type != "RSA" or key.key.key_size >= _MIN_RSA_BITS)
+        )
+    except (jwt.PyJWTError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError):
         return None
-    is_weak = algorithm == "RS256" and key.key.key_size < _MIN_RSA_BITS
-    return None if is_weak else key
-
-
-def _is_for_verifying(entry: dict[str, Any], algorithm: str) -> bool:
-    """Return whether `use`, `key_ops` and `alg` (RFC 7517 section 4) allow it."""
-    operations = entry.get("key_ops", ["verify"])
-    return (
-        entry.get("use", "sig") == "sig"
-        and isinstance(operations, list)
-        and "verify" in operations
-        and entry.get("alg", algorithm) == algorithm
-        and "d" not in entry  # because anybody could sign with a private key that is published
-    )
+    return key if is_usable else None

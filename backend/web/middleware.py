@@ -13,7 +13,7 @@ from uuid_utils import uuid7
 from backend.telemetry import events, logs, metrics, traces
 from backend.telemetry.events import Event
 from backend.web import errors
-from backend.web.cross_origin import CrossOrigin
+from backend.web.cross_origin import CrossOrigin, Lines
 from backend.web.drain import Drain
 from backend.web.error_responses import refuse
 from backend.web.errors import AppError
@@ -63,10 +63,15 @@ class Boundary:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, send, self.log, self.drain)
-        scope = exchange.scope
+        exchange.added = self.cross_origin.headers_for(exchange.headers)
+        scope, app = exchange.scope, self.app
         self.drain.under_way += 1
         try:
-            await self._app_for(exchange)(scope, receive, exchange.respond)
+            if error_of_head := _error_of_head(scope):
+                app = refuse(scope, error_of_head)
+            elif scope["method"] == "OPTIONS" and (preflight := self.cross_origin.preflight(scope)):
+                app, exchange.added = preflight, ()
+            await app(scope, receive, exchange.respond)
         except Exception as error:
             refusal = of_framework(error)
             if exchange.has_begun or isinstance(refusal, errors.InternalError):
@@ -77,24 +82,18 @@ class Boundary:
         finally:
             self.drain.under_way -= 1
 
-    def _app_for(self, exchange: "_Exchange") -> ASGIApp:
-        """Return the application, or the response to a request that does not reach it."""
-        scope = exchange.scope
-        error = _error_of_head(scope)
-        preflight, exchange.added = self.cross_origin.examine(scope, error)
-        return preflight or (self.app if error is None else refuse(scope, error))
-
 
 class _Exchange:
     """A request and its response, which gets its headers here, and its log lines before its last byte."""
 
-    added: Iterable[tuple[bytes, bytes]] = ()
+    added: Lines = ()
     status = 0
 
     def __init__(self, scope: Scope, send: Send, log: logs.Log, drain: Drain) -> None:
         self._started = perf_counter()
         self._send, self._log, self._drain = send, log, drain
-        self._record = events.begin(_request_id(scope))
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._record = events.begin(_request_id(self.headers.get(b"x-request-id")))
         self._method = scope["method"]
         self._start: Message | None = None
         # Uvicorn has its own copy of the method, and leaves out the body (RFC 9110 section 9.3.2).
@@ -166,9 +165,8 @@ def _path_in_segments(raw_path: bytes) -> str:
     return unquote(_IN_SEGMENT.sub(b"%25", raw_path).decode("latin-1"))
 
 
-def _request_id(scope: Scope) -> str:
+def _request_id(sent: bytes | None) -> str:
     """Return the client's `X-Request-ID` if it is well formed, else a new id."""
-    sent = dict(scope["headers"]).get(b"x-request-id")
     return sent.decode() if sent and _REQUEST_ID.fullmatch(sent) else uuid7().hex
 
 
@@ -185,8 +183,10 @@ def _check_unsent(scope: Scope, start: Message) -> None:
 
 
 def _error_of_head(scope: Scope) -> AppError | None:
-    if error := scope.get("state", {}).get(REFUSAL):
-        return error  # type: ignore[no-any-return]  # ASGI's scope is untyped
+    error: AppError | None = scope.get("state", {}).get(REFUSAL)
+    # A page reads the 503 of an overloaded process only if its preflight succeeds.
+    if error and not (isinstance(error, errors.OverloadedError) and scope["method"] == "OPTIONS"):
+        return error
     names = [name for name, _ in scope["headers"]]
     if b"content-length" in names and any(map(_is_too_large, _values(scope, b"content-length"))):
         return errors.ContentTooLargeError()

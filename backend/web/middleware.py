@@ -15,9 +15,8 @@ from backend.telemetry.events import Event
 from backend.web import errors
 from backend.web.cross_origin import CrossOrigin, Lines
 from backend.web.drain import Drain
-from backend.web.error_responses import refuse
+from backend.web.error_responses import of_framework, refuse
 from backend.web.errors import AppError
-from backend.web.framework_errors import of_framework
 
 MAX_BODY_BYTES = 64 * 1024
 OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"

@@ -33,8 +33,8 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             # FastAPI adds a validation answer of its own to every route.
             if "HTTPValidationError" in json.dumps(operation["responses"].get("422", {})):
                 del operation["responses"]["422"]
-            for status, answer in operation["responses"].items():
-                _correct(status, answer)
+            for answer in operation["responses"].values():
+                _correct(answer)
             _order_parameters(path, operation)
             operation["security"] = _security(operation.get("security", ()))
     _tidy(document["components"]["schemas"])
@@ -50,12 +50,9 @@ def _security(given: Sequence[dict[str, Any]]) -> list[dict[str, list[str]]]:
     return [*needed, {}] if needed and "Bearer" not in names else needed
 
 
-def _correct(status: str, answer: dict[str, Any]) -> None:
+def _correct(answer: dict[str, Any]) -> None:
     if answer.get("content") == {"application/json": {"schema": {}}}:
         del answer["content"]  # FastAPI assumes a body if a handler returns a `Response`
-    if status >= "4":
-        # FastAPI assumes that a route with plain text has errors in plain text.
-        answer["content"]["application/json"] |= answer["content"].pop("text/plain", {})
     reference = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
     answer["headers"] = answer.get("headers", {}) | reference
 

@@ -179,7 +179,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         gc.freeze()
         # A mail that is under way at the end is sent after the next start.
         sending = _in_background(sign_in.outbox.run(database))
-        with app.state.drain.on_sigterm(), _in_background(_watch(app)), sending:
+        with sending, _in_background(_watch(app)), _in_background(app.state.drain.on_sigterm()):
             logger.info("ready: {}/docs", settings.local_url)
             yield
     sign_in.hasher.close()

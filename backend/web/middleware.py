@@ -66,7 +66,7 @@ class Boundary:
         scope, app = exchange.scope, self.app
         self.drain.under_way += 1
         try:
-            if error_of_head := _error_of_head(scope):
+            if error_of_head := _error_of_head(scope, exchange.headers):
                 app = refuse(scope, error_of_head)
             elif scope["method"] == "OPTIONS" and (preflight := self.cross_origin.preflight(scope)):
                 app, exchange.added = preflight, ()
@@ -181,28 +181,21 @@ def _check_unsent(scope: Scope, start: Message) -> None:
             return
 
 
-def _error_of_head(scope: Scope) -> AppError | None:
+def _error_of_head(scope: Scope, headers: dict[bytes, bytes]) -> AppError | None:
     error: AppError | None = scope.get("state", {}).get(REFUSAL)
     # A page reads the 503 of an overloaded process only if its preflight succeeds.
     if error and not (isinstance(error, errors.OverloadedError) and scope["method"] == "OPTIONS"):
         return error
-    names = [name for name, _ in scope["headers"]]
-    if b"content-length" in names and any(map(_is_too_large, _values(scope, b"content-length"))):
+    length = headers.get(b"content-length", b"")
+    if length.isdigit() and int(length) > MAX_BODY_BYTES:
         return errors.ContentTooLargeError()
-    hosts = names.count(b"host")
+    hosts = [name for name, _ in scope["headers"]].count(b"host")
     if hosts > 1 or (not hosts and scope["http_version"] != "1.0"):  # RFC 9112 section 3.2
         return errors.MalformedRequestError(reason="host")
-    if b"transfer-encoding" in names:
+    if b"transfer-encoding" in headers:
         # The length is unknown before the end, so each route reads the body, even one that takes none.
         scope[OF_UNKNOWN_LENGTH] = True
-        if [coding.lower() for coding in _values(scope, b"transfer-encoding")] != [b"chunked"]:
+        codings = [value.lower() for name, value in scope["headers"] if name == b"transfer-encoding"]
+        if codings != [b"chunked"]:
             return errors.TransferCodingError()
     return None
-
-
-def _values(scope: Scope, name: bytes) -> list[bytes]:
-    return [value for key, value in scope["headers"] if key == name]
-
-
-def _is_too_large(length: bytes) -> bool:
-    return length.isdigit() and int(length) > MAX_BODY_BYTES

@@ -131,7 +131,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         health.router,
     ):
         # They become routes of the application, because an included router costs 20 % more instructions.
-        app.router.routes.extend(route.of(app) for route in router.routes if isinstance(route, Route))
+        app.router.routes.extend(router.routes)
     add_docs(app)
     add_pages(app)
     add_client(app)

@@ -35,7 +35,9 @@ def openapi(app: FastAPI) -> dict[str, Any]:
                 del operation["responses"]["422"]
             for answer in operation["responses"].values():
                 _correct(answer)
-            _order_parameters(path, operation)
+            # The path's parameters come first, in its order, because generators make arguments of them.
+            parameters = operation.get("parameters", [])
+            parameters.sort(key=lambda one: (one["in"] != "path", path.find(f"{{{one['name']}}}")))
             operation["security"] = _security(operation.get("security", ()))
     _tidy(document["components"]["schemas"])
     return document
@@ -55,14 +57,6 @@ def _correct(answer: dict[str, Any]) -> None:
         del answer["content"]  # FastAPI assumes a body if a handler returns a `Response`
     reference = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
     answer["headers"] = answer.get("headers", {}) | reference
-
-
-def _order_parameters(path: str, operation: dict[str, Any]) -> None:
-    """Put the path's parameters first, in its order, because generators make arguments of them."""
-    if "parameters" in operation:
-        operation["parameters"].sort(
-            key=lambda one: path.index(f"{{{one['name']}}}") if one["in"] == "path" else len(path)
-        )
 
 
 def _tidy(schemas: dict[str, Any]) -> None:

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
+from pydantic import TypeAdapter
+
+from backend.web.error_documentation import SCHEMAS
+from backend.web.errors import ErrorBody
 
 _BEARER: Final = {
     "type": "http",
@@ -60,6 +64,8 @@ def _correct(answer: dict[str, Any]) -> None:
 
 
 def _tidy(schemas: dict[str, Any]) -> None:
+    error_body = TypeAdapter(ErrorBody).json_schema(ref_template=SCHEMAS + "{model}")
+    schemas |= error_body.pop("$defs") | {"ErrorBody": error_body}
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for schema in schemas.values():

@@ -54,10 +54,9 @@ class Route(APIRoute):
             name += "_of_user"
             extra = options.get("openapi_extra") or {}
             options["openapi_extra"] = extra | {"parameters": [_USER_ID, *extra.get("parameters", ())]}
-        documented = error_answers(self.contract, path, endpoint, options.get("dependencies") or ())
         options["operation_id"] = options.get("operation_id") or name
-        options["responses"] = documented | (options.get("responses") or {})
         super().__init__(path, endpoint, **options)
+        self.responses = error_answers(self, self.contract) | self.responses
         self.oddities = oddities(self)
         self.guard = guard_of(self.dependant)
         if not self.oddities:

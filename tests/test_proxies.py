@@ -82,7 +82,9 @@ def test_any_proxy_may_be_trusted() -> None:
     assert client_of("*", "::ffff:192.0.2.7", "::ffff:203.0.113.5, 192.0.2.8") == "203.0.113.5"
 
 
-@pytest.mark.parametrize("ip", ["2001:db8::1", "::1", "192.0.2.1", "fe80::1%eth0", "unknown", ":" * 9999])
+@pytest.mark.parametrize(
+    "ip", ["2001:db8::1", "::1", "::ffff:0:c000:201", "192.0.2.1", "fe80::1%eth0", "unknown", ":" * 9999]
+)
 def test_what_is_no_mapped_address_stays_as_it_is(ip: str) -> None:
     assert client_of("127.0.0.1", "127.0.0.1", ip) == ip
     assert client_of("127.0.0.1", ip, "203.0.113.5") == ip

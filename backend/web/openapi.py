@@ -25,13 +25,14 @@ _REQUEST_ID: Final = {
 
 def openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document of `app`."""
+    if app.openapi_schema:
+        return app.openapi_schema
     document = FastAPI.openapi(app)
     document["servers"] = [{"url": "/"}]
     document["components"]["headers"] = {"X-Request-ID": _REQUEST_ID}
     schemes = document["components"]["securitySchemes"]
-    if "Password" not in schemes:
-        password = schemes["Bearer"] | {"description": _HOW_TO_SIGN_IN}
-        document["components"]["securitySchemes"] = schemes | {"Bearer": _BEARER, "Password": password}
+    password = schemes["Bearer"] | {"description": _HOW_TO_SIGN_IN}
+    schemes |= {"Bearer": _BEARER, "Password": password}
     for path, operations in document["paths"].items():
         for operation in operations.values():
             # FastAPI adds a validation answer of its own to every route.

@@ -13,7 +13,6 @@ from fastapi._compat import (
     ModelField,
     Undefined,
     field_annotation_is_sequence,
-    get_missing_field_error,
     lenient_issubclass,
 )
 from fastapi.dependencies.models import Dependant, _is_coroutine_callable
@@ -89,9 +88,7 @@ class Plan:
 
 async def _read_body(request: BoundedRequest, field: ModelField) -> tuple[dict[str, Any], list[Any]]:
     if isinstance(field.field_info, params.Form):
-        form = await read_form(request)
-        values, wrong = await request_body_to_args([field], form, embed_body_fields=False)
-        return values, (wrong if form or not wrong else [get_missing_field_error(("body",))])
+        return await request_body_to_args([field], await read_form(request), embed_body_fields=False)
     if body := await read_json(request):
         try:
             return {field.name: await _validate(request, body, field._type_adapter)}, []  # noqa: SLF001  # FastAPI's

@@ -110,9 +110,10 @@ class _Exchange:
     async def respond(self, message: Message) -> None:
         """Send a part of the response; raises `OverloadedError` instead of a start that is too much."""
         if message["type"] == "http.response.start":
-            _check_unsent(self.scope, message)
+            given = dict(message["headers"])
+            _check_unsent(self.scope, int(given.get(b"content-length", 0)))
             self.status = message["status"]
-            message["headers"] = self._headers([*message["headers"], *self.added])
+            message["headers"] = [*message["headers"], *self.added, *self._more_headers(given)]
             # Held until the body comes, because without a body the headers are the last bytes.
             self._start = message
             return
@@ -123,13 +124,13 @@ class _Exchange:
             self._start = None
         await self._send(message)
 
-    def _headers(self, given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        names = dict(given)
-        headers = [*given, (b"x-request-id", self._record.request_id.encode())]
-        headers += [line for line in _SAFE if line[0] not in names]
+    def _more_headers(self, given: dict[bytes, bytes]) -> Iterable[tuple[bytes, bytes]]:
+        yield (b"x-request-id", self._record.request_id.encode())
+        for line in _SAFE:
+            if line[0] not in given:
+                yield line
         if self._drain.is_draining:
-            headers.append(_CLOSE)
-        return headers
+            yield _CLOSE
 
     def _observe(self, seconds: float) -> None:
         scope, status, record = self.scope, self.status, self._record
@@ -169,16 +170,13 @@ def _request_id(sent: bytes | None) -> str:
     return sent.decode() if sent and _REQUEST_ID.fullmatch(sent) else uuid7().hex
 
 
-def _check_unsent(scope: Scope, start: Message) -> None:
-    """Raise `OverloadedError` if slow clients leave no memory for a response of this size."""
-    for name, value in start["headers"]:  # most often the first
-        if name == b"content-length":
-            size = int(value)
-            if size > LARGE_ANSWER_BYTES:
-                connections = scope.get("state", {}).get(CONNECTIONS, ())
-                if size + sum(connection.unsent for connection in connections) > MAX_UNSENT_BYTES:
-                    raise errors.OverloadedError(reason="unsent_answers")
-            return
+def _check_unsent(scope: Scope, size: int) -> None:
+    """Raise `OverloadedError` if slow clients leave no memory for a response of `size` bytes."""
+    if size <= LARGE_ANSWER_BYTES:
+        return
+    connections = scope.get("state", {}).get(CONNECTIONS, ())
+    if size + sum(connection.unsent for connection in connections) > MAX_UNSENT_BYTES:
+        raise errors.OverloadedError(reason="unsent_answers")
 
 
 def _error_of_head(scope: Scope, headers: dict[bytes, bytes]) -> AppError | None:

@@ -42,7 +42,10 @@ class CrossOriginError(AppError):
 
     def __init__(self, refused: str) -> None:
         super().__init__()
-        self.detail = f"Not allowed across origins: {refused}"
+        self.detail = (
+            f"A page may not send this: {refused}. Pages of known origins may send {', '.join(METHODS)}, "
+            f"with {', '.join(ALLOWED_HEADERS)}"
+        )
 
 
 class CrossOrigin(CORSMiddleware):

@@ -131,7 +131,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         health.router,
     ):
         # They become routes of the application, because an included router costs 20 % more instructions.
-        app.router.routes.extend(route.of(app) for route in router.routes if isinstance(route, Route))
+        app.router.routes.extend(router.routes)
     add_docs(app)
     add_pages(app)
     add_client(app)
@@ -139,23 +139,6 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(Boundary, log=log, drain=app.state.drain, origins=settings.cors_origins)
     app.add_middleware(Proxies, trusted=settings.forwarded_allow_ips)
     return app
-
-
-@contextmanager
-def _ending_with_its_parent() -> Iterator[None]:
-    """Stop this worker process when its parent process is gone, however that ended."""
-    parent, loop = multiprocessing.parent_process(), asyncio.get_running_loop()
-    if parent is None:
-        yield
-        return
-
-    def stop() -> None:
-        loop.remove_reader(parent.sentinel)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    loop.add_reader(parent.sentinel, stop)
-    yield
-    loop.remove_reader(parent.sentinel)
 
 
 @contextmanager
@@ -174,11 +157,16 @@ def _gauge(app: FastAPI) -> None:
     metrics.HASHES_WAITING.set(app.state.sign_in.hasher.waiting)
 
 
-async def _sample(app: FastAPI) -> None:
-    """Keep the gauges fresh, because another worker may be asked for the sum of all."""
-    while True:
+async def _watch(app: FastAPI) -> None:
+    """Keep the gauges fresh, and stop this worker when its parent process is gone, however that ended.
+
+    The gauges are sampled because another worker may be asked for the sum of all.
+    """
+    parent = multiprocessing.parent_process()
+    while parent is None or parent.is_alive():
         _gauge(app)
         await asyncio.sleep(metrics.SAMPLE_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @asynccontextmanager
@@ -191,7 +179,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         gc.freeze()
         # A mail that is under way at the end is sent after the next start.
         sending = _in_background(sign_in.outbox.run(database))
-        with app.state.drain.on_sigterm(), _in_background(_sample(app)), sending, _ending_with_its_parent():
+        with sending, _in_background(_watch(app)), _in_background(app.state.drain.on_sigterm()):
             logger.info("ready: {}/docs", settings.local_url)
             yield
     sign_in.hasher.close()

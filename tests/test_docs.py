@@ -36,49 +36,23 @@ def test_an_asset_is_kept_for_a_year_because_its_name_changes_with_it(
         answer = service.client().get(path)
         assert answer.status_code == 200
         assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
-        name, version, kind = re.fullmatch(r".*/([\w.-]+)\.([0-9a-f]{16})\.(\w+)", path).groups()  # type: ignore[union-attr]  # else the test fails
+        folder, version, name, kind = re.fullmatch(r"(.*/)([\d.]+)-([\w.-]+)\.(\w+)", path).groups()  # type: ignore[union-attr]  # else the test fails
         assert answer.headers["Content-Type"].partition(";")[0] == KINDS[kind]
-        other = path.replace(version, version[::-1])
-        assert service.client().get(other).json()["code"] == "not_found"
-        assert service.client().get(f"/docs/assets/{name}.{kind}").status_code == 404
+        for other in (f"{name}.{kind}", f"{version}.1-{name}.{kind}", f"{version}-{name}.{kind}.map"):
+            assert service.client().get(folder + other).json()["code"] == "not_found"
 
 
-@pytest.mark.parametrize(
-    ("accepted", "is_compressed"),
-    [
-        ("gzip", True),
-        ("GZIP, deflate, br", True),
-        ("br;q=1.0, gzip;q=0.5", True),
-        ("*", True),
-        ("gzip;q=0", False),
-        ("*, gzip; q=0.000", False),
-        ("*;q=0", False),
-        ("identity", False),
-        ("", False),
-        ("notgzip", False),
-    ],
-)
-def test_an_asset_is_sent_compressed_to_those_who_take_it_and_else_as_it_is(
-    service: Service, loaded: list[str], accepted: str, is_compressed: bool
-) -> None:
+def test_an_asset_is_sent_compressed(service: Service, loaded: list[str]) -> None:
     for path in loaded:
-        headers = {"Accept-Encoding": accepted}
         url = service.url + path
-        with httpx2.stream("GET", url, headers=headers, trust_env=False, verify=False) as answer:
+        with httpx2.stream("GET", url, trust_env=False, verify=False) as answer:
             sent = b"".join(answer.iter_raw())
-        assert "Accept-Encoding" in answer.headers["Vary"].split(", ")
-        assert answer.headers.get("Content-Encoding") == ("gzip" if is_compressed else None)
+        assert answer.headers["Content-Encoding"] == "gzip"
         assert int(answer.headers["Content-Length"]) == len(sent)
         plain = service.client().get(path).content
-        assert (gzip.decompress(sent) if is_compressed else sent) == plain
-        if is_compressed and path.endswith("js"):
+        assert gzip.decompress(sent) == plain
+        if path.endswith("js"):
             assert len(sent) < len(plain) / 2
-
-
-def test_every_worker_has_the_same_names(service: Service) -> None:
-    """A page of one worker loads its assets from another."""
-    pages = {tuple(assets(answer)) for answer in asyncio.run(read("", *["/docs"] * 2))}
-    assert pages == {tuple(assets(service.client().get("/docs").text))}
 
 
 def test_the_root_leads_to_the_docs(service: Service) -> None:

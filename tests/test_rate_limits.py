@@ -266,7 +266,7 @@ def test_attempts_over_so_many_that_wait_are_refused_at_once() -> None:
     async def scenario() -> None:
         given = {"rate_limit_signin_account": "1/minute", "rate_limit_signin_address": "1000/minute"}
         limits = RateLimits(load_settings(jwt_secret=JWT_SECRET, **given))
-        attempts = [limits.guess_at("ada@example.com") for _ in range(MAX_WAITING + 2)]
+        attempts = [limits.account.attempt("ada@example.com") for _ in range(MAX_WAITING + 2)]
         async with attempts.pop():
             waiting = [asyncio.create_task(attempt.__aenter__()) for attempt in attempts[1:]]
             await asyncio.sleep(0)

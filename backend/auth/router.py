@@ -16,13 +16,13 @@ from backend.database import DatabaseError
 from backend.web.bearer import UnauthorizedError
 from backend.web.database import DatabaseDep
 from backend.web.error_documentation import raises
+from backend.web.error_responses import of_framework
 from backend.web.errors import (
     TOKEN_ENDPOINT,
     MissingFieldsError,
     RateLimitedError,
     ServiceUnavailableError,
 )
-from backend.web.framework_errors import of_framework
 from backend.web.json_response import Answer
 from backend.web.routing import Route, route_class
 

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import AsyncGenerator
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from fastapi.exceptions import RequestValidationError
@@ -96,16 +96,12 @@ async def read_form(request: BoundedRequest) -> FormData:
 _BAD_FORM = {"loc": ("body",), "msg": "Each form field is UTF-8 and sent once", "type": "form_invalid"}
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    message = f"{name} is no JSON number"
-    raise ValueError(message)
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if math.isinf(number):
-        _refuse_constant(digits)
+def _finite(text: str) -> float:
+    """Return a number; raises `ValueError` for NaN, Infinity, and what is too large for a double."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is no JSON number")
     return number
 
 
-_decode = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite).decode
+_decode = json.JSONDecoder(parse_constant=_finite, parse_float=_finite).decode

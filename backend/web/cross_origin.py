@@ -1,4 +1,4 @@
-"""CORS: which origins, methods and headers pages may use, and the errors for all others."""
+"""CORS: which origins, methods and headers pages may use, and the error for all others."""
 
 from collections.abc import Iterable
 from http import HTTPStatus
@@ -10,8 +10,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Scope
 
 from backend.telemetry import events
-from backend.web import errors
-from backend.web.error_responses import render
 from backend.web.errors import AppError
 
 TRACE_CONTEXT = ("traceparent", "tracestate", "baggage")
@@ -30,7 +28,24 @@ EXPOSED_HEADERS = ("Location", "Link", "ETag", "Retry-After", "X-Request-ID")
 _MAX_ORIGINS = 20
 """Origins that one process warns of."""
 _MAX_CHARACTERS = 200
-"""Characters of an origin that are logged."""
+"""Characters of a header that are logged."""
+_VARY = (b"vary", b"Origin")
+
+Lines = Iterable[tuple[bytes, bytes]]
+
+
+class CrossOriginError(AppError):
+    """A preflight names an origin, a method or a header that is not allowed."""
+
+    status = 400
+    code = "cors_refused"
+
+    def __init__(self, refused: str) -> None:
+        super().__init__()
+        self.detail = (
+            f"A page may not send this: {refused}. Pages of known origins may send {', '.join(METHODS)}, "
+            f"with {', '.join(ALLOWED_HEADERS)}"
+        )
 
 
 class CrossOrigin(CORSMiddleware):
@@ -47,82 +62,44 @@ class CrossOrigin(CORSMiddleware):
             allow_headers=ALLOWED_HEADERS,
             expose_headers=EXPOSED_HEADERS,
         )
-        self._warned_of: set[str] = set()
-        exposed = [(name.lower().encode(), value.encode()) for name, value in self.simple_headers.items()]
-        self._vary = [(b"vary", b"Origin")]
-        without_credentials = [line for line in exposed if line[0] != b"access-control-allow-credentials"]
-        self._of_other_origin = [*without_credentials, *self._vary]
+        self._warned_of: set[bytes] = set()
+        # Prepared, because Starlette's own code looks up each of them for each response.
+        lines = [(name.lower().encode(), value.encode()) for name, value in self.simple_headers.items()]
+        self._of_other_origin = [*lines, _VARY] if self.allow_all_origins else [_VARY]
         self._by_origin = {
-            origin: [*exposed, (b"access-control-allow-origin", origin.encode()), *self._vary]
+            origin.encode(): [*lines, (b"access-control-allow-origin", origin.encode()), _VARY]
             for origin in allowed
         }
 
-    def examine(
-        self, scope: Scope, error: AppError | None
-    ) -> tuple[Response | None, Iterable[tuple[bytes, bytes]]]:
-        """Return the response to a preflight, or None and the headers for the application's response.
-
-        The headers are prepared, because Starlette's own code looks up each of them for each response.
-        """
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
+    def headers_for(self, headers: dict[bytes, bytes]) -> Lines:
+        """Return the headers of the response to a request with `headers`."""
+        origin = headers.get(b"origin")
         if origin is None:
-            return None, self._vary
-        if scope["method"] == "OPTIONS" and "access-control-request-method" in headers:
-            return self._preflight(headers, error), ()
-        added = self._by_origin.get(origin, self._of_other_origin)
-        if added is self._of_other_origin and not self.allow_all_origins:
-            self._warn_of(headers)
-        return None, added
+            return (_VARY,)
+        if origin not in self._by_origin and not self.allow_all_origins:
+            self._warn_of(origin, headers.get(b"host", b""))
+        return self._by_origin.get(origin, self._of_other_origin)
 
-    def _preflight(self, headers: Headers, error: AppError | None) -> Response:
-        """Answer a preflight (Fetch standard, section 3.3), whose head may have an `error`."""
+    def preflight(self, scope: Scope) -> Response | None:
+        """Answer a preflight (Fetch standard, section 3.3), or return None; raises `CrossOriginError`."""
+        headers = Headers(scope=scope)
+        if not {"origin", "access-control-request-method"} <= set(headers):
+            return None
         response = self.preflight_response(headers)
-        if isinstance(error, errors.OverloadedError):
-            error = None  # the page reads it in the answer to its own request, and when to try again
-        if error is None and response.status_code != HTTPStatus.OK:
-            error = self._refusal(headers)
-        if error is None:
+        if response.status_code == HTTPStatus.OK:
             return response
-        refusal = render(error, errors.SELF_CONTAINED)
-        for name in ("Vary", "Access-Control-Allow-Origin"):
-            if name in response.headers:
-                refusal.headers[name] = response.headers[name]
-        return refusal
+        if self.is_allowed_origin(headers["origin"]):
+            asked = [headers["access-control-request-method"]]
+            asked += headers.getlist("access-control-request-headers")
+            refused = " ".join(asked)[:_MAX_CHARACTERS]
+            logger.info("cors.refused", request_id=events.request_id(), refused=refused)
+        raise CrossOriginError(bytes(response.body).decode().removeprefix("Disallowed CORS "))
 
-    def _warn_of(self, headers: Headers) -> None:
+    def _warn_of(self, origin: bytes, host: bytes) -> None:
         """Log an origin that is refused, once, unless it is this service's own."""
-        origin = headers["origin"][:_MAX_CHARACTERS]
-        is_own = origin.partition("://")[2] == headers.get("host", "")
+        is_own = origin.partition(b"://")[2] == host
         if is_own or origin in self._warned_of or len(self._warned_of) >= _MAX_ORIGINS:
             return
         self._warned_of.add(origin)
-        logger.warning("CORS_ORIGINS does not name this origin: its pages cannot read answers", origin=origin)
-
-    def _refusal(self, headers: Headers) -> AppError:
-        error = CrossOriginError()
-        if not self.is_allowed_origin(headers["origin"]):
-            self._warn_of(headers)
-            return error
-        error.detail, name = self._refused_part(headers)
-        logger.info("cors.refused", request_id=events.request_id(), refused=name[:100])
-        return error
-
-    def _refused_part(self, headers: Headers) -> tuple[str, str]:
-        """Return why a preflight from an allowed origin is refused, and the refused name for the log."""
-        method = headers["access-control-request-method"]
-        if method not in METHODS:
-            return f"The method is not allowed across origins, only {', '.join(METHODS)}", method
-        asked = headers.get("access-control-request-headers", "").split(",")
-        for name in filter(None, map(str.strip, asked)):
-            if name.lower() not in self.allow_headers:
-                return f"A header is not allowed across origins, only {', '.join(self.allow_headers)}", name
-        return "This service is not open to pages of another network", "private network"
-
-
-class CrossOriginError(AppError):
-    """A preflight names an origin, a method or a header that is not allowed."""
-
-    status = 400
-    code = "cors_refused"
-    detail = "This origin, method or header is not allowed"
+        shown = origin[:_MAX_CHARACTERS].decode("latin-1")
+        logger.warning("CORS_ORIGINS does not name this origin: its pages cannot read answers", origin=shown)

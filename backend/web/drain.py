@@ -3,8 +3,6 @@
 import asyncio
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import perf_counter
 from typing import Final
 
@@ -26,30 +24,25 @@ class Drain:
         self.last_request_at = float("-inf")
         """The start of the last request that is not a probe's, by `perf_counter`."""
 
-    @contextmanager
-    def on_sigterm(self) -> Iterator[None]:
-        """Begin a drain on SIGTERM within the block; the server gets the signal when the drain ends."""
+    async def on_sigterm(self) -> None:
+        """Wait for SIGTERM and drain; the server gets the signal after that, or when it comes again."""
         stop = signal.getsignal(signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread() or not callable(stop):
-            yield
             return
-        loop, drains = asyncio.get_running_loop(), set[asyncio.Task[None]]()
+        loop, has_come = asyncio.get_running_loop(), asyncio.Event()
 
-        async def drain() -> None:
-            await self._until_quiet()
-            stop(signal.SIGTERM, None)
-
-        def begin() -> None:
+        def begin(*_: object) -> None:
             if self.is_draining:
                 stop(signal.SIGTERM, None)
-                return
             self.is_draining = True
-            logger.info("not ready any more, until nobody asks")
-            drains.add(asyncio.create_task(drain()))
+            loop.call_soon_threadsafe(has_come.set)
 
-        signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(begin))
+        signal.signal(signal.SIGTERM, begin)
         try:
-            yield
+            await has_come.wait()
+            logger.info("not ready any more, until nobody asks")
+            await self._until_quiet()
+            stop(signal.SIGTERM, None)
         finally:
             signal.signal(signal.SIGTERM, stop)
 

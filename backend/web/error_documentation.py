@@ -1,17 +1,17 @@
 """Documents the errors of a route in the OpenAPI document: each status, with an example of each code."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Any, TypeVar
 
 from fastapi import params
 from fastapi.dependencies.models import Dependant
-from fastapi.dependencies.utils import get_dependant
-from starlette.routing import compile_path
+from fastapi.routing import APIRoute
 
 from backend.web import errors
-from backend.web.errors import AppError, Contract, ErrorBody, FieldError
+from backend.web.errors import AppError, Contract, FieldError
 
+SCHEMAS = "#/components/schemas/"
 _REQUEST_ID = "0199f3c2a7b47cc09d1b3f5e8a6d4c21"
 _Callable = TypeVar("_Callable", bound=Callable[..., Any])
 
@@ -26,15 +26,12 @@ def raises(*kinds: type[AppError]) -> Callable[[_Callable], _Callable]:
     return mark
 
 
-def error_answers(
-    contract: Contract, path: str, endpoint: Callable[..., Any], dependencies: Iterable[params.Depends]
-) -> dict[int | str, dict[str, Any]]:
+def error_answers(route: APIRoute, contract: Contract) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route: the errors of its parameters, dependencies and handler."""
-    dependant = get_dependant(path=compile_path(path)[1], call=endpoint)
-    calls = [endpoint, *(one.dependency for one in dependencies), *calls_of(dependant)]
+    calls = [route.endpoint, *calls_of(route.dependant)]
     kinds = [kind for call in calls for kind in getattr(call, "raises", ())]
-    kinds += [*_refusals(dependant), errors.ContentTooLargeError, errors.InternalError]
-    if "{user_id}" in path:
+    kinds += [*_refusals(route.dependant), errors.ContentTooLargeError, errors.InternalError]
+    if "{user_id}" in route.path:
         kinds.append(errors.WrongUserError)
     answers: dict[int | str, dict[str, Any]] = {}
     for kind in dict.fromkeys(kinds):
@@ -63,9 +60,8 @@ def _refusals(dependant: Dependant) -> Iterator[type[AppError]]:
 def _add(answers: dict[int | str, dict[str, Any]], error: AppError, contract: Contract) -> None:
     status = error.status_under(contract)
     blank = {
-        "model": ErrorBody,
         "description": HTTPStatus(status).phrase,
-        "content": {"application/json": {"examples": {}}},
+        "content": {"application/json": {"examples": {}, "schema": {"$ref": f"{SCHEMAS}ErrorBody"}}},
         "headers": {},
     }
     answer = answers.setdefault(status, blank)

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 from sqlalchemy import literal, select
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from backend.database import Statement
 from backend.telemetry import metrics
@@ -59,7 +59,10 @@ async def ready(database: DatabaseDep, request: Request) -> Answer:
 
 
 @router.get(
-    "/metrics", summary="What has the service done?", response_model=None, response_class=PlainTextResponse
+    "/metrics",
+    summary="What has the service done?",
+    response_class=Response,  # with that of plain text, FastAPI would document errors in plain text
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def read_metrics(_: ScraperDep, request: Request) -> Response:
     """Return the metrics of all workers in Prometheus' text format.

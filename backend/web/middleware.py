@@ -13,11 +13,10 @@ from uuid_utils import uuid7
 from backend.telemetry import events, logs, metrics, traces
 from backend.telemetry.events import Event
 from backend.web import errors
-from backend.web.cross_origin import CrossOrigin
+from backend.web.cross_origin import CrossOrigin, Lines
 from backend.web.drain import Drain
-from backend.web.error_responses import refuse
+from backend.web.error_responses import of_framework, refuse
 from backend.web.errors import AppError
-from backend.web.framework_errors import of_framework
 
 MAX_BODY_BYTES = 64 * 1024
 OF_UNKNOWN_LENGTH = "tasks.body_of_unknown_length"
@@ -63,10 +62,15 @@ class Boundary:
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(scope, send, self.log, self.drain)
-        scope = exchange.scope
+        exchange.added = self.cross_origin.headers_for(exchange.headers)
+        scope, app = exchange.scope, self.app
         self.drain.under_way += 1
         try:
-            await self._app_for(exchange)(scope, receive, exchange.respond)
+            if error_of_head := _error_of_head(scope, exchange.headers):
+                app = refuse(scope, error_of_head)
+            elif scope["method"] == "OPTIONS" and (preflight := self.cross_origin.preflight(scope)):
+                app, exchange.added = preflight, ()
+            await app(scope, receive, exchange.respond)
         except Exception as error:
             refusal = of_framework(error)
             if exchange.has_begun or isinstance(refusal, errors.InternalError):
@@ -77,24 +81,18 @@ class Boundary:
         finally:
             self.drain.under_way -= 1
 
-    def _app_for(self, exchange: "_Exchange") -> ASGIApp:
-        """Return the application, or the response to a request that does not reach it."""
-        scope = exchange.scope
-        error = _error_of_head(scope)
-        preflight, exchange.added = self.cross_origin.examine(scope, error)
-        return preflight or (self.app if error is None else refuse(scope, error))
-
 
 class _Exchange:
     """A request and its response, which gets its headers here, and its log lines before its last byte."""
 
-    added: Iterable[tuple[bytes, bytes]] = ()
+    added: Lines = ()
     status = 0
 
     def __init__(self, scope: Scope, send: Send, log: logs.Log, drain: Drain) -> None:
         self._started = perf_counter()
         self._send, self._log, self._drain = send, log, drain
-        self._record = events.begin(_request_id(scope))
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._record = events.begin(_request_id(self.headers.get(b"x-request-id")))
         self._method = scope["method"]
         self._start: Message | None = None
         # Uvicorn has its own copy of the method, and leaves out the body (RFC 9110 section 9.3.2).
@@ -112,9 +110,10 @@ class _Exchange:
     async def respond(self, message: Message) -> None:
         """Send a part of the response; raises `OverloadedError` instead of a start that is too much."""
         if message["type"] == "http.response.start":
-            _check_unsent(self.scope, message)
+            given = dict(message["headers"])
+            _check_unsent(self.scope, int(given.get(b"content-length", 0)))
             self.status = message["status"]
-            message["headers"] = self._headers([*message["headers"], *self.added])
+            message["headers"] = [*message["headers"], *self.added, *self._more_headers(given)]
             # Held until the body comes, because without a body the headers are the last bytes.
             self._start = message
             return
@@ -125,13 +124,13 @@ class _Exchange:
             self._start = None
         await self._send(message)
 
-    def _headers(self, given: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        names = dict(given)
-        headers = [*given, (b"x-request-id", self._record.request_id.encode())]
-        headers += [line for line in _SAFE if line[0] not in names]
+    def _more_headers(self, given: dict[bytes, bytes]) -> Iterable[tuple[bytes, bytes]]:
+        yield (b"x-request-id", self._record.request_id.encode())
+        for line in _SAFE:
+            if line[0] not in given:
+                yield line
         if self._drain.is_draining:
-            headers.append(_CLOSE)
-        return headers
+            yield _CLOSE
 
     def _observe(self, seconds: float) -> None:
         scope, status, record = self.scope, self.status, self._record
@@ -166,44 +165,35 @@ def _path_in_segments(raw_path: bytes) -> str:
     return unquote(_IN_SEGMENT.sub(b"%25", raw_path).decode("latin-1"))
 
 
-def _request_id(scope: Scope) -> str:
+def _request_id(sent: bytes | None) -> str:
     """Return the client's `X-Request-ID` if it is well formed, else a new id."""
-    sent = dict(scope["headers"]).get(b"x-request-id")
     return sent.decode() if sent and _REQUEST_ID.fullmatch(sent) else uuid7().hex
 
 
-def _check_unsent(scope: Scope, start: Message) -> None:
-    """Raise `OverloadedError` if slow clients leave no memory for a response of this size."""
-    for name, value in start["headers"]:  # most often the first
-        if name == b"content-length":
-            size = int(value)
-            if size > LARGE_ANSWER_BYTES:
-                connections = scope.get("state", {}).get(CONNECTIONS, ())
-                if size + sum(connection.unsent for connection in connections) > MAX_UNSENT_BYTES:
-                    raise errors.OverloadedError(reason="unsent_answers")
-            return
+def _check_unsent(scope: Scope, size: int) -> None:
+    """Raise `OverloadedError` if slow clients leave no memory for a response of `size` bytes."""
+    if size <= LARGE_ANSWER_BYTES:
+        return
+    connections = scope.get("state", {}).get(CONNECTIONS, ())
+    if size + sum(connection.unsent for connection in connections) > MAX_UNSENT_BYTES:
+        raise errors.OverloadedError(reason="unsent_answers")
 
 
-def _error_of_head(scope: Scope) -> AppError | None:
-    if error := scope.get("state", {}).get(REFUSAL):
-        return error  # type: ignore[no-any-return]  # ASGI's scope is untyped
-    names = [name for name, _ in scope["headers"]]
-    if b"content-length" in names and any(map(_is_too_large, _values(scope, b"content-length"))):
+def _error_of_head(scope: Scope, headers: dict[bytes, bytes]) -> AppError | None:
+    error: AppError | None = scope.get("state", {}).get(REFUSAL)
+    # A page reads the 503 of an overloaded process only if its preflight succeeds.
+    if error and not (isinstance(error, errors.OverloadedError) and scope["method"] == "OPTIONS"):
+        return error
+    length = headers.get(b"content-length", b"")
+    if length.isdigit() and int(length) > MAX_BODY_BYTES:
         return errors.ContentTooLargeError()
-    hosts = names.count(b"host")
+    hosts = [name for name, _ in scope["headers"]].count(b"host")
     if hosts > 1 or (not hosts and scope["http_version"] != "1.0"):  # RFC 9112 section 3.2
         return errors.MalformedRequestError(reason="host")
-    if b"transfer-encoding" in names:
+    if b"transfer-encoding" in headers:
         # The length is unknown before the end, so each route reads the body, even one that takes none.
         scope[OF_UNKNOWN_LENGTH] = True
-        if [coding.lower() for coding in _values(scope, b"transfer-encoding")] != [b"chunked"]:
+        codings = [value.lower() for name, value in scope["headers"] if name == b"transfer-encoding"]
+        if codings != [b"chunked"]:
             return errors.TransferCodingError()
     return None
-
-
-def _values(scope: Scope, name: bytes) -> list[bytes]:
-    return [value for key, value in scope["headers"] if key == name]
-
-
-def _is_too_large(length: bytes) -> bool:
-    return length.isdigit() and int(length) > MAX_BODY_BYTES

@@ -5,6 +5,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fastapi import FastAPI
+from pydantic import TypeAdapter
+
+from backend.web.error_documentation import SCHEMAS
+from backend.web.errors import ErrorBody
 
 _BEARER: Final = {
     "type": "http",
@@ -21,21 +25,24 @@ _REQUEST_ID: Final = {
 
 def openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document of `app`."""
+    if app.openapi_schema:
+        return app.openapi_schema
     document = FastAPI.openapi(app)
     document["servers"] = [{"url": "/"}]
     document["components"]["headers"] = {"X-Request-ID": _REQUEST_ID}
     schemes = document["components"]["securitySchemes"]
-    if "Password" not in schemes:
-        password = schemes["Bearer"] | {"description": _HOW_TO_SIGN_IN}
-        document["components"]["securitySchemes"] = schemes | {"Bearer": _BEARER, "Password": password}
+    password = schemes["Bearer"] | {"description": _HOW_TO_SIGN_IN}
+    schemes |= {"Bearer": _BEARER, "Password": password}
     for path, operations in document["paths"].items():
         for operation in operations.values():
             # FastAPI adds a validation answer of its own to every route.
             if "HTTPValidationError" in json.dumps(operation["responses"].get("422", {})):
                 del operation["responses"]["422"]
-            for status, answer in operation["responses"].items():
-                _correct(status, answer)
-            _order_parameters(path, operation)
+            for answer in operation["responses"].values():
+                _correct(answer)
+            # The path's parameters come first, in its order, because generators make arguments of them.
+            parameters = operation.get("parameters", [])
+            parameters.sort(key=lambda one: (one["in"] != "path", path.find(f"{{{one['name']}}}")))
             operation["security"] = _security(operation.get("security", ()))
     _tidy(document["components"]["schemas"])
     return document
@@ -50,25 +57,16 @@ def _security(given: Sequence[dict[str, Any]]) -> list[dict[str, list[str]]]:
     return [*needed, {}] if needed and "Bearer" not in names else needed
 
 
-def _correct(status: str, answer: dict[str, Any]) -> None:
+def _correct(answer: dict[str, Any]) -> None:
     if answer.get("content") == {"application/json": {"schema": {}}}:
         del answer["content"]  # FastAPI assumes a body if a handler returns a `Response`
-    if status >= "4":
-        # FastAPI assumes that a route with plain text has errors in plain text.
-        answer["content"]["application/json"] |= answer["content"].pop("text/plain", {})
     reference = {"X-Request-ID": {"$ref": "#/components/headers/X-Request-ID"}}
     answer["headers"] = answer.get("headers", {}) | reference
 
 
-def _order_parameters(path: str, operation: dict[str, Any]) -> None:
-    """Put the path's parameters first, in its order, because generators make arguments of them."""
-    if "parameters" in operation:
-        operation["parameters"].sort(
-            key=lambda one: path.index(f"{{{one['name']}}}") if one["in"] == "path" else len(path)
-        )
-
-
 def _tidy(schemas: dict[str, Any]) -> None:
+    error_body = TypeAdapter(ErrorBody).json_schema(ref_template=SCHEMAS + "{model}")
+    schemas |= error_body.pop("$defs") | {"ErrorBody": error_body}
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for schema in schemas.values():

@@ -13,7 +13,6 @@ from fastapi._compat import (
     ModelField,
     Undefined,
     field_annotation_is_sequence,
-    get_missing_field_error,
     lenient_issubclass,
 )
 from fastapi.dependencies.models import Dependant, _is_coroutine_callable
@@ -21,7 +20,6 @@ from fastapi.dependencies.utils import get_typed_return_annotation, request_body
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -90,9 +88,7 @@ class Plan:
 
 async def _read_body(request: BoundedRequest, field: ModelField) -> tuple[dict[str, Any], list[Any]]:
     if isinstance(field.field_info, params.Form):
-        form = await read_form(request)
-        values, wrong = await request_body_to_args([field], form, embed_body_fields=False)
-        return values, (wrong if form or not wrong else [get_missing_field_error(("body",))])
+        return await request_body_to_args([field], await read_form(request), embed_body_fields=False)
     if body := await read_json(request):
         try:
             return {field.name: await _validate(request, body, field._type_adapter)}, []  # noqa: SLF001  # FastAPI's
@@ -116,21 +112,21 @@ async def _validate(request: BoundedRequest, body: bytes, adapter: Any) -> Any:
     return adapter.validate_python(await request.json())
 
 
-_PLAIN = {"dependencies", "name", "call", "request_param_name", "use_cache", "path"}
+_PLAIN = {"dependencies", "name", "call", "request_param_name", "use_cache", "path", "scope"}
 _PARAMETERS = {"path_params", "query_params", "body_params"}
 
 
 def oddities(route: APIRoute) -> list[str]:
     """Name the features of a route that a `Plan` lacks; a feature of a later FastAPI is one too."""
     handler, returned = route.dependant, get_typed_return_annotation(route.endpoint)
-    odd = _odd(handler, _PLAIN | _PARAMETERS | {"scope"})
+    odd = _odd(handler, _PLAIN | _PARAMETERS)
     odd += [name for one in handler.dependencies for name in _odd(one, _PLAIN - {"dependencies"})]
-    odd += [field.name for field in handler.path_params if field.alias not in route.param_convertors]
-    odd += [field.name for field in handler.path_params if field.validation_alias]
     odd += [
-        field.name for field in handler.query_params if not _is_plain_model(field.field_info, params.Query)
+        field.name
+        for field in handler.path_params
+        if field.validation_alias or field.alias not in route.param_convertors
     ]
-    odd += [field.name for field in handler.body_params if not _is_plain_body(field)]
+    odd += [field.name for field in handler.query_params + handler.body_params if not _is_plain(field)]
     odd += [name for name in ("_embed_body_fields", "max_body_size") if getattr(route, name)]
     calls = [one.call for one in handler.dependencies]
     odd += ["dependencies"] if any(calls.count(call) > 1 for call in calls) else []
@@ -138,24 +134,18 @@ def oddities(route: APIRoute) -> list[str]:
 
 
 def _odd(dependant: Dependant, plain: set[str]) -> list[str]:
-    odd = [
-        field.name
-        for field in fields(Dependant)
-        if getattr(dependant, field.name) and field.name not in plain
-    ]
+    read = [field.name for field in fields(Dependant) if getattr(dependant, field.name)]
+    odd = [name for name in read if name not in plain]
     return odd if _is_coroutine_callable(dependant.call) else [*odd, "call"]
 
 
-def _is_plain_body(field: ModelField) -> bool:
+def _is_plain(field: ModelField) -> bool:
+    """Return whether a parameter is JSON, or a model of fields that are sent once and have no alias."""
     info = field.field_info
-    is_json = type(info) is params.Body and info.media_type == "application/json"
-    return is_json or _is_plain_model(info, params.Form)
-
-
-def _is_plain_model(info: FieldInfo, kind: type[FieldInfo]) -> bool:
-    """Return whether a parameter is a model of fields that are sent once, each under its own name."""
+    if type(info) is params.Body:
+        return info.media_type == "application/json"
     return (
-        type(info) is kind
+        type(info) in {params.Query, params.Form}
         and lenient_issubclass(info.annotation, BaseModel)
         and not info.metadata
         and not any(

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -41,7 +41,6 @@ IN_MEMORY = "memory://"
 _UNLIMITED = RateLimitItemPerSecond(sys.maxsize)
 
 _Answer = TypeVar("_Answer")
-Attempt = AbstractAsyncContextManager[Callable[[], Awaitable[bool]]]
 
 
 def address_of(ip: str | None) -> str:
@@ -61,46 +60,19 @@ class RateLimits:
     def __init__(self, settings: Settings) -> None:
         is_on = settings.rate_limit_enabled
         assert settings.jwt_secret is not None
-        self._secret = settings.jwt_secret.get_secret_value().encode()
-        storage = _Storage(settings.rate_limit_storage_uri.get_secret_value() if is_on else IN_MEMORY)
+        uri = settings.rate_limit_storage_uri.get_secret_value() if is_on else IN_MEMORY
+        storage = _Storage(uri, settings.jwt_secret.get_secret_value().encode())
 
-        def limit(name: str, rate: str) -> _Limit:
-            return _Limit(name, parse(rate) if is_on else _UNLIMITED, storage)
+        def limit(name: str, rate: str) -> Limit:
+            return Limit(name, parse(rate) if is_on else _UNLIMITED, storage)
 
-        self._account = limit("account", settings.rate_limit_signin_account)
-        self._address = limit("address", settings.rate_limit_signin_address)
-        self._mail = limit("mail", settings.rate_limit_mail)
-        self._register = limit("register", settings.rate_limit_register)
-
-    async def registration(self, address: str) -> None:
-        """Count one registration; raises `RateLimitedError`."""
-        await self._register.count(address)
-
-    async def mail(self, address: str) -> None:
-        """Count one request that sends mail; raises `RateLimitedError`."""
-        await self._mail.count(address)
-
-    def guess_from(self, address: str) -> "Attempt":
-        """Allow one attempt at a password from an address, as `guess_at` does for an account."""
-        return self._address.turn(address)
-
-    def guess_at(self, account: str) -> "Attempt":
-        """Allow one attempt at the password of an account and yield a function that counts it as failed.
-
-        Raises `RateLimitedError`, or `ServiceUnavailableError` when too many attempts wait.
-        """
-        return self._account.turn(self._key(account))
-
-    async def is_contested(self, account: str) -> bool:
-        """Return whether the account's limit would be half reached if all attempts under way failed."""
-        return await self._account.is_half_reached(self._key(account))
-
-    def _key(self, account: str) -> str:
-        """Return a digest with a key, because a shared storage must not learn emails."""
-        return hmac.digest(self._secret, account.encode(), "sha256").hex()
+        self.account = limit("account", settings.rate_limit_signin_account)
+        self.address = limit("address", settings.rate_limit_signin_address)
+        self.mail = limit("mail", settings.rate_limit_mail)
+        self.register = limit("register", settings.rate_limit_register)
 
 
-class _Limit:
+class Limit:
     """Allows N events per window and key. Concurrent attempts count as failures until they end."""
 
     def __init__(self, name: str, item: RateLimitItem, storage: "_Storage") -> None:
@@ -112,15 +84,21 @@ class _Limit:
         self._waiting = 0
 
     async def count(self, key: str) -> None:
+        """Count one event; raises `RateLimitedError`."""
         if not await self._storage.add(self._item, self._name, key):
             await self._check(key)
 
     async def is_half_reached(self, key: str) -> bool:
+        """Return whether the limit would be half reached if all attempts under way failed."""
         happened, _ = await self._storage.happened(self._item, self._name, key)
         return 2 * (happened + self._under_way[key]) >= self._item.amount
 
     @asynccontextmanager
-    async def turn(self, key: str) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+    async def attempt(self, key: str) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+        """Allow one attempt and yield a function that counts it as failed.
+
+        Raises `RateLimitedError`, or `ServiceUnavailableError` when too many attempts wait.
+        """
         await self._enter(key)
         self._under_way[key] += 1
         try:
@@ -161,21 +139,28 @@ class _Limit:
 class _Storage:
     """Counts in the storage that processes share, or in memory if there is none or it fails."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, secret: bytes) -> None:
+        self._secret = secret
         self._memory = Limiter(get_remote_address, storage_uri=IN_MEMORY).limiter
         self._shared = None if uri == IN_MEMORY else _shared_limiter(uri)
         self._left_alone_until = 0.0
 
-    async def happened(self, item: RateLimitItem, *key: str) -> tuple[int, float]:
+    async def happened(self, item: RateLimitItem, name: str, key: str) -> tuple[int, float]:
         """Return the number of events in the window, and the seconds until it ends."""
-        window = await self._ask_shared(lambda limiter: limiter.get_window_stats(item, *key))
-        window = window or self._memory.get_window_stats(item, *key)
+        digest = self._digest(key)
+        window = await self._ask_shared(lambda limiter: limiter.get_window_stats(item, name, digest))
+        window = window or self._memory.get_window_stats(item, name, digest)
         return item.amount - window.remaining, window.reset_time - time.time()
 
-    async def add(self, item: RateLimitItem, *key: str) -> bool:
+    async def add(self, item: RateLimitItem, name: str, key: str) -> bool:
         """Count one event; returns whether it is within the limit."""
-        is_within = await self._ask_shared(lambda limiter: limiter.hit(item, *key))
-        return self._memory.hit(item, *key) if is_within is None else is_within
+        digest = self._digest(key)
+        is_within = await self._ask_shared(lambda limiter: limiter.hit(item, name, digest))
+        return self._memory.hit(item, name, digest) if is_within is None else is_within
+
+    def _digest(self, key: str) -> str:
+        """Return a digest with a key, because a shared storage must not learn emails."""
+        return hmac.digest(self._secret, key.encode(), "sha256").hex()
 
     async def _ask_shared(self, question: Callable[[RateLimiter], Awaitable[_Answer]]) -> _Answer | None:
         """Return the answer of the shared storage, or None if there is none or it fails."""

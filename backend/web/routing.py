@@ -54,26 +54,24 @@ class Route(APIRoute):
             name += "_of_user"
             extra = options.get("openapi_extra") or {}
             options["openapi_extra"] = extra | {"parameters": [_USER_ID, *extra.get("parameters", ())]}
-        documented = error_answers(self.contract, path, endpoint, options.get("dependencies") or ())
         options["operation_id"] = options.get("operation_id") or name
-        options["responses"] = documented | (options.get("responses") or {})
         super().__init__(path, endpoint, **options)
+        self.responses = error_answers(self, self.contract) | self.responses
         self.oddities = oddities(self)
         self.guard = guard_of(self.dependant)
         if not self.oddities:
             # FastAPI's own code needs this middleware, which the application may lack.
-            self._unplanned = AsyncExitStackMiddleware(self.app)
+            self.unplanned = AsyncExitStackMiddleware(self.app)
             self._plan, self.app = Plan(self.dependant), self._run
 
-    def of(self, application: FastAPI) -> Self:
+    def _of(self, application: FastAPI) -> Self:
         """Return this route as one of `application`, whose `dependency_overrides` apply to it."""
         options = self._options | {"dependency_overrides_provider": application}
         return type(self)(self.path, self.endpoint, **options)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        provider = self.dependency_overrides_provider
-        if provider is not None and provider.dependency_overrides:
-            await self._unplanned(scope, receive, send)
+        if scope["app"].dependency_overrides:
+            await self._of(scope["app"]).unplanned(scope, receive, send)
             return
         request = BoundedRequest(scope, receive, send)
         try:

@@ -27,7 +27,7 @@ async def register(context: Context, data: schemas.Registration) -> dict[str, An
     """
     sign_in, address, key = context.sign_in, context.address, email_key(data.email)
     passwords.check_rules(data.password, email=data.email, min_length=sign_in.password_min_length)
-    await sign_in.limits.registration(address)
+    await sign_in.limits.register.count(address)
     if sign_in.requires_verification:
         await _register_unverified(context, data)
         return None

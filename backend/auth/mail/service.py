@@ -33,7 +33,7 @@ async def request_link(context: Context, kind: Kind, data: MailRequest) -> None:
 
 async def _check_may_send(context: Context) -> None:
     context.sign_in.outbox.check_available()
-    await context.sign_in.limits.mail(context.address)
+    await context.sign_in.limits.mail.count(context.address)
 
 
 async def reset_password(context: Context, data: PasswordReset) -> None:

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except DatabaseError as error:  # pragma: no cover  # untraced, as in `_upgrade`
         sys.exit(f"tasks-api: DATABASE_URL: the database cannot be reached ({error.reason})")
     except AppError as error:
-        sys.exit(f"tasks-api: {error.detail}")
+        sys.exit(f"tasks-api: {error.errors[0]['message'] if error.errors else error.detail}")
     except KeyboardInterrupt:  # pragma: no cover  # untraced, as in `_upgrade`
         sys.exit(128 + signal.SIGINT)
 

@@ -101,7 +101,7 @@ _templates = Environment(
 )
 
 
-def compose(kind: Kind, *, to: str, sender: str, link: str | None) -> EmailMessage:
+def compose(kind: Kind, *, to: str, sender: str, link: str) -> EmailMessage:
     """Return a mail of this kind, as plain text and HTML.
 
     Raises ValueError for an address with a line end.

@@ -7,45 +7,65 @@ for a request of its own or for the next retry. An idle service therefore sends 
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from loguru import logger
 
 from backend.auth.accounts.statements import FIND_EMAIL
 from backend.auth.mail import outbox_statements as statements
-from backend.auth.mail.errors import MailUnavailableError
 from backend.auth.mail.sender import Sender, sender_for
-from backend.auth.mail.statements import ENQUEUE, Kind
+from backend.auth.mail.statements import ENQUEUE, RESETS, Kind
 from backend.auth.schemas import email_key
 from backend.auth.tokens import opaque
 from backend.database import Database, DatabaseError, Row, Transaction
 from backend.settings import Settings
 from backend.telemetry.events import Event, write
 
-PAUSES_SECONDS: Final = (5, 30, 120, 600)
-"""Pauses between the attempts to send a mail, which fails after one attempt more than there are pauses."""
+ATTEMPTS: Final = 5
+"""The attempts to send a mail before it has failed."""
+FIRST_PAUSE: Final = timedelta(seconds=15)
+"""The pause between the begins of the first two attempts, the length of which is at most `SEND_SECONDS`.
+
+Each further pause is three times as long.
+"""
 DATABASE_PAUSE_SECONDS: Final = 5.0
-
-
-PAGES: Final = {Kind.RESET: "/reset-password", Kind.VERIFY: "/verify-email", Kind.CHANGE: "/confirm-email"}
+PAGES: Final = {
+    **dict.fromkeys(RESETS, "/reset-password"),
+    Kind.VERIFY: "/verify-email",
+    Kind.CHANGE: "/confirm-email",
+}
 """The page of APP_URL that the link of a mail leads to."""
 
 
-class _Ready(NamedTuple):
+class Ready(NamedTuple):
     """A mail to send; `email` is the account's own spelling of the address."""
 
     user_id: str | None
     email: str
-    link: str | None = None
+    link: str = ""
+
+
+async def prepare(
+    database: Database, settings: Settings, kind: Kind, user_id: str, mail: dict[str, Any]
+) -> Ready | None:
+    """Return a mail to the user, with a new link if `kind` has one; None if the user may not have it.
+
+    `mail` has the other parameters of the statements in `RECIPIENT`.
+    """
+    token = opaque.new_token()
+    values = {**mail, "user_id": user_id, "digest": opaque.digest(token)}
+    found = await database.one(statements.RECIPIENT[kind], **values)
+    link = f"{settings.pages_url}{PAGES[kind]}#token={token}" if kind in PAGES else ""
+    return Ready(user_id, found["email"], link) if found else None
 
 
 class Outbox:
-    """Sends mails in one process. Without MAIL_URL it sends none, and `check_available` raises."""
+    """Sends mails in one process. Without MAIL_URL it sends none."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._sender: Sender | None = sender_for(settings)
-        self._app_url = settings.pages_url
         self._woken = asyncio.Event()
 
     async def put(
@@ -65,10 +85,10 @@ class Outbox:
         """Write a notice to the outbox, to the email that `user` has."""
         await self.put(transaction, kind, user["email"], user["id"])
 
-    def check_available(self) -> None:
-        """Raise `MailUnavailableError` if the service sends no mail."""
-        if self._sender is None:
-            raise MailUnavailableError
+    @property
+    def sends(self) -> bool:
+        """True if the service sends mail."""
+        return self._sender is not None
 
     def wake(self) -> None:
         """Make `run` read the table now."""
@@ -76,72 +96,64 @@ class Outbox:
 
     async def run(self, database: Database) -> None:
         """Send mails until cancelled."""
-        if self._sender is None:
+        if not self.sends:
             return
         while True:
             self._woken.clear()
             seconds: float | None = DATABASE_PAUSE_SECONDS
             with suppress(DatabaseError), logger.catch(message="unexpected", exclude=DatabaseError):
-                seconds = await self._drain(database, self._sender)
+                seconds = await self.drain(database)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._woken.wait()
 
-    async def _drain(self, database: Database, sender: Sender) -> float | None:
+    async def drain(self, database: Database) -> float | None:
         """Send all mails that are due; return the seconds until the next is due, None if no mail waits."""
-        while mails := await database.all(statements.CLAIM):
+        while mails := await database.all(statements.CLAIM, first_pause=FIRST_PAUSE):
             async with asyncio.TaskGroup() as group:
                 for mail in mails:
-                    group.create_task(self._process(database, sender, mail))
+                    group.create_task(self._process(database, mail))
         row = await database.one(statements.NEXT_DUE)
         return None if row is None or row["seconds"] is None else max(0.0, float(row["seconds"]))
 
-    async def _process(self, database: Database, sender: Sender, mail: Row) -> None:
-        """Send one mail, or drop or postpone it. After an error it is due again when `LEASE` is over."""
+    async def _process(self, database: Database, mail: Row) -> None:
+        """Send one mail, or drop it. After an error it is due again, as `CLAIM` says."""
         log = logger.bind(kind=mail["kind"])
         with suppress(DatabaseError), log.catch(message="unexpected", exclude=DatabaseError):
             ready = await self._prepare(database, mail)
             if ready is None:
                 await database.one(statements.FINISH, id=mail["id"], is_dropped=True)
             else:
-                await self._send(database, sender, mail, ready)
+                await self._send(database, mail, ready)
 
-    async def _prepare(self, database: Database, mail: Row) -> _Ready | None:
+    async def _prepare(self, database: Database, mail: Row) -> Ready | None:
         """Return what to send and to whom, or None for a repeated mail or one without an account."""
         kind = Kind(mail["kind"])
         if await database.one(statements.IS_REPEATED, **mail):
             return None
         if kind not in statements.RECIPIENT:
-            return _Ready(mail["user_id"], mail["email"])
-        user_id, token = await self._find_user(database, mail), opaque.new_token()
-        values = {**mail, "user_id": user_id, "digest": opaque.digest(token)}
-        found = user_id and await database.one(statements.RECIPIENT[kind], **values)
-        link = f"{self._app_url}{PAGES[kind]}#token={token}" if kind in PAGES else None
-        return _Ready(user_id, found["email"], link) if found else None
+            return Ready(mail["user_id"], mail["email"])
+        user_id = await self._find_user(database, mail)
+        return None if user_id is None else await prepare(database, self._settings, kind, user_id, dict(mail))
 
     async def _find_user(self, database: Database, mail: Row) -> str | None:
-        """Return the user whom a mail concerns; for a change of email None where another has it already."""
+        """Return the user whom a mail concerns; None if the email is nobody's, or another user's by now."""
         owner = await database.one(FIND_EMAIL, email_key=mail["email_key"])
-        user_id: str | None = owner["user_id"] if owner else None
-        if mail["kind"] == Kind.CHANGE:
-            return mail["user_id"] if user_id in (None, mail["user_id"]) else None
-        return user_id
+        owner_id: str | None = owner["user_id"] if owner else None
+        user_id = mail["user_id"] or owner_id
+        return user_id if owner_id in {None, user_id} else None
 
-    async def _send(self, database: Database, sender: Sender, mail: Row, ready: _Ready) -> None:
-        """Make one attempt. A mail that is not accepted is postponed, or fails after the last attempt."""
-        kind, id_, attempts = mail["kind"], mail["id"], mail["attempts"]
+    async def _send(self, database: Database, mail: Row, ready: Ready) -> None:
+        """Make one attempt. A mail that is not accepted is due again, or fails after the last attempt."""
+        assert self._sender is not None
+        kind, level, event = mail["kind"], "INFO", Event.MAIL_SENT
         try:
-            logged = await sender.send(Kind(kind), ready.email, ready.link)
+            logged = await self._sender.send(Kind(kind), ready.email, ready.link)
         except Exception as error:  # noqa: BLE001  # any error means that the mail was not accepted
-            reason = type(error).__name__
-            if attempts <= len(PAUSES_SECONDS):
-                pause = PAUSES_SECONDS[attempts - 1]
-                words = "MAIL_URL: a mail could not be sent; the next attempt is in {} s"
-                logger.warning(words, pause, kind=kind, reason=reason)
-                await database.one(statements.POSTPONE, id=id_, pause=timedelta(seconds=pause))
+            logged = {"reason": type(error).__name__}
+            if mail["attempts"] < ATTEMPTS:
+                logger.warning("MAIL_URL: a mail could not be sent; it is tried again", kind=kind, **logged)
                 return
-            event, level, logged = Event.MAIL_FAILED, "WARNING", {"reason": reason}
-        else:
-            event, level = Event.MAIL_SENT, "INFO"
-        await database.one(statements.FINISH, id=id_, is_dropped=False)
+            event, level = Event.MAIL_FAILED, "WARNING"
+        await database.one(statements.FINISH, id=mail["id"], is_dropped=False)
         write(event, ready.user_id, level=level, kind=kind, **logged)

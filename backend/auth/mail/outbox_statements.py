@@ -18,14 +18,13 @@ from sqlalchemy import (
 )
 
 from backend.auth.mail.models import mail_tokens, outbox
-from backend.auth.mail.statements import DIGEST, EMAIL, EMAIL_KEY, Kind
+from backend.auth.mail.statements import DIGEST, EMAIL, EMAIL_KEY, RESETS, Kind
 from backend.auth.models import users
 from backend.auth.sessions.statements import SESSION_ID, USER_ID, ago, deletion, has_row
 from backend.database import Statement
 
 LIFETIMES = {
-    Kind.RESET: timedelta(minutes=30),
-    Kind.RESET_BY_HAND: timedelta(minutes=30),
+    **dict.fromkeys(RESETS, timedelta(minutes=30)),
     Kind.VERIFY: timedelta(hours=24),
     Kind.CHANGE: timedelta(hours=24),
 }
@@ -33,12 +32,12 @@ REPEATED_AFTER = timedelta(seconds=60)
 """A mail of the same kind to the same address within this time is dropped."""
 KEPT_FOR = timedelta(hours=1)
 """A finished row is deleted after this time."""
-LEASE = timedelta(seconds=60)
-"""A claimed row is due again after this time, because its process may have died."""
 CLAIMED_AT_ONCE = 20
 
 _id = bindparam("id", type_=BigInteger)
 _created_at = bindparam("created_at", type_=DateTime(timezone=True))
+_first_pause = bindparam("first_pause", type_=Interval)
+_pause = _first_pause.op("*", return_type=Interval())(func.power(3, outbox.c.attempts))
 
 CLAIM = Statement(
     update(outbox)
@@ -51,10 +50,13 @@ CLAIM = Statement(
             .with_for_update(skip_locked=True)
         )
     )
-    .values(attempts=outbox.c.attempts + 1, due_at=func.now() + literal(LEASE, Interval))
+    .values(attempts=outbox.c.attempts + 1, due_at=func.now() + _pause)
     .returning(outbox)
 )
-"""Claims due mails. No other process claims them before `LEASE` has passed."""
+"""Claims due mails, and makes them due again: after `first_pause`, and three times as late each time.
+
+That is when the next attempt begins, if this one fails or its process dies.
+"""
 
 NEXT_DUE = Statement(
     select(func.extract("epoch", func.min(outbox.c.due_at) - func.now()).label("seconds")).where(
@@ -94,13 +96,6 @@ _old = (
 )
 FINISH = Statement(select(_done).add_cte(deletion("pruned", outbox, outbox.c.id.in_(_old))))
 
-POSTPONE = Statement(
-    update(outbox)
-    .where(outbox.c.id == _id)
-    .values(due_at=func.now() + bindparam("pause", type_=Interval))
-    .returning(outbox.c.id)
-)
-
 
 def _new_token(
     kind: Kind, *conditions: ColumnElement[bool], email: ColumnElement[str | None] = users.c.email
@@ -138,8 +133,7 @@ def _new_token(
 _has_email = users.c.email_key == EMAIL_KEY
 
 RECIPIENT = {
-    Kind.RESET: _new_token(Kind.RESET, _has_email),
-    Kind.RESET_BY_HAND: _new_token(Kind.RESET_BY_HAND, _has_email),
+    **{kind: _new_token(kind, _has_email) for kind in RESETS},
     Kind.VERIFY: _new_token(Kind.VERIFY, _has_email, ~users.c.email_verified),
     Kind.CHANGE: _new_token(Kind.CHANGE, users.c.pending_email == EMAIL, email=users.c.pending_email),
     Kind.EMAIL_TAKEN: Statement(select(users.c.email).where(users.c.id == USER_ID, _has_email)),

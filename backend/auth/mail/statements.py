@@ -42,10 +42,7 @@ from backend.database.expressions import moment_of
 
 
 class Kind(StrEnum):
-    """The kinds of mail. The kind of a mail with a link is also the purpose of the link's token.
-
-    The token of an invitation has the purpose `RESET`.
-    """
+    """The kinds of mail. The kind of a mail with a link is also the purpose of the link's token."""
 
     RESET = "reset"
     VERIFY = "verify"
@@ -61,6 +58,9 @@ class Kind(StrEnum):
     The link verifies no address, because it was not mailed.
     """
 
+
+RESETS = (Kind.RESET, Kind.INVITATION, Kind.RESET_BY_HAND)
+"""The purposes of a token that sets a new password."""
 
 EMAIL = bindparam("email", type_=Text)
 EMAIL_KEY = bindparam("email_key", type_=Text)
@@ -101,11 +101,15 @@ _tokens_of_change = deletion(
 )
 DROP_CHANGE = Statement(select(_dropped.c.id).add_cte(_tokens_of_change))
 
-READ_TOKEN = Statement(select(mail_tokens).where(_token, _is_valid))
-"""Reads a valid token without spending it."""
+READ_TOKEN = WideStatement(
+    select(mail_tokens).where(
+        mail_tokens.c.digest == DIGEST, or_(_is_valid, mail_tokens.c.purpose == Kind.VERIFY.value)
+    )
+)
+"""Reads a valid token without spending it; one to verify an email also if it is not valid.
 
-OWNER_OF_TOKEN = WideStatement(select(mail_tokens.c.user_id).where(mail_tokens.c.digest == DIGEST))
-"""The user of a mailed token. The query reads all shards, because the token carries no user id."""
+The query reads all shards, because a mailed token carries no user id.
+"""
 
 LOCK_USER = Statement(
     select(users.c.id, users.c.email, users.c.email_key)

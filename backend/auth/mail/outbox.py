@@ -129,7 +129,7 @@ class Outbox:
     async def _prepare(self, database: Database, mail: Row) -> Ready | None:
         """Return what to send and to whom, or None for a repeated mail or one without an account."""
         kind = Kind(mail["kind"])
-        if await database.one(statements.IS_REPEATED, **mail):
+        if mail["is_repeated"]:
             return None
         if kind not in statements.RECIPIENT:
             return Ready(mail["user_id"], mail["email"])

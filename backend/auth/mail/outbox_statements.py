@@ -39,6 +39,18 @@ _created_at = bindparam("created_at", type_=DateTime(timezone=True))
 _first_pause = bindparam("first_pause", type_=Interval)
 _pause = _first_pause.op("*", return_type=Interval())(func.power(3, outbox.c.attempts))
 
+_earlier = outbox.alias("earlier")
+_is_repeated = (
+    select(_earlier.c.id)
+    .where(
+        _earlier.c.email_key == outbox.c.email_key,
+        _earlier.c.kind == outbox.c.kind,
+        _earlier.c.created_at > outbox.c.created_at - literal(REPEATED_AFTER, Interval),
+        _earlier.c.id < outbox.c.id,
+        ~_earlier.c.is_dropped,
+    )
+    .exists()
+)
 CLAIM = Statement(
     update(outbox)
     .where(
@@ -51,11 +63,12 @@ CLAIM = Statement(
         )
     )
     .values(attempts=outbox.c.attempts + 1, due_at=func.now() + _pause)
-    .returning(outbox)
+    .returning(outbox, _is_repeated.label("is_repeated"))
 )
 """Claims due mails, and makes them due again: after `first_pause`, and three times as late each time.
 
-That is when the next attempt begins, if this one fails or its process dies.
+That is when the next attempt begins, if this one fails or its process dies. `is_repeated` tells whether an
+earlier mail of this kind went to this address within `REPEATED_AFTER`; dropped mails do not count.
 """
 
 NEXT_DUE = Statement(
@@ -64,22 +77,6 @@ NEXT_DUE = Statement(
     )
 )
 """Seconds until the next mail is due; null when no mail waits."""
-
-IS_REPEATED = Statement(
-    select(outbox.c.id)
-    .where(
-        outbox.c.email_key == EMAIL_KEY,
-        outbox.c.kind == bindparam("kind"),
-        outbox.c.created_at > _created_at - literal(REPEATED_AFTER, Interval),
-        outbox.c.id < _id,
-        ~outbox.c.is_dropped,
-    )
-    .limit(literal(1))
-)
-"""Returns a row when the outbox has an earlier mail of this kind to this address within `REPEATED_AFTER`.
-
-Dropped mails do not count.
-"""
 
 _done = (
     update(outbox)

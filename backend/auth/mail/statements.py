@@ -81,25 +81,13 @@ ASK_FOR_CHANGE = changing(
 )
 """Stores the pending email; returns the caller's id and current email.
 
-The token of an earlier change is valid for its own email alone, so that the new email makes it void. `id` is
-null if the password has changed since it was checked.
+The token of a change is valid only while its email is the pending one. `id` is null if the password has
+changed since it was checked.
 """
 
-_dropped = (
-    update(users)
-    .where(users.c.id == CALLER_ID, IS_LET_IN)
-    .values(pending_email=null())
-    .returning(users.c.id)
-    .cte("dropped")
+DROP_CHANGE = Statement(
+    update(users).where(users.c.id == CALLER_ID, IS_LET_IN).values(pending_email=null()).returning(users.c.id)
 )
-_tokens_of_change = deletion(
-    "tokens",
-    mail_tokens,
-    mail_tokens.c.user_id == CALLER_ID,
-    mail_tokens.c.purpose == Kind.CHANGE.value,
-    has_row(_dropped),
-)
-DROP_CHANGE = Statement(select(_dropped.c.id).add_cte(_tokens_of_change))
 
 READ_TOKEN = WideStatement(
     select(mail_tokens).where(

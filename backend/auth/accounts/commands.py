@@ -128,7 +128,7 @@ def delete(
             question = f"Delete {found['email'] or ''} ({found['id']}) with all sessions and tasks?"
             typer.confirm(question, abort=True)
     # By the id, because the email may have moved to another user by now.
-    deleted = context.obj(lambda database, _: operator.delete_user(database, operator.by_id(found)))
+    deleted = context.obj(lambda database, _: operator.delete_user(database, f"id:{found['id']}"))
     (print_json if as_json else print_user)(deleted)
 
 

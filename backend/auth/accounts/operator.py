@@ -3,8 +3,6 @@
 The argument `who` is an email, or else an id; the prefix `id:` marks an id. Each change logs its event.
 """
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 from backend.auth.accounts import operator_statements as statements
@@ -16,7 +14,7 @@ from backend.auth.mail.outbox import Outbox, prepare
 from backend.auth.mail.statements import LOCK_USER, Kind
 from backend.auth.schemas import email_key
 from backend.auth.tokens import opaque
-from backend.database import Database, Row, Transaction
+from backend.database import Database, Row
 from backend.settings import Settings
 from backend.telemetry.events import Event, write
 from backend.web.errors import AppError
@@ -46,12 +44,16 @@ class NoResetError(AppError):
 async def list_users(database: Database, *, part: str, **filters: Any) -> list[User]:
     """Return the newest users with `part` in the email, within `unverified`, `disabled` and `limit`."""
     rows = await database.all(statements.LIST_USERS, part=email_key(part), **filters)
-    return [_shown(row) for row in rows]
+    return [dict(row) for row in rows]
 
 
 async def find_user(database: Database, who: str) -> User:
     """Return the user; raises `UserNotFoundError`."""
-    return _shown(await _find(database, who))
+    user_id = who.removeprefix("id:")
+    if user_id == who:
+        owner = await database.one(FIND_EMAIL, email_key=email_key(who.strip()))
+        user_id = owner["user_id"] if owner else who
+    return dict(_there(await database.one(statements.FIND_USER, user_id=user_id)))
 
 
 async def create_user(
@@ -74,7 +76,7 @@ async def create_user(
     user = await find_user(database, f"id:{user_id}")
     if password is not None or await _is_invited(database, settings, email):
         return user
-    return user | {"reset_link": await reset_link(database, settings, by_id(user))}
+    return user | {"reset_link": await reset_link(database, settings, f"id:{user_id}")}
 
 
 async def _is_invited(database: Database, settings: Settings, email: str) -> bool:
@@ -89,8 +91,8 @@ async def reset_link(database: Database, settings: Settings, who: str) -> str:
 
     Raises `UserNotFoundError`, `NoResetError`.
     """
-    user = await _find(database, who)
-    values = {"email_key": user["email_key"], "session_id": None, "created_at": None}
+    user = await find_user(database, who)
+    values = {"email_key": email_key(user["email"] or ""), "session_id": None, "created_at": None}
     made = await prepare(database, settings, Kind.RESET_BY_HAND, user["id"], values)
     if made is None:
         raise NoResetError
@@ -99,50 +101,27 @@ async def reset_link(database: Database, settings: Settings, who: str) -> str:
 
 async def change_user(database: Database, who: str, change: str) -> User:
     """Make a change of `CHANGES` to the user, and log it; raises `UserNotFoundError`."""
+    user_id = (await find_user(database, who))["id"]
     statement, event = CHANGES[change]
-    async with _locked(database, who) as (transaction, user):
-        changed = _there(await transaction.one(statement, user_id=user["id"]))
+    async with database.transaction() as transaction:
+        await transaction.one(LOCK_USER, user_id=user_id)
+        changed = _there(await transaction.one(statement, user_id=user_id))
     write(event, **changed)
-    return await find_user(database, by_id(user))
+    return await find_user(database, f"id:{user_id}")
 
 
 async def delete_user(database: Database, who: str) -> User:
     """Delete the user, their sessions and their tasks; raises `UserNotFoundError`."""
-    async with _locked(database, who) as (transaction, user):
+    user = await find_user(database, who)
+    async with database.transaction() as transaction:
         deleted = _there(await transaction.one(statements.DELETE_USER, user_id=user["id"]))
         if deleted["email_key"] is not None:
             await transaction.one(LEAVE_EMAIL, **deleted)
     write(Event.ACCOUNT_DELETED, user["id"])
-    return _shown(user)
-
-
-def by_id(user: User | Row) -> str:
-    """Return the `who` that means this user alone, even after a change of emails."""
-    return f"id:{user['id']}"
-
-
-async def _find(database: Database, who: str) -> Row:
-    user_id = who.removeprefix("id:")
-    if user_id == who:
-        owner = await database.one(FIND_EMAIL, email_key=email_key(who.strip()))
-        user_id = owner["user_id"] if owner else who
-    return _there(await database.one(statements.FIND_USER, user_id=user_id))
-
-
-@asynccontextmanager
-async def _locked(database: Database, who: str) -> AsyncIterator[tuple[Transaction, Row]]:
-    """Yield a transaction that holds the lock of the user's row, as the order of locks requires."""
-    user = await _find(database, who)
-    async with database.transaction() as transaction:
-        await transaction.one(LOCK_USER, user_id=user["id"])
-        yield transaction, user
+    return user
 
 
 def _there(row: Row | None) -> Row:
     if row is None:
         raise UserNotFoundError
     return row
-
-
-def _shown(row: Row) -> User:
-    return {name: row[name] for name in statements.FIELDS}

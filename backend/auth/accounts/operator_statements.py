@@ -54,7 +54,7 @@ LIST_USERS = WideStatement(
 )
 """The users that match the filters, newest first. The query reads all shards."""
 
-FIND_USER = Statement(select(*_shown(USER_ID), users.c.email_key).where(users.c.id == USER_ID))
+FIND_USER = Statement(select(*_shown(USER_ID)).where(users.c.id == USER_ID))
 
 _disabled, _ended, *_voided = secured(
     USER_ID, disabled_at=func.coalesce(users.c.disabled_at, moment_of(func.now()))

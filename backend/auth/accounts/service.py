@@ -196,7 +196,7 @@ async def change_password(
         user = if_right(
             await transaction.one(statements.CHANGE_PASSWORD, **hashes, **new.values, **caller.values)
         )
-        await sign_in.outbox.notify(transaction, Kind.PASSWORD_CHANGED, user)
+        await sign_in.outbox.put(transaction, Kind.PASSWORD_CHANGED, user["email"], user["id"])
     sign_in.outbox.wake()
     events.record(Event.PASSWORD_CHANGED, session_id=caller.session_id, sessions_ended=user["count"])
     return new.issue(user, caller.session_id), user["uses_cookie"]

@@ -81,10 +81,6 @@ class Outbox:
             mail = {"kind": kind.value, "email": email, "email_key": email_key(email)}
             await database.one(ENQUEUE, user_id=user_id, session_id=session_id, **mail)
 
-    async def notify(self, transaction: Transaction, kind: Kind, user: Row) -> None:
-        """Write a notice to the outbox, to the email that `user` has."""
-        await self.put(transaction, kind, user["email"], user["id"])
-
     @property
     def sends(self) -> bool:
         """True if the service sends mail."""

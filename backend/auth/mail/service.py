@@ -50,7 +50,7 @@ async def reset_password(context: Context, data: PasswordReset) -> None:
     values = {"new_hash": new_hash, "was_mailed": token["purpose"] != Kind.RESET_BY_HAND}
     change = _changing(context.database, token, statements.RESET_PASSWORD, **values)
     async with change as (transaction, user):
-        await sign_in.outbox.notify(transaction, Kind.PASSWORD_CHANGED, user)
+        await sign_in.outbox.put(transaction, Kind.PASSWORD_CHANGED, user["email"], user["id"])
     events.record(Event.PASSWORD_RESET)
     sign_in.outbox.wake()
 
@@ -81,7 +81,7 @@ async def request_email_change(context: Context, caller: Caller, data: EmailChan
     async with database.transaction() as transaction:
         asked = if_right(await transaction.one(statements.ASK_FOR_CHANGE, **values))
         await outbox.put(transaction, Kind.CHANGE, new, caller.user_id, caller.session_id)
-        await outbox.notify(transaction, Kind.CHANGE_REQUESTED, asked)
+        await outbox.put(transaction, Kind.CHANGE_REQUESTED, asked["email"], asked["id"])
     outbox.wake()
 
 
@@ -96,7 +96,7 @@ async def confirm_email_change(context: Context, data: MailToken) -> None:
     change = _changing(context.database, token, statements.CONFIRM_EMAIL, email_key=key)
     async with change as (transaction, user):
         await _move_email(transaction, user, key)
-        await outbox.notify(transaction, Kind.EMAIL_CHANGED, user)
+        await outbox.put(transaction, Kind.EMAIL_CHANGED, user["email"], user["id"])
     events.record(Event.EMAIL_CHANGED)
     outbox.wake()
 

@@ -10,7 +10,7 @@ from backend.auth.accounts.passwords import PasswordHasher, check_rules
 from backend.auth.accounts.service import add_user
 from backend.auth.accounts.statements import FIND_EMAIL, LEAVE_EMAIL
 from backend.auth.errors import EmailTakenError
-from backend.auth.mail.outbox import Outbox, prepare
+from backend.auth.mail.outbox import Outbox, addressed
 from backend.auth.mail.statements import LOCK_USER, Kind
 from backend.auth.schemas import email_key
 from backend.auth.tokens import opaque
@@ -92,11 +92,11 @@ async def reset_link(database: Database, settings: Settings, who: str) -> str:
     Raises `UserNotFoundError`, `NoResetError`.
     """
     user = await find_user(database, who)
-    values = {"email_key": email_key(user["email"] or ""), "session_id": None, "created_at": None}
-    made = await prepare(database, settings, Kind.RESET_BY_HAND, user["id"], values)
+    mail = {"kind": Kind.RESET_BY_HAND, "user_id": user["id"], "email_key": email_key(user["email"] or "")}
+    made = await addressed(database, settings, mail | {"session_id": None, "created_at": None})
     if made is None:
         raise NoResetError
-    return made.link
+    return str(made["link"])
 
 
 async def change_user(database: Database, who: str, change: str) -> User:

@@ -7,7 +7,7 @@ for a request of its own or for the next retry. An idle service therefore sends 
 import asyncio
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 from loguru import logger
@@ -25,9 +25,9 @@ from backend.telemetry.events import Event, write
 ATTEMPTS: Final = 5
 """The attempts to send a mail before it has failed."""
 FIRST_PAUSE: Final = timedelta(seconds=15)
-"""The pause between the begins of the first two attempts, the length of which is at most `SEND_SECONDS`.
+"""The second attempt begins so long after the first, which takes at most `SEND_SECONDS`.
 
-Each further pause is three times as long.
+Each further pause is three times as long as the one before.
 """
 DATABASE_PAUSE_SECONDS: Final = 5.0
 PAGES: Final = {
@@ -38,26 +38,15 @@ PAGES: Final = {
 """The page of APP_URL that the link of a mail leads to."""
 
 
-class Ready(NamedTuple):
-    """A mail to send; `email` is the account's own spelling of the address."""
+async def addressed(database: Database, settings: Settings, mail: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the mail with its user's own spelling of `email`, and with a new `link` if its kind has one.
 
-    user_id: str | None
-    email: str
-    link: str = ""
-
-
-async def prepare(
-    database: Database, settings: Settings, kind: Kind, user_id: str, mail: dict[str, Any]
-) -> Ready | None:
-    """Return a mail to the user, with a new link if `kind` has one; None if the user may not have it.
-
-    `mail` has the other parameters of the statements in `RECIPIENT`.
+    None if the user may not have it any more.
     """
-    token = opaque.new_token()
-    values = {**mail, "user_id": user_id, "digest": opaque.digest(token)}
-    found = await database.one(statements.RECIPIENT[kind], **values)
+    kind, token = mail["kind"], opaque.new_token()
+    found = await database.one(statements.RECIPIENT[kind], digest=opaque.digest(token), **mail)
     link = f"{settings.pages_url}{PAGES[kind]}#token={token}" if kind in PAGES else ""
-    return Ready(user_id, found["email"], link) if found else None
+    return mail | {"email": found["email"], "link": link} if found else None
 
 
 class Outbox:
@@ -116,35 +105,31 @@ class Outbox:
         """Send one mail, or drop it. After an error it is due again, as `CLAIM` says."""
         log = logger.bind(kind=mail["kind"])
         with suppress(DatabaseError), log.catch(message="unexpected", exclude=DatabaseError):
-            ready = await self._prepare(database, mail)
+            ready = await self._prepare(database, dict(mail))
             if ready is None:
                 await database.one(statements.FINISH, id=mail["id"], is_dropped=True)
             else:
-                await self._send(database, mail, ready)
+                await self._send(database, ready)
 
-    async def _prepare(self, database: Database, mail: Row) -> Ready | None:
-        """Return what to send and to whom, or None for a repeated mail or one without an account."""
-        kind = Kind(mail["kind"])
+    async def _prepare(self, database: Database, mail: dict[str, Any]) -> dict[str, Any] | None:
+        """Return the mail as `addressed` does; None also for a repeated one, or if the email is no user's."""
         if mail["is_repeated"]:
             return None
-        if kind not in statements.RECIPIENT:
-            return Ready(mail["user_id"], mail["email"])
-        user_id = await self._find_user(database, mail)
-        return None if user_id is None else await prepare(database, self._settings, kind, user_id, dict(mail))
-
-    async def _find_user(self, database: Database, mail: Row) -> str | None:
-        """Return the user whom a mail concerns; None if the email is nobody's, or another user's by now."""
+        if mail["kind"] not in statements.RECIPIENT:
+            return mail | {"link": ""}
         owner = await database.one(FIND_EMAIL, email_key=mail["email_key"])
-        owner_id: str | None = owner["user_id"] if owner else None
+        owner_id = owner["user_id"] if owner else None
         user_id = mail["user_id"] or owner_id
-        return user_id if owner_id in {None, user_id} else None
+        if user_id is None or owner_id not in {None, user_id}:
+            return None
+        return await addressed(database, self._settings, mail | {"user_id": user_id})
 
-    async def _send(self, database: Database, mail: Row, ready: Ready) -> None:
+    async def _send(self, database: Database, mail: dict[str, Any]) -> None:
         """Make one attempt. A mail that is not accepted is due again, or fails after the last attempt."""
         assert self._sender is not None
         kind, level, event = mail["kind"], "INFO", Event.MAIL_SENT
         try:
-            logged = await self._sender.send(Kind(kind), ready.email, ready.link)
+            logged = await self._sender.send(Kind(kind), mail["email"], mail["link"])
         except Exception as error:  # noqa: BLE001  # any error means that the mail was not accepted
             logged = {"reason": type(error).__name__}
             if mail["attempts"] < ATTEMPTS:
@@ -152,4 +137,4 @@ class Outbox:
                 return
             event, level = Event.MAIL_FAILED, "WARNING"
         await database.one(statements.FINISH, id=mail["id"], is_dropped=False)
-        write(event, ready.user_id, level=level, kind=kind, **logged)
+        write(event, mail["user_id"], level=level, kind=kind, **logged)

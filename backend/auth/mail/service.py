@@ -58,10 +58,9 @@ async def reset_password(context: Context, data: PasswordReset) -> None:
 async def verify_email(database: Database, data: MailToken) -> None:
     """Mark the address of a mailed token as verified; raises `MailTokenError`."""
     token = await _read_token(database, data.token, Kind.VERIFY)
-    user = await database.one(statements.VERIFY_EMAIL, **token)
-    if user is None:
-        raise MailTokenError
-    if not user["was_verified"]:
+    async with _changing(database, token, statements.VERIFY_EMAIL) as (_, user):
+        was_verified = user["email_verified"]
+    if not was_verified:
         events.record(Event.EMAIL_VERIFIED)
 
 

@@ -341,10 +341,15 @@ def test_an_invitation_is_printed_where_no_mail_can_be_sent(service: Service, us
     assert sign_in(service, email) == (200, None)
 
 
-def test_an_invitation_is_mailed_where_mail_can_be_sent(service: Service, users: Run, tmp_path: Path) -> None:
+def test_an_invitation_is_mailed_where_mail_can_be_sent(
+    service: Service, users: Run, database: Postgres, tmp_path: Path
+) -> None:
     email = f"{uuid4().hex}@example.com"
+    database.sql("INSERT INTO outbox (kind, email, email_key) VALUES ('reset', $1, $1)", f"other.{email}")
     done = users("create", email, "--invite", "--json", MAIL_URL=tmp_path.as_uri())
     assert "reset_link" not in answer(done)
+    (other,) = database.sql("SELECT attempts FROM outbox WHERE email = $1", f"other.{email}")
+    assert other["attempts"] == 0  # its link is for the service to make
     assert [line["event"] for line in events(done)] == ["auth.registered", "mail.sent"]
     (mail,) = tmp_path.glob("*.eml")
     assert (events(done)[1]["kind"], events(done)[1]["file"]) == ("invitation", str(mail))

@@ -3,7 +3,7 @@
 import csv
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any
@@ -65,10 +65,9 @@ def _read_users(file: Path, names: Mapping[str, str]) -> list[tuple[int, Importe
     columns = {names.get(column, column).lower(): column for column in COLUMNS}
     text = _read(file)
     is_csv = file.suffix.lower() == ".csv"
-    needed = {"email", "password_hash", *names}
     users: list[tuple[int, ImportedUser]] = []
     problems: list[str] = []
-    for number, record in _rows(file, text, columns, needed) if is_csv else _lines(text):
+    for number, record in _rows(file, text, columns) if is_csv else _lines(text):
         try:
             fields = _fields(record, columns) if isinstance(record, str) else record
             users.append((number, ImportedUser.model_validate(fields)))
@@ -91,13 +90,11 @@ def _read(file: Path) -> str:
         raise UserFileError(f"{file}, line {number}: is not UTF-8") from error
 
 
-def _rows(
-    file: Path, text: str, columns: Mapping[str, str], needed: Collection[str]
-) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(file: Path, text: str, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the number of each row that is not empty, and its cells; the first row names the columns."""
     reader, number = csv.reader(StringIO(text, newline="\n"), strict=True), 1
     try:
-        header = _header(next(reader, []), columns, needed)
+        header = _header(next(reader, []), columns)
         for row in reader:
             if cells := _cells(header, row):
                 yield reader.line_num, cells
@@ -106,12 +103,17 @@ def _rows(
         raise UserFileError(f"{file}, line {number}: {error}") from error
 
 
-def _header(row: Sequence[str], columns: Mapping[str, str], needed: Collection[str]) -> list[str]:
-    """Return our names of the columns, "" for the others; raises `csv.Error`."""
+def _header(row: Sequence[str], columns: Mapping[str, str]) -> list[str]:
+    """Return our names of the columns, "" for the others; raises `csv.Error`.
+
+    The column `name` may be missing, unless the file has another name for it.
+    """
     header = [columns.get(cell.strip().lower(), "") for cell in row]
     for column in COLUMNS:
-        if header.count(column) != 1 and (column in needed or column in header):
-            raise csv.Error(f"the header must name {column} once; --column {column}=... takes another name")
+        is_optional = column == "name" and columns.get("name") == "name"
+        if header.count(column) != 1 and (column in header or not is_optional):
+            message = "the header must name {0} once, between commas; --column {0}=... takes another name"
+            raise csv.Error(message.format(column))
     return header
 
 

@@ -8,6 +8,7 @@ from sqlalchemy import (
     DateTime,
     Interval,
     Text,
+    and_,
     bindparam,
     func,
     insert,
@@ -36,6 +37,8 @@ CLAIMED_AT_ONCE = 20
 
 _id = bindparam("id", type_=BigInteger)
 _created_at = bindparam("created_at", type_=DateTime(timezone=True))
+_only = bindparam("only_id", type_=BigInteger)
+_waits = and_(outbox.c.done_at.is_(None), or_(_only.is_(None), outbox.c.id == _only))
 _first_pause = bindparam("first_pause", type_=Interval)
 _pause = _first_pause.op("*", return_type=Interval())(func.power(3, outbox.c.attempts))
 
@@ -56,7 +59,7 @@ CLAIM = Statement(
     .where(
         outbox.c.id.in_(
             select(outbox.c.id)
-            .where(outbox.c.done_at.is_(None), outbox.c.due_at <= func.now())
+            .where(_waits, outbox.c.due_at <= func.now())
             .order_by(outbox.c.due_at)
             .limit(literal(CLAIMED_AT_ONCE))
             .with_for_update(skip_locked=True)
@@ -65,16 +68,15 @@ CLAIM = Statement(
     .values(attempts=outbox.c.attempts + 1, due_at=func.now() + _pause)
     .returning(outbox, _is_repeated.label("is_repeated"))
 )
-"""Claims due mails, and makes them due again: after `first_pause`, and three times as late each time.
+"""Claims due mails, or the mail `only_id` alone, and sets the time of their next attempts.
 
-That is when the next attempt begins, if this one fails or its process dies. `is_repeated` tells whether an
-earlier mail of this kind went to this address within `REPEATED_AFTER`; dropped mails do not count.
+That is after `first_pause`, and three times as late each time; it counts if this attempt fails or its process
+dies. `is_repeated` tells whether an earlier mail of this kind went to this address within `REPEATED_AFTER`;
+dropped mails do not count.
 """
 
 NEXT_DUE = Statement(
-    select(func.extract("epoch", func.min(outbox.c.due_at) - func.now()).label("seconds")).where(
-        outbox.c.done_at.is_(None)
-    )
+    select(func.extract("epoch", func.min(outbox.c.due_at) - func.now()).label("seconds")).where(_waits)
 )
 """Seconds until the next mail is due; null when no mail waits."""
 

@@ -16,6 +16,7 @@ import pytest
 
 from tests.better_auth.jwks import TokenServer, new_key, token_server
 from tests.conftest import Postgres
+from tests.programs import passable_directory
 from tests.service import (
     JWT_SECRET,
     PASSWORD,
@@ -217,6 +218,15 @@ def test_delete_asks_first(service: Service, users: Run, said: str) -> None:
     assert account.email in done.stderr
     assert users("delete", account.email, stdin="y\n").returncode == 0
     assert standing(account) == 401
+
+
+def test_delete_asks_within_one_start_of_the_embedded_database() -> None:
+    with passable_directory(prefix="users-") as directory:
+        run = partial(command, "users", DATA_DIR=str(directory / "data"))
+        assert run("create", "ada@example.com", "--password-stdin", stdin=PASSWORD).returncode == 0
+        done = run("delete", "ada@example.com", "--json", stdin="y\n")
+        assert answer(done)["email"] == "ada@example.com"
+        assert answer(run("list", "--json")) == []
 
 
 def test_delete_takes_whom_it_showed_though_the_email_changes_before_the_answer(

@@ -3,6 +3,7 @@
 The argument `who` is an email, or else an id; the prefix `id:` marks an id. Each change logs its event.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from backend.auth.accounts import operator_statements as statements
@@ -111,9 +112,13 @@ async def change_user(database: Database, who: str, change: str) -> User:
     return await find_user(database, f"id:{user_id}")
 
 
-async def delete_user(database: Database, who: str) -> User:
-    """Delete the user, their sessions and their tasks; raises `UserNotFoundError`."""
+async def delete_user(database: Database, who: str, confirm: Callable[[User], None]) -> User:
+    """Delete the user, their sessions and their tasks; raises `UserNotFoundError`.
+
+    `confirm` gets the user, and raises to prevent it.
+    """
     user = await find_user(database, who)
+    confirm(user)
     async with database.transaction() as transaction:
         deleted = _there(await transaction.one(statements.DELETE_USER, user_id=user["id"]))
         if deleted["email_key"] is not None:

@@ -91,12 +91,18 @@ def _read(file: Path) -> str:
 
 
 def _rows(file: Path, text: str, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number of each row that is not empty, and its cells; the first row names the columns."""
+    """Yield the number of each row that is not empty, and its cells.
+
+    The first row names the columns. Without --column it may be missing: then the first row has an email, and
+    the columns are those of `COLUMNS`.
+    """
     reader, number = csv.reader(StringIO(text, newline="\n"), strict=True), 1
+    header: Sequence[str] = COLUMNS
     try:
-        header = _header(next(reader, []), columns)
-        for row in reader:
-            if cells := _cells(header, row):
+        for index, row in enumerate(reader):
+            if index == 0 and ("@" not in "".join(row) or set(columns) != set(COLUMNS)):
+                header = _header(row, columns)
+            elif cells := _cells(header, row):
                 yield reader.line_num, cells
             number = reader.line_num + 1
     except csv.Error as error:

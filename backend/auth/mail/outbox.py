@@ -27,7 +27,7 @@ ATTEMPTS: Final = 5
 FIRST_PAUSE: Final = timedelta(seconds=15)
 """The second attempt begins so long after the first, which takes at most `SEND_SECONDS`.
 
-Each further pause is three times as long as the one before.
+The third to fifth begin 30 seconds, 2 minutes and 10 minutes after the one before.
 """
 DATABASE_PAUSE_SECONDS: Final = 5.0
 PAGES: Final = {

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Text,
     and_,
     bindparam,
+    case,
     func,
     insert,
     literal,
@@ -40,7 +41,8 @@ _created_at = bindparam("created_at", type_=DateTime(timezone=True))
 _only = bindparam("only_id", type_=BigInteger)
 _waits = and_(outbox.c.done_at.is_(None), or_(_only.is_(None), outbox.c.id == _only))
 _first_pause = bindparam("first_pause", type_=Interval)
-_pause = _first_pause.op("*", return_type=Interval())(func.power(3, outbox.c.attempts))
+_times = case({0: 1, 1: 2, 2: 8}, value=outbox.c.attempts, else_=40)
+_pause = _first_pause.op("*", return_type=Interval())(_times)
 
 _earlier = outbox.alias("earlier")
 _is_repeated = (
@@ -70,9 +72,9 @@ CLAIM = Statement(
 )
 """Claims due mails, or the mail `only_id` alone, and sets the time of their next attempts.
 
-That is after `first_pause`, and three times as late each time; it counts if this attempt fails or its process
-dies. `is_repeated` tells whether an earlier mail of this kind went to this address within `REPEATED_AFTER`;
-dropped mails do not count.
+That is after `first_pause`, then after 2, 8 and 40 times as long; it counts if this attempt fails or its
+process dies. `is_repeated` tells whether an earlier mail of this kind went to this address within
+`REPEATED_AFTER`; dropped mails do not count.
 """
 
 NEXT_DUE = Statement(

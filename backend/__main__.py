@@ -17,7 +17,6 @@ from typer import Argument, BadParameter, Option, Typer, confirm, echo
 
 from backend.auth.accounts import imports
 from backend.auth.accounts.commands import users
-from backend.auth.accounts.user_files import COLUMNS, UserFileError
 from backend.auth.tokens.kept_secret import kept_secret
 from backend.database import Database, DatabaseError, InsufficientPrivilegeError, revision
 from backend.database.embedded import EmbeddedServerError, lasting_server
@@ -47,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             commands(args=arguments, prog_name="python -m backend", obj=_with_database)
     except (DatabaseURLError, InsufficientPrivilegeError) as error:
         sys.exit(f"tasks-api: DATABASE_URL: {error}")
-    except (SettingsError, EmbeddedServerError, revision.SchemaError, UserFileError) as error:
+    except (SettingsError, EmbeddedServerError, revision.SchemaError, imports.UserFileError) as error:
         sys.exit(f"tasks-api: {error}")
     except DatabaseError as error:  # pragma: no cover  # untraced, as in `_upgrade`
         sys.exit(f"tasks-api: DATABASE_URL: the database cannot be reached ({error.reason})")
     except AppError as error:
-        sys.exit(f"tasks-api: {error.detail}")
+        sys.exit(f"tasks-api: {error.errors[0]['message'] if error.errors else error.detail}")
     except KeyboardInterrupt:  # pragma: no cover  # untraced, as in `_upgrade`
         sys.exit(128 + signal.SIGINT)
 
@@ -129,8 +128,8 @@ def distribute(*, yes: Annotated[bool, Option("--yes", help="do not ask first")]
 
 def _renamed_column(text: str) -> tuple[str, str]:
     column, _, name = text.partition("=")
-    if column not in COLUMNS or not name.strip():
-        message = f"must be like password_hash=encrypted_password, for one of {', '.join(COLUMNS)}"
+    if column not in imports.COLUMNS or not name.strip():
+        message = f"must be like password_hash=encrypted_password, for one of {', '.join(imports.COLUMNS)}"
         raise BadParameter(message)
     return column, name.strip()
 
@@ -148,14 +147,10 @@ def import_users(
 ) -> None:
     """Import users with their bcrypt hashes, all or none."""
     names = dict(map(_renamed_column, column or ()))
-
-    def show(done: int, of: int) -> None:
-        print(f"\r{done:,} of {of:,} users", end="", file=sys.stderr, flush=True)
-
-    new, lines = _with_database(lambda database, _: imports.import_users(database, file, show, names))
+    new, lines = _with_database(lambda database, _: imports.import_users(database, file, names))
     skipped = [f"{file}, line {number}: skipped: the email has an account" for number in lines]
     summary = f"{new:,} new, {len(skipped):,} skipped, whose accounts stay as they are"
-    print("", *skipped, summary, sep="\n", file=sys.stderr)
+    print(*skipped, summary, sep="\n", file=sys.stderr)
 
 
 @commands.command()

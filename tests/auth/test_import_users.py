@@ -9,8 +9,7 @@ from typing import Any
 import bcrypt
 import pytest
 
-from backend.auth.accounts.imports import import_users
-from backend.auth.accounts.user_files import UserFileError
+from backend.auth.accounts.imports import UserFileError, import_users
 from backend.database import Database, schema
 from backend.settings import load_settings
 from tests.conftest import Postgres
@@ -83,9 +82,9 @@ BOTH = line() + line("bob@example.com", "", OTHER_HASH)
 HEADER = "email,name,password_hash\n"
 RECORDS = record() + record(email="bob@example.com", name=None, password_hash=OTHER_HASH)
 FILES: dict[str, tuple[str, str]] = {
-    "CSV": ("users.csv", BOTH),
-    "CSV with a header": ("users.csv", HEADER + BOTH),
+    "CSV": ("users.csv", HEADER + BOTH),
     "CSV with a header in other letters": ("users.csv", "Email, Name, Password_Hash\n" + BOTH),
+    "CSV without a header": ("users.csv", BOTH),
     "CSV of Windows": ("USERS.CSV", "\ufeff" + (HEADER + BOTH).replace("\n", "\r\n")),
     "CSV with a header in another order": (
         "users.csv",
@@ -96,11 +95,11 @@ FILES: dict[str, tuple[str, str]] = {
         f"id,email,ok,password_hash,name\n1,ada@example.com,true,{HASH},Ada\n2,bob@example.com,,{OTHER_HASH}\n",
     ),
     "CSV with commas at the end": ("users.csv", (HEADER + BOTH).replace("\n", ",\r\n")),
-    "CSV with commas at the end and no header": ("users.csv", BOTH.replace("\n", ",,\n")),
+    "CSV with rows of commas alone": ("users.csv", (HEADER + BOTH).replace("\n", "\n,,,\n")),
     "CSV with blanks around": ("users.csv", (HEADER + BOTH).replace(",", " , ")),
-    "CSV in quotes": ("users.csv", BOTH.replace("Ada", '"Ada"').replace(HASH, f'"{HASH}"')),
-    "CSV with empty lines": ("users.csv", BOTH.replace("\n", "\n\n")),
-    "CSV without a last line feed": ("users.csv", BOTH.removesuffix("\n")),
+    "CSV in quotes": ("users.csv", HEADER + BOTH.replace("Ada", '"Ada"').replace(HASH, f'"{HASH}"')),
+    "CSV with empty lines": ("users.csv", (HEADER + BOTH).replace("\n", "\n\n")),
+    "CSV without a last line feed": ("users.csv", HEADER + BOTH.removesuffix("\n")),
     "JSON Lines": ("users.jsonl", RECORDS),
     "JSON Lines with empty lines": ("users.jsonl", RECORDS.replace("\n", "\r\n \r\n")),
     "JSON Lines with more fields": ("users.ndjson", RECORDS.replace("{", '{"id": "7", "issuer": "x", ')),
@@ -113,7 +112,6 @@ def test_every_user_of_a_file_is_brought_in(run: Run, users: Users, case: str) -
     result = run(content, name)
     assert result.returncode == 0, result.stderr
     assert users() == [ADA, BOB]
-    assert "2 of 2 users" in result.stderr
     assert "2 new" in result.stderr
 
 
@@ -123,33 +121,32 @@ def test_names_and_emails_are_kept_as_registering_keeps_them(run: Run, users: Us
     written = [
         line(email, '"' + name.replace('"', '""') + '"') for email, name in zip(emails, names, strict=True)
     ]
-    assert run("".join(written)).returncode == 0
+    assert run(HEADER + "".join(written)).returncode == 0
     kept = [email.replace("EXAMPLE", "example") for email in emails]
     assert users() == [(email, name, HASH) for email, name in zip(kept, names, strict=True)]
 
 
-def test_progress_is_shown_and_many_are_quick(run: Run, users: Users) -> None:
-    result = run("".join(line(f"user{number}@example.com") for number in range(2500)))
+def test_many_users_are_brought_in(run: Run, users: Users) -> None:
+    result = run(HEADER + "".join(line(f"user{number}@example.com") for number in range(2500)))
     assert result.returncode == 0, result.stderr
-    assert [shown in result.stderr for shown in ("1,000 of", "2,000 of", "2,500 of 2,500")] == [True] * 3
+    assert "2,500 new" in result.stderr
     assert len(users()) == 2500
 
 
-def test_an_empty_file_is_no_mistake(run: Run, users: Users) -> None:
-    for content in ("", HEADER):
-        result = run(content)
+def test_a_file_without_users_is_no_mistake(run: Run, users: Users) -> None:
+    for name, content in (("users.csv", HEADER), ("users.csv", ""), ("users.jsonl", "")):
+        result = run(content, name)
         assert (result.returncode, "0 new" in result.stderr) == (0, True)
     assert users() == []
 
 
 def test_it_can_be_run_again_and_who_is_here_stays_as_they_are(run: Run, users: Users) -> None:
-    assert run(BOTH).returncode == 0
-    result = run(
-        line("ADA@example.com", "Eve", OTHER_HASH) + line("carl@example.com", "Carl") + BOTH[len(line()) :]
-    )
-    assert (result.returncode, "1 new, 2 skipped" in result.stderr) == (0, True)
+    assert run(HEADER + BOTH).returncode == 0
+    twice = line("carl@example.com", "Carl") + line("CARL@example.com", "Eve", OTHER_HASH)
+    result = run(HEADER + line("ADA@example.com", "Eve", OTHER_HASH) + twice + BOTH[len(line()) :])
+    assert (result.returncode, "1 new, 3 skipped" in result.stderr) == (0, True)
     skipped = [line for line in result.stderr.splitlines() if ": skipped: " in line]
-    assert [line.partition(",")[2].partition(":")[0] for line in skipped] == [" line 1", " line 3"]
+    assert [line.partition(",")[2].partition(":")[0] for line in skipped] == [" line 2", " line 4", " line 5"]
     assert "@" not in result.stderr
     assert users() == [ADA, BOB, ("carl@example.com", "Carl", HASH)]
 
@@ -193,11 +190,11 @@ def test_help_shows_how_columns_are_named(database: Postgres, tmp_path: Path) ->
         assert "password_hash=encrypted_password" in result.stderr
 
 
-BAD_HEADERS: dict[str, tuple[str, str]] = {
-    "names of another system": ("mail,name,password_hash\n", "email: is no column"),
-    "no hash": ("email,encrypted_password\n", "password_hash: is no column"),
-    "semicolons": ("email;name;password_hash\n", "email: is no column"),
-    "an email twice": ("email,Email,password_hash\n", "email: is there twice"),
+BAD_HEADERS = {
+    "names of another system": ("mail,name,password_hash\n", "email"),
+    "no hash": ("email,encrypted_password\n", "password_hash"),
+    "semicolons": ("email;name;password_hash\n", "email"),
+    "an email twice": ("email,Email,password_hash\n", "email"),
 }
 
 
@@ -205,24 +202,25 @@ BAD_HEADERS: dict[str, tuple[str, str]] = {
 def test_a_header_without_what_is_needed_is_named(
     database: Postgres, tmp_path: Path, users: Users, case: str
 ) -> None:
-    header, reason = BAD_HEADERS[case]
+    header, column = BAD_HEADERS[case]
     said = refused(database, tmp_path / "users.csv", (header + BOTH).encode())
     assert len(said) == 1
-    assert f"line 1: {reason}" in said[0]
+    assert f"line 1: the header must name {column} once" in said[0]
     assert users() == []
 
 
-def test_names_of_columns_need_a_header(run: Run, users: Users) -> None:
-    result = run(BOTH, "users.csv", "--column", "name=full_name")
-    assert (result.returncode, users()) == (1, [])
-    assert "line 1: is no header" in result.stderr
+def test_a_column_that_was_named_must_be_there(run: Run, users: Users) -> None:
+    for content in (HEADER + BOTH, BOTH):
+        result = run(content, "users.csv", "--column", "name=full_name")
+        assert (result.returncode, users()) == (1, [])
+        assert "line 1: the header must name " in result.stderr
 
 
 @pytest.mark.parametrize("prefix", ["$2a$", "$2b$", "$2y$"])
 def test_an_imported_user_signs_in_and_is_upgraded(
     run: Run, users: Users, service: Service, prefix: str
 ) -> None:
-    assert run(line(password_hash=HASH.replace("$2b$", prefix))).returncode == 0
+    assert run(HEADER + line(password_hash=HASH.replace("$2b$", prefix))).returncode == 0
     client = service.client()
     wrong = {"email": "ada@example.com", "password": "a wrong password"}
     assert client.post("/auth/login", json=wrong).status_code == 401
@@ -233,7 +231,7 @@ def test_an_imported_user_signs_in_and_is_upgraded(
     assert client.post("/auth/login", json=wrong | {"password": PASSWORD}).status_code == 200
     # A second import undoes neither the upgrade nor a new password.
     upgraded = users()
-    assert run(line()).returncode == 0
+    assert run(HEADER + line()).returncode == 0
     assert users() == upgraded
 
 
@@ -261,11 +259,9 @@ BAD_LINES: dict[str, tuple[str, str]] = {
         f"ada@example.com,Lovelace, Ada,{HASH}\n",
         "4 columns instead of 3",
     ),
-    "a twin": (line("carl@example.com"), "line 1"),
-    "a twin in other letters": (line("CARL@Example.com"), "line 1"),
-    "quotes that never end": (line(name='"Ada'), "line 2"),
-    "quotes with something behind": (line(name='"A"da'), "line 2"),
-    "bytes that are no UTF-8": (line(name="J\udcfcrgen"), "line 2"),
+    "quotes that never end": (line(name='"Ada'), "line 3"),
+    "quotes with something behind": (line(name='"A"da'), "line 3"),
+    "bytes that are no UTF-8": (line(name="J\udcfcrgen"), "line 3"),
 }
 
 
@@ -276,7 +272,7 @@ def refused(database: Postgres, file: Path, content: bytes) -> list[str]:
     async def bring_in() -> None:
         settings = load_settings(database_url=database.url, jwt_secret=JWT_SECRET)
         async with Database(settings) as target:
-            await import_users(target, file, lambda _done, _of: None)
+            await import_users(target, file)
 
     with pytest.raises(UserFileError) as error:
         asyncio.run(bring_in())
@@ -291,9 +287,9 @@ def test_a_bad_line_is_named_and_nothing_of_the_file_is_brought_in(
     database: Postgres, tmp_path: Path, users: Users, case: str
 ) -> None:
     bad, reason = BAD_LINES[case]
-    content = line("carl@example.com") + bad + line("bob@example.com")
+    content = HEADER + line("carl@example.com") + bad + line("bob@example.com")
     said = refused(database, tmp_path / "users.csv", content.encode(errors="surrogateescape"))[0]
-    assert "line 2" in said
+    assert "line 3" in said
     assert reason in said
     assert users() == []
 
@@ -301,17 +297,16 @@ def test_a_bad_line_is_named_and_nothing_of_the_file_is_brought_in(
 BAD_RECORDS: dict[str, tuple[str, str]] = {
     "no JSON": ("{email: ada}\n", "line 2"),
     "cut short": (record()[:-3] + "\n", "line 2"),
-    "a list": ('["ada@example.com"]\n', "is no JSON object"),
-    "a very deep list": ("[" * 100_000 + "\n", "is no JSON"),
-    "null": ("null\n", "is no JSON object"),
-    "a text": ('"ada@example.com"\n', "is no JSON object"),
+    "a list": ('["ada@example.com"]\n', "an object"),
+    "a very deep list": ("[" * 100_000 + "\n", "Invalid JSON"),
+    "null": ("null\n", "an object"),
+    "a text": ('"ada@example.com"\n', "an object"),
     "a number for an email": (record(email=7), "email"),
     "a field that is missing": ('{"email": "ada@example.com"}\n', "password_hash"),
     "a list for a name": (record(name=["Ada"]), "name"),
     "NUL": (record(name="A\0da"), "name"),
-    "a lone surrogate": (record(name="A\ud800da"), "name"),
+    "a lone surrogate": (record(name="A\ud800da"), "Invalid JSON"),
     "a hash with a line feed": (record(password_hash=HASH + "\n"), "password_hash"),
-    "a twin": (record(email="Carl@example.com"), "line 1"),
 }
 
 
@@ -338,10 +333,9 @@ def test_every_bad_line_is_named_and_counted(run: Run, users: Users) -> None:
 def test_what_the_database_refuses_leaves_nothing_either(run: Run, users: Users, database: Postgres) -> None:
     """No user is imported even if the database refuses one after a thousand others."""
     database.sql("ALTER TABLE users ADD CONSTRAINT refuses CHECK (email <> 'user1500@example.com')")
-    result = run("".join(line(f"user{number}@example.com") for number in range(1501)))
+    result = run(HEADER + "".join(line(f"user{number}@example.com") for number in range(1501)))
     database.sql("ALTER TABLE users DROP CONSTRAINT refuses")
     assert result.returncode != 0
-    assert "1,000 of 1,501" in result.stderr
     assert users() == []
 
 

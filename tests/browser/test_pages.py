@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from urllib.parse import urljoin
 
 import pytest
 
@@ -104,6 +105,18 @@ def test_a_second_link_in_the_same_tab_counts_and_its_token_leaves_the_address(
 def test_the_page_tells_the_length_that_a_password_must_have(new_service: Callable[..., Service]) -> None:
     page = new_service(PASSWORD_MIN_LENGTH="15").client().get("/reset-password")
     assert "At least 15 characters" in page.text
+
+
+def test_behind_a_proxy_that_strips_the_root_path_a_page_finds_what_is_its_own(
+    new_service: Callable[..., Service],
+) -> None:
+    client, outside = new_service(ROOT_PATH="/prefix").client(), "http://proxy/prefix"
+    for path in ("/reset-password", "/verify-email", "/confirm-email"):
+        addresses = re.findall(r'(?:href|src|data-action)="([^"]+)"', client.get(path).text)
+        urls = [urljoin(outside + path, address) for address in addresses]
+        assert [url.startswith(f"{outside}/") for url in urls] == [True] * 3, urls
+        answers = [client.get(url.removeprefix(outside)) for url in urls]
+        assert [answer.status_code for answer in answers] == [200, 200, 405]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -24,11 +24,11 @@ VALUES: dict[str, Any] = {
     **dict.fromkeys(_TEXTS, "ada"),
     **dict.fromkeys(_DIGESTS, b"digest"),
     **dict.fromkeys(("caller_session", "session_id"), _SESSION),
-    **dict.fromkeys(("session_life", "session_idle_life", "pause"), timedelta(days=30)),
+    **dict.fromkeys(("session_life", "session_idle_life", "first_pause"), timedelta(days=30)),
     **dict.fromkeys(
         ("uses_cookie", "completed", "unverified", "disabled", "was_mailed", "is_dropped"), False
     ),
-    **dict.fromkeys(("task_id", "after_id", "row_limit", "limit", "id"), 7),
+    **dict.fromkeys(("task_id", "after_id", "row_limit", "limit", "id", "only_id"), 7),
     **update_values({"title": "Buy milk", "title_key": "buy milk"}),
     "caller_issuer": "local",
     "created_at": _MOMENT,

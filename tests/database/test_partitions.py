@@ -34,7 +34,7 @@ ASKS_ALL_PARTS = {
     "auth.accounts.operator_statements.LIST_USERS": "is an operator's",
     "auth.sessions.statements.EXPIRED_OWNERS": "starts the hourly sweep",
     "auth.sessions.refresh_statements.OWNER_OF_TOKEN": "is for tokens issued before migration 0009",
-    "auth.mail.statements.OWNER_OF_TOKEN": "is for mailed links, whose tokens are short",
+    "auth.mail.statements.READ_TOKEN": "is for mailed links, whose tokens are short",
 }
 """Statements that look at all users, and why."""
 

@@ -4,34 +4,40 @@ No command takes a password as an argument, because `ps` shows arguments to ever
 """
 
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 
 from backend.auth.accounts import operator
-from backend.auth.accounts.operator import User
 from backend.auth.accounts.output import print_json, print_user, print_users
-from backend.auth.errors import PasswordRefusedError
 from backend.auth.schemas import Email
-from backend.database import Database
-from backend.settings import Settings
-from backend.web.text import Line
+from backend.web.text import Line, UnicodeText
 
 users = typer.Typer(help="List and change accounts.", rich_markup_mode=None, no_args_is_help=True)
-"""The commands. Their `context.obj` runs work with a database and the settings, and returns its result."""
+"""The commands. Their `context.obj` runs work with a database and the settings, and returns its result.
+
+Meanwhile standard output is standard error.
+"""
 
 
-def _utf8(value: str) -> str:
-    """Refuse a text that PostgreSQL cannot store, with exit code 2."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise typer.BadParameter("must be UTF-8 text") from None
-    return value
+def _parser(kind: Any) -> Callable[[str], str]:
+    """Return a function that validates an argument as a `kind`; exits with code 2 if it is none."""
+
+    def parse(value: str) -> str:
+        try:
+            return str(TypeAdapter(kind).validate_python(value))
+        except ValidationError as error:
+            raise typer.BadParameter(error.errors()[0]["msg"]) from None
+
+    return parse
 
 
-Who = Annotated[str, typer.Argument(metavar="EMAIL_OR_ID", callback=_utf8, help="an email, an id, or id:ID")]
+_text = _parser(UnicodeText)
+Who = Annotated[
+    str, typer.Argument(metavar="EMAIL_OR_ID", parser=_text, help="an email, or else an id; id:ID is an id")
+]
 AsJSON = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -42,7 +48,7 @@ def list_(  # noqa: PLR0913  # Typer passes each by its name
     unverified: Annotated[bool, typer.Option("--unverified", help="only unverified users")] = False,
     disabled: Annotated[bool, typer.Option("--disabled", help="only disabled users")] = False,
     email: Annotated[
-        str, typer.Option(metavar="PART", callback=_utf8, help="only users whose email contains PART")
+        str, typer.Option(metavar="PART", parser=_text, help="only users whose email contains PART")
     ] = "",
     limit: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="at most N users")] = 50,
     as_json: AsJSON = False,
@@ -73,9 +79,12 @@ def reset_link(context: typer.Context, who: Who, *, as_json: AsJSON = False) -> 
 @users.command()
 def create(  # noqa: PLR0913  # Typer passes each by its name
     context: typer.Context,
-    email: Annotated[str, typer.Argument(metavar="EMAIL")],
+    email: Annotated[str, typer.Argument(metavar="EMAIL", parser=_parser(Email))],
     *,
-    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="the user's name")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", parser=_parser(Line), help="the user's name"),
+    ] = None,
     password_stdin: Annotated[
         bool, typer.Option("--password-stdin", help="read the password from standard input, one line")
     ] = False,
@@ -87,21 +96,10 @@ def create(  # noqa: PLR0913  # Typer passes each by its name
     """Create an account; asks for the password twice."""
     if invited and password_stdin:
         raise typer.BadParameter("--invite and --password-stdin exclude each other")
-    new: dict[str, Any] = {
-        "email": _valid(Email, email, "EMAIL"),
-        "name": None if name is None else _valid(Line, name, "--name"),
-        "password": None if invited else _read_password(from_stdin=password_stdin),
-    }
-
-    async def create_user(database: Database, settings: Settings) -> User:
-        user = await operator.create_user(database, settings, **new)
-        link = await operator.invite(database, settings, user) if invited else None
-        return user if link is None else user | {"reset_link": link}
-
-    try:
-        created = context.obj(create_user)
-    except PasswordRefusedError as error:
-        sys.exit(f"tasks-api: {error.errors[0]['message']}")
+    password = None if invited else _read_password(from_stdin=password_stdin)
+    created = context.obj(
+        lambda database, settings: operator.create_user(database, settings, email, name, password)
+    )
     (print_json if as_json else print_user)(created)
 
 
@@ -126,36 +124,20 @@ def delete(
     as_json: AsJSON = False,
 ) -> None:
     """Delete a user, their sessions and their tasks."""
-    if not yes:
-        found = context.obj(lambda database, _: operator.find_user(database, who))
-        _confirm(f"Delete {found['email'] or ''} ({found['id']}) with all sessions and tasks?")
-        who = operator.by_id(found)  # because the email may have moved to another user by now
-    deleted = context.obj(lambda database, _: operator.delete_user(database, who))
+
+    def ask(user: operator.User) -> None:
+        if not yes:
+            question = f"Delete {user['email'] or ''} ({user['id']}) with all sessions and tasks?"
+            typer.confirm(question, abort=True)
+
+    deleted = context.obj(lambda database, _: operator.delete_user(database, who, ask))
     (print_json if as_json else print_user)(deleted)
-
-
-def _confirm(question: str) -> None:
-    # typer.confirm writes a blank to standard output, which is for the result alone.
-    typer.echo(f"{question} [y/N] ", nl=False, err=True)
-    if _read_line().strip().lower() not in {"y", "yes"}:
-        sys.exit("tasks-api: nothing was deleted")
-
-
-def _valid(kind: Any, value: str, name: str) -> str:
-    try:
-        return str(TypeAdapter(kind).validate_python(value))
-    except ValidationError as error:
-        raise typer.BadParameter(f"{name}: {error.errors()[0]['msg']}") from None
 
 
 def _read_password(*, from_stdin: bool) -> str:
     if from_stdin:
-        return _utf8(_read_line())
+        # Bytes that are not UTF-8 become surrogates, which are no Unicode text.
+        return _text(sys.stdin.buffer.readline().decode(errors="surrogateescape").rstrip("\r\n"))
     if not sys.stdin.isatty():
         raise typer.BadParameter("without a terminal, give --password-stdin or --invite")
-    return _utf8(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
-
-
-def _read_line() -> str:
-    """Return a line of standard input; bytes that are not UTF-8 become surrogates, which `_utf8` refuses."""
-    return sys.stdin.buffer.readline().decode(errors="surrogateescape").rstrip("\r\n")
+    return _text(typer.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))

@@ -1,6 +1,6 @@
 """SQL statements of the operator's commands on accounts, compiled once.
 
-`backend/auth/sessions/statements.py` defines the lock order. A statement that ends sessions runs after
+`backend/auth/sessions/statements.py` defines the lock order. `DISABLE_USER` and `SIGN_OUT_USER` run after
 `LOCK_USER` in the same transaction.
 """
 
@@ -10,6 +10,7 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Integer,
+    Select,
     Text,
     bindparam,
     delete,
@@ -27,23 +28,22 @@ from backend.auth.sessions.statements import IS_LIVE, USER_ID, number_of, void_s
 from backend.database import Statement, WideStatement
 from backend.database.expressions import moment_of
 
-FIELDS = (
-    *("id", "issuer", "email", "email_verified", "pending_email"),
-    *("name", "created_at", "disabled_at", "sessions"),
-)
-"""The fields of a user that the commands show. `sessions` counts the live sessions."""
+_FIELDS = users.c[
+    "id", "issuer", "email", "email_verified", "pending_email", "name", "created_at", "disabled_at"
+]
 
 
-def _shown(user_id: ColumnElement[str]) -> tuple[ColumnElement[Any], ...]:
+def _shown(user_id: ColumnElement[str]) -> Select[Any]:
+    """Return the query of what the commands show of users; `sessions` is the number of live sessions."""
     live = select(func.count()).where(sessions.c.user_id == user_id, IS_LIVE).correlate(users)
-    return *(users.c[name] for name in FIELDS[:-1]), live.scalar_subquery().label("sessions")
+    return select(*_FIELDS, live.scalar_subquery().label("sessions"))
 
 
 _user_id = users.c.id.label("user_id")
 _email = func.coalesce(users.c.email_key, func.lower(users.c.email), "")
 
 LIST_USERS = WideStatement(
-    select(*_shown(users.c.id))
+    _shown(users.c.id)
     .where(
         or_(~bindparam("unverified", type_=Boolean), users.c.email_verified == false()),
         or_(~bindparam("disabled", type_=Boolean), users.c.disabled_at.is_not(None)),
@@ -54,7 +54,7 @@ LIST_USERS = WideStatement(
 )
 """The users that match the filters, newest first. The query reads all shards."""
 
-FIND_USER = Statement(select(*_shown(USER_ID), users.c.email_key).where(users.c.id == USER_ID))
+FIND_USER = Statement(_shown(USER_ID).where(users.c.id == USER_ID))
 
 _disabled, _ended, *_voided = secured(
     USER_ID, disabled_at=func.coalesce(users.c.disabled_at, moment_of(func.now()))

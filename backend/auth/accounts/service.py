@@ -25,45 +25,36 @@ async def register(context: Context, data: schemas.Registration) -> dict[str, An
     With required email verification the result is None. It is None for a taken email too, and the owner of
     that email gets a mail.
     """
-    sign_in, address, key = context.sign_in, context.address, email_key(data.email)
+    sign_in, address = context.sign_in, context.address
     passwords.check_rules(data.password, email=data.email, min_length=sign_in.password_min_length)
     await sign_in.limits.register.count(address)
-    if sign_in.requires_verification:
-        await _register_unverified(context, data)
-        return None
-    if await context.database.one(statements.FIND_EMAIL, email_key=key) is not None:
-        raise errors.EmailTakenError
     password_hash = await sign_in.hasher.hash(data.password, address)
+    if sign_in.requires_verification:
+        await _register_unverified(context, data, password_hash)
+        return None
     async with context.database.transaction() as transaction:
         user_id = await add_user(transaction, data.email, data.name, password_hash)
         if user_id is None:
             raise errors.EmailTakenError
         new = NewTokens(context, user_id, uses_cookie=data.uses_cookie)
-        user = own(await _begin_session(transaction, new, key, password_hash))
+        credentials = {"email_key": email_key(data.email), "password_hash": password_hash}
+        user = own(await transaction.one(statements.SIGN_IN, **credentials, **new.values))
     events.identify(user_id)
     events.record(Event.REGISTERED, session_id=new.session_id)
     return new.issue(user)
 
 
-async def _begin_session(
-    database: Database | Transaction, new: NewTokens, key: str, password_hash: str
-) -> Row | None:
-    """Begin a session; return the user, or None if the email or the password has changed meanwhile."""
-    return await database.one(statements.SIGN_IN, email_key=key, password_hash=password_hash, **new.values)
-
-
-async def _register_unverified(context: Context, data: schemas.Registration) -> None:
-    """Do the same work for a free and for a taken email: one hash, one transaction, one mail."""
-    sign_in = context.sign_in
-    password_hash = await sign_in.hasher.hash(data.password, context.address)
+async def _register_unverified(context: Context, data: schemas.Registration, password_hash: str) -> None:
+    """Do the same work for a free and for a taken email: one transaction, one mail."""
+    outbox = context.sign_in.outbox
     async with context.database.transaction() as transaction:
         user_id = await add_user(transaction, data.email, data.name, password_hash)
         kind = Kind.VERIFY if user_id else Kind.EMAIL_TAKEN
-        await sign_in.outbox.put(transaction, kind, data.email, user_id)
+        await outbox.put(transaction, kind, data.email, user_id)
     if user_id is not None:
         events.identify(user_id)
         events.record(Event.REGISTERED)
-    sign_in.outbox.wake()
+    outbox.wake()
 
 
 async def add_user(transaction: Transaction, email: str, name: str | None, password_hash: str) -> str | None:
@@ -96,8 +87,9 @@ async def _login(context: Context, data: schemas.Credentials) -> dict[str, Any]:
         raise _failed(account)
     _check_may_sign_in(context.sign_in, account)
     new = NewTokens(context, account["id"], uses_cookie=data.uses_cookie)
-    user = await _begin_session(database, new, key, account["password_hash"])
-    if user is None:
+    credentials = {"email_key": key, "password_hash": account["password_hash"]}
+    user = await database.one(statements.SIGN_IN, **credentials, **new.values)
+    if user is None:  # the email or the password has changed meanwhile
         raise _failed(account)
     events.identify(user["id"])
     events.record(Event.LOGIN, session_id=new.session_id)
@@ -204,7 +196,7 @@ async def change_password(
         user = if_right(
             await transaction.one(statements.CHANGE_PASSWORD, **hashes, **new.values, **caller.values)
         )
-        await sign_in.outbox.notify(transaction, Kind.PASSWORD_CHANGED, user)
+        await sign_in.outbox.put(transaction, Kind.PASSWORD_CHANGED, user["email"], user["id"])
     sign_in.outbox.wake()
     events.record(Event.PASSWORD_CHANGED, session_id=caller.session_id, sessions_ended=user["count"])
     return new.issue(user, caller.session_id), user["uses_cookie"]

@@ -90,10 +90,9 @@ ADD_USER = Statement(
 """Inserts a user without a session; runs after `TAKE_EMAIL` in the same transaction."""
 
 FIND_ACCOUNT = Statement(
-    select(
-        *(users.c[name] for name in ("id", "password_hash", "email_verified", "disabled_at")),
-        _has_signed_in(USER_ID),
-    ).where(users.c.id == USER_ID, users.c.email_key == EMAIL_KEY)
+    select(*users.c["id", "password_hash", "email_verified", "disabled_at"], _has_signed_in(USER_ID)).where(
+        users.c.id == USER_ID, users.c.email_key == EMAIL_KEY
+    )
 )
 
 # The expression must be that of the index `users_password_cost`, because PostgreSQL reads it from there.
@@ -144,9 +143,7 @@ UPDATE_PROFILE = Statement(
 )
 
 READ_ACCOUNT = Statement(
-    select(users.c.email, users.c.email_key, users.c.password_hash, _has_signed_in(CALLER_ID)).where(
-        _is_callers
-    )
+    select(*users.c["email", "email_key", "password_hash"], _has_signed_in(CALLER_ID)).where(_is_callers)
 )
 
 _is_current = users.c.password_hash == bindparam("old_hash")

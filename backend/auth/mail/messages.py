@@ -6,7 +6,7 @@ A mail holds no name, and only its recipient's email, because a stranger could h
 from dataclasses import dataclass
 from email.message import EmailMessage
 from email.policy import SMTP
-from email.utils import format_datetime, localtime, make_msgid
+from email.utils import localtime, make_msgid
 from pathlib import Path
 from typing import Final
 
@@ -101,7 +101,7 @@ _templates = Environment(
 )
 
 
-def compose(kind: Kind, *, to: str, sender: str, link: str | None) -> EmailMessage:
+def compose(kind: Kind, *, to: str, sender: str, link: str) -> EmailMessage:
     """Return a mail of this kind, as plain text and HTML.
 
     Raises ValueError for an address with a line end.
@@ -111,7 +111,7 @@ def compose(kind: Kind, *, to: str, sender: str, link: str | None) -> EmailMessa
     message["Subject"] = words.subject
     message["From"] = sender
     message["To"] = to
-    message["Date"] = format_datetime(localtime())
+    message["Date"] = localtime()
     message["Message-ID"] = make_msgid(domain=sender.rpartition("@")[2].strip("> ") or "localhost")
     message["Auto-Submitted"] = "auto-generated"  # suppresses automatic replies (RFC 3834 section 5)
     values = {"words": words, "link": link}

@@ -13,7 +13,7 @@ class MailToken(SQLModel, table=True):
     """The token of a link, stored as its SHA-256 alone. It has one purpose, one user and one address."""
 
     __tablename__ = "mail_tokens"
-    # `OWNER_OF_TOKEN` reads this index, because the token of a mailed link carries no user id.
+    # `READ_TOKEN` reads this index, because the token of a mailed link carries no user id.
     __table_args__ = (Index("mail_tokens_by_digest", "digest"),)
 
     user_id: str = Field(sa_type=Text, primary_key=True, foreign_key="users.id", ondelete="CASCADE")

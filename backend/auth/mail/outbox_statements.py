@@ -8,7 +8,9 @@ from sqlalchemy import (
     DateTime,
     Interval,
     Text,
+    and_,
     bindparam,
+    case,
     func,
     insert,
     literal,
@@ -18,14 +20,13 @@ from sqlalchemy import (
 )
 
 from backend.auth.mail.models import mail_tokens, outbox
-from backend.auth.mail.statements import DIGEST, EMAIL, EMAIL_KEY, Kind
+from backend.auth.mail.statements import DIGEST, EMAIL, EMAIL_KEY, RESETS, Kind
 from backend.auth.models import users
 from backend.auth.sessions.statements import SESSION_ID, USER_ID, ago, deletion, has_row
 from backend.database import Statement
 
 LIFETIMES = {
-    Kind.RESET: timedelta(minutes=30),
-    Kind.RESET_BY_HAND: timedelta(minutes=30),
+    **dict.fromkeys(RESETS, timedelta(minutes=30)),
     Kind.VERIFY: timedelta(hours=24),
     Kind.CHANGE: timedelta(hours=24),
 }
@@ -33,51 +34,53 @@ REPEATED_AFTER = timedelta(seconds=60)
 """A mail of the same kind to the same address within this time is dropped."""
 KEPT_FOR = timedelta(hours=1)
 """A finished row is deleted after this time."""
-LEASE = timedelta(seconds=60)
-"""A claimed row is due again after this time, because its process may have died."""
 CLAIMED_AT_ONCE = 20
 
 _id = bindparam("id", type_=BigInteger)
 _created_at = bindparam("created_at", type_=DateTime(timezone=True))
+_only = bindparam("only_id", type_=BigInteger)
+_waits = and_(outbox.c.done_at.is_(None), or_(_only.is_(None), outbox.c.id == _only))
+_first_pause = bindparam("first_pause", type_=Interval)
+_times = case({0: 1, 1: 2, 2: 8}, value=outbox.c.attempts, else_=40)
+_pause = _first_pause.op("*", return_type=Interval())(_times)
 
+_earlier = outbox.alias("earlier")
+_is_repeated = (
+    select(_earlier.c.id)
+    .where(
+        _earlier.c.email_key == outbox.c.email_key,
+        _earlier.c.kind == outbox.c.kind,
+        _earlier.c.created_at > outbox.c.created_at - literal(REPEATED_AFTER, Interval),
+        _earlier.c.id < outbox.c.id,
+        ~_earlier.c.is_dropped,
+    )
+    .exists()
+)
 CLAIM = Statement(
     update(outbox)
     .where(
         outbox.c.id.in_(
             select(outbox.c.id)
-            .where(outbox.c.done_at.is_(None), outbox.c.due_at <= func.now())
+            .where(_waits, outbox.c.due_at <= func.now())
             .order_by(outbox.c.due_at)
             .limit(literal(CLAIMED_AT_ONCE))
             .with_for_update(skip_locked=True)
         )
     )
-    .values(attempts=outbox.c.attempts + 1, due_at=func.now() + literal(LEASE, Interval))
-    .returning(outbox)
+    .values(attempts=outbox.c.attempts + 1, due_at=func.now() + _pause)
+    .returning(outbox, _is_repeated.label("is_repeated"))
 )
-"""Claims due mails. No other process claims them before `LEASE` has passed."""
+"""Claims due mails, or the mail `only_id` alone, and sets the time of their next attempts.
+
+That is after `first_pause`, then after 2, 8 and 40 times as long; it counts if this attempt fails or its
+process dies. `is_repeated` tells whether an earlier mail of this kind went to this address within
+`REPEATED_AFTER`; dropped mails do not count.
+"""
 
 NEXT_DUE = Statement(
-    select(func.extract("epoch", func.min(outbox.c.due_at) - func.now()).label("seconds")).where(
-        outbox.c.done_at.is_(None)
-    )
+    select(func.extract("epoch", func.min(outbox.c.due_at) - func.now()).label("seconds")).where(_waits)
 )
 """Seconds until the next mail is due; null when no mail waits."""
-
-IS_REPEATED = Statement(
-    select(outbox.c.id)
-    .where(
-        outbox.c.email_key == EMAIL_KEY,
-        outbox.c.kind == bindparam("kind"),
-        outbox.c.created_at > _created_at - literal(REPEATED_AFTER, Interval),
-        outbox.c.id < _id,
-        ~outbox.c.is_dropped,
-    )
-    .limit(literal(1))
-)
-"""Returns a row when the outbox has an earlier mail of this kind to this address within `REPEATED_AFTER`.
-
-Dropped mails do not count.
-"""
 
 _done = (
     update(outbox)
@@ -93,13 +96,6 @@ _old = (
     .with_for_update(skip_locked=True)
 )
 FINISH = Statement(select(_done).add_cte(deletion("pruned", outbox, outbox.c.id.in_(_old))))
-
-POSTPONE = Statement(
-    update(outbox)
-    .where(outbox.c.id == _id)
-    .values(due_at=func.now() + bindparam("pause", type_=Interval))
-    .returning(outbox.c.id)
-)
 
 
 def _new_token(
@@ -138,8 +134,7 @@ def _new_token(
 _has_email = users.c.email_key == EMAIL_KEY
 
 RECIPIENT = {
-    Kind.RESET: _new_token(Kind.RESET, _has_email),
-    Kind.RESET_BY_HAND: _new_token(Kind.RESET_BY_HAND, _has_email),
+    **{kind: _new_token(kind, _has_email) for kind in RESETS},
     Kind.VERIFY: _new_token(Kind.VERIFY, _has_email, ~users.c.email_verified),
     Kind.CHANGE: _new_token(Kind.CHANGE, users.c.pending_email == EMAIL, email=users.c.pending_email),
     Kind.EMAIL_TAKEN: Statement(select(users.c.email).where(users.c.id == USER_ID, _has_email)),

@@ -18,7 +18,7 @@ QUIT_SECONDS: Final = 1.0
 _PORTS: Final = {"smtp": 587, "smtps": 465}
 
 
-def _message(kind: Kind, email: str, link: str | None, sender: str) -> EmailMessage:
+def _message(kind: Kind, email: str, link: str, sender: str) -> EmailMessage:
     # Imported with the first mail, because Jinja takes megabytes of memory.
     from backend.auth.mail.messages import compose  # noqa: PLC0415
 
@@ -41,7 +41,7 @@ class SMTPSender:
             "timeout": SEND_SECONDS,
         }
 
-    async def send(self, kind: Kind, email: str, link: str | None) -> dict[str, Any]:
+    async def send(self, kind: Kind, email: str, link: str) -> dict[str, Any]:
         """Send one mail within `SEND_SECONDS`; raises `SMTPException`, `OSError`, `TimeoutError`."""
         import aiosmtplib  # noqa: PLC0415  # takes megabytes of memory, and few processes send
 
@@ -67,12 +67,12 @@ class FolderSender:
         is_pretty = settings.log_format == "pretty" or settings.log_format is None
         self._shows_link = is_pretty and sys.stdout.isatty()
 
-    async def send(self, kind: Kind, email: str, link: str | None) -> dict[str, Any]:
+    async def send(self, kind: Kind, email: str, link: str) -> dict[str, Any]:
         """Write one mail; raises `OSError`."""
         path = await asyncio.to_thread(self._write, kind, email, link)
         return {"file": str(path)} | ({"link": link} if link and self._shows_link else {})
 
-    def _write(self, kind: Kind, email: str, link: str | None) -> Path:
+    def _write(self, kind: Kind, email: str, link: str) -> Path:
         message = _message(kind, email, link, self._sender)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = message["Message-ID"].strip("<>").partition("@")[0]

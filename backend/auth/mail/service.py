@@ -9,9 +9,9 @@ from backend.auth.accounts import statements as account_statements
 from backend.auth.accounts.service import confirm_password, if_right
 from backend.auth.caller import Caller
 from backend.auth.mail import statements
-from backend.auth.mail.errors import MailTokenError
+from backend.auth.mail.errors import MailTokenError, MailUnavailableError
 from backend.auth.mail.schemas import EmailChange, MailRequest, MailToken, PasswordReset
-from backend.auth.mail.statements import Kind
+from backend.auth.mail.statements import RESETS, Kind
 from backend.auth.schemas import email_key
 from backend.auth.sessions.service import Context, own
 from backend.auth.tokens import opaque
@@ -32,7 +32,8 @@ async def request_link(context: Context, kind: Kind, data: MailRequest) -> None:
 
 
 async def _check_may_send(context: Context) -> None:
-    context.sign_in.outbox.check_available()
+    if not context.sign_in.outbox.sends:
+        raise MailUnavailableError
     await context.sign_in.limits.mail.count(context.address)
 
 
@@ -42,27 +43,24 @@ async def reset_password(context: Context, data: PasswordReset) -> None:
     Raises `MailTokenError`, or `PasswordRefusedError`, which does not spend the token.
     """
     sign_in, new_password = context.sign_in, data.new_password
-    token = await _read_token(context.database, data.token, Kind.RESET, Kind.RESET_BY_HAND)
+    token = await _read_token(context.database, data.token, *RESETS)
     rules = {"email": token["email"], "min_length": sign_in.password_min_length}
     passwords.check_rules(new_password, field="new_password", **rules)
     new_hash = await sign_in.hasher.hash(new_password, context.address)
-    values = {"new_hash": new_hash, "was_mailed": token["purpose"] == Kind.RESET}
+    values = {"new_hash": new_hash, "was_mailed": token["purpose"] != Kind.RESET_BY_HAND}
     change = _changing(context.database, token, statements.RESET_PASSWORD, **values)
     async with change as (transaction, user):
-        await sign_in.outbox.notify(transaction, Kind.PASSWORD_CHANGED, user)
+        await sign_in.outbox.put(transaction, Kind.PASSWORD_CHANGED, user["email"], user["id"])
     events.record(Event.PASSWORD_RESET)
     sign_in.outbox.wake()
 
 
 async def verify_email(database: Database, data: MailToken) -> None:
     """Mark the address of a mailed token as verified; raises `MailTokenError`."""
-    digest = opaque.digest(data.token)
-    user_id = await _owner(database, digest)
-    user = await database.one(statements.VERIFY_EMAIL, user_id=user_id, digest=digest)
-    if user is None:
-        raise MailTokenError
-    events.identify(user["id"])
-    if not user["was_verified"]:
+    token = await _read_token(database, data.token, Kind.VERIFY)
+    async with _changing(database, token, statements.VERIFY_EMAIL) as (_, user):
+        was_verified = user["email_verified"]
+    if not was_verified:
         events.record(Event.EMAIL_VERIFIED)
 
 
@@ -82,7 +80,7 @@ async def request_email_change(context: Context, caller: Caller, data: EmailChan
     async with database.transaction() as transaction:
         asked = if_right(await transaction.one(statements.ASK_FOR_CHANGE, **values))
         await outbox.put(transaction, Kind.CHANGE, new, caller.user_id, caller.session_id)
-        await outbox.notify(transaction, Kind.CHANGE_REQUESTED, asked)
+        await outbox.put(transaction, Kind.CHANGE_REQUESTED, asked["email"], asked["id"])
     outbox.wake()
 
 
@@ -97,7 +95,7 @@ async def confirm_email_change(context: Context, data: MailToken) -> None:
     change = _changing(context.database, token, statements.CONFIRM_EMAIL, email_key=key)
     async with change as (transaction, user):
         await _move_email(transaction, user, key)
-        await outbox.notify(transaction, Kind.EMAIL_CHANGED, user)
+        await outbox.put(transaction, Kind.EMAIL_CHANGED, user["email"], user["id"])
     events.record(Event.EMAIL_CHANGED)
     outbox.wake()
 
@@ -117,20 +115,11 @@ async def drop_email_change(database: Database, caller: Caller) -> None:
     own(await database.one(statements.DROP_CHANGE, **caller.values))
 
 
-async def _owner(database: Database, digest: bytes) -> str:
-    row = await database.one(statements.OWNER_OF_TOKEN, digest=digest)
-    if row is None:
-        raise MailTokenError
-    return str(row["user_id"])
-
-
 async def _read_token(database: Database, sent: str, *purposes: Kind) -> Row:
-    digest = opaque.digest(sent)
-    user_id = await _owner(database, digest)
-    token = await database.one(statements.READ_TOKEN, user_id=user_id, digest=digest)
+    token = await database.one(statements.READ_TOKEN, digest=opaque.digest(sent))
     if token is None or token["purpose"] not in purposes:
         raise MailTokenError
-    events.identify(user_id)
+    events.identify(token["user_id"])
     return token
 
 

@@ -13,6 +13,7 @@ from sqlalchemy import (
     ColumnElement,
     LargeBinary,
     Text,
+    and_,
     bindparam,
     func,
     insert,
@@ -42,10 +43,7 @@ from backend.database.expressions import moment_of
 
 
 class Kind(StrEnum):
-    """The kinds of mail. The kind of a mail with a link is also the purpose of the link's token.
-
-    The token of an invitation has the purpose `RESET`.
-    """
+    """The kinds of mail. The kind of a mail with a link is also the purpose of the link's token."""
 
     RESET = "reset"
     VERIFY = "verify"
@@ -62,11 +60,17 @@ class Kind(StrEnum):
     """
 
 
+RESETS = (Kind.RESET, Kind.INVITATION, Kind.RESET_BY_HAND)
+"""The purposes of a token that sets a new password."""
+
 EMAIL = bindparam("email", type_=Text)
 EMAIL_KEY = bindparam("email_key", type_=Text)
 DIGEST = bindparam("digest", type_=LargeBinary)
 _token = (mail_tokens.c.user_id == USER_ID) & (mail_tokens.c.digest == DIGEST)
-_is_valid = (mail_tokens.c.expires_at > func.now()) & mail_tokens.c.used_at.is_(None)
+_is_used = mail_tokens.c.used_at.is_not(None)
+_verifies = mail_tokens.c.purpose == Kind.VERIFY.value
+_is_valid = or_(and_(mail_tokens.c.expires_at > func.now(), ~_is_used), and_(_verifies, _is_used))
+"""A used token that verifies stays valid, because its link gets the same response again."""
 
 ENQUEUE = Statement(
     insert(outbox).values(given("kind", "email", "email_key", "user_id", "session_id")).returning(outbox.c.id)
@@ -81,42 +85,30 @@ ASK_FOR_CHANGE = changing(
 )
 """Stores the pending email; returns the caller's id and current email.
 
-The token of an earlier change is valid for its own email alone, so that the new email makes it void. `id` is
-null if the password has changed since it was checked.
+The token of a change is valid only while its email is the pending one. `id` is null if the password has
+changed since it was checked.
 """
 
-_dropped = (
-    update(users)
-    .where(users.c.id == CALLER_ID, IS_LET_IN)
-    .values(pending_email=null())
-    .returning(users.c.id)
-    .cte("dropped")
+DROP_CHANGE = Statement(
+    update(users).where(users.c.id == CALLER_ID, IS_LET_IN).values(pending_email=null()).returning(users.c.id)
 )
-_tokens_of_change = deletion(
-    "tokens",
-    mail_tokens,
-    mail_tokens.c.user_id == CALLER_ID,
-    mail_tokens.c.purpose == Kind.CHANGE.value,
-    has_row(_dropped),
-)
-DROP_CHANGE = Statement(select(_dropped.c.id).add_cte(_tokens_of_change))
 
-READ_TOKEN = Statement(select(mail_tokens).where(_token, _is_valid))
-"""Reads a valid token without spending it."""
-
-OWNER_OF_TOKEN = WideStatement(select(mail_tokens.c.user_id).where(mail_tokens.c.digest == DIGEST))
-"""The user of a mailed token. The query reads all shards, because the token carries no user id."""
+READ_TOKEN = WideStatement(select(mail_tokens).where(mail_tokens.c.digest == DIGEST, _is_valid))
+"""Reads a valid token without spending it. The query reads all shards, because a token carries no user id."""
 
 LOCK_USER = Statement(
-    select(users.c.id, users.c.email, users.c.email_key)
+    select(users.c.id, users.c.email, users.c.email_key, users.c.email_verified)
     .where(users.c.id == USER_ID)
     .with_for_update(of=users)
 )
 
 SPEND_TOKEN = Statement(
-    update(mail_tokens).where(_token, _is_valid).values(used_at=func.now()).returning(mail_tokens.c.user_id)
+    update(mail_tokens)
+    .where(_token, _is_valid)
+    .values(used_at=func.coalesce(mail_tokens.c.used_at, moment_of(func.now())))
+    .returning(mail_tokens.c.user_id)
 )
-"""Returns no row when the token is spent, expired or void. Of concurrent requests, one gets the row."""
+"""Returns no row when the token is not valid. Of concurrent requests, one gets the row."""
 
 
 def secured(
@@ -159,30 +151,9 @@ _confirmed, *_ended_by_email = secured(
 )
 CONFIRM_EMAIL = Statement(select(_confirmed.c.id).add_cte(*_ended_by_email))
 
-_is_good = or_(mail_tokens.c.expires_at > func.now(), mail_tokens.c.used_at.is_not(None))
-_owner = (
-    select(users.c.id, users.c.email_verified)
-    .join(mail_tokens, _token & (mail_tokens.c.email == users.c.email))
-    .where(users.c.id == USER_ID, mail_tokens.c.purpose == Kind.VERIFY.value, _is_good)
-    .with_for_update(key_share=True, of=users)
-    .cte("owner")
-)
-# While this statement waits for the user's row, a concurrent change may delete the token.
-_spent = (
-    update(mail_tokens)
-    .where(_token, has_row(_owner))
-    .values(used_at=func.coalesce(mail_tokens.c.used_at, moment_of(func.now())))
-    .returning(mail_tokens.c.user_id)
-    .cte("spent")
-)
-_verified = (
+VERIFY_EMAIL = Statement(
     update(users)
-    .where(users.c.id == USER_ID, has_row(_spent))
+    .where(users.c.id == USER_ID, users.c.email == EMAIL)
     .values(email_verified=true())
     .returning(users.c.id)
-    .cte("verified")
 )
-VERIFY_EMAIL = Statement(
-    select(_owner.c.id, _owner.c.email_verified.label("was_verified")).join(_spent, true()).add_cte(_verified)
-)
-"""The user's id, and `was_verified` from before. No row when the token is not valid."""

@@ -3,17 +3,13 @@
 A page acts only when its button is pressed, because mail scanners open links.
 """
 
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from string import Template
+from typing import Final
 
 from fastapi import FastAPI
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-
-if TYPE_CHECKING:
-    from jinja2 import Template
+from starlette.responses import Response
 
 POLICY: Final = (
     "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; "
@@ -23,6 +19,10 @@ POLICY: Final = (
 
 _FILES: Final = Path(__file__).parent
 _ASSETS: Final = {"page.css": "text/css", "page.js": "text/javascript"}
+
+
+def _read(name: str) -> str:
+    return (_FILES / name).read_text()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,19 @@ class Page:
     done: str
     asks_password: bool = False
 
+    def html(self, min_length: int) -> str:
+        """Return the page; its addresses are relative, because a proxy may strip a prefix (`ROOT_PATH`)."""
+        field = Template(_read("password.html")).substitute(min_length=min_length)
+        texts = asdict(self) | {"field": field if self.asks_password else ""}
+        return Template(_read("page.html")).substitute(texts)
+
 
 PAGES: Final = {
     "/reset-password": Page(
         "Reset your password",
         "Choose a new password for your account. All devices that are signed in will be signed out.",
         "Save the new password",
-        "/auth/password/reset",
+        "auth/password/reset",
         "Your password is changed. You can sign in with it now.",
         asks_password=True,
     ),
@@ -50,52 +56,29 @@ PAGES: Final = {
         "Verify your email",
         "Press the button to verify that this is your email.",
         "Verify this email",
-        "/auth/email/verify",
+        "auth/email/verify",
         "Your email is verified. You can close this page.",
     ),
     "/confirm-email": Page(
         "Confirm your new email",
         "Press the button to use this email for your account. Other devices will be signed out.",
         "Confirm this email",
-        "/auth/email/confirm",
+        "auth/email/confirm",
         "Your email is changed. Sign in with the new one from now on.",
     ),
 }
 
 
-@cache
-def _template() -> "Template":
-    # Imported for the first page, because Jinja takes megabytes of memory.
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape  # noqa: PLC0415
-
-    environment = Environment(
-        loader=FileSystemLoader(_FILES),
-        autoescape=select_autoescape(["html"]),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    return environment.get_template("page.html")
-
-
 def add_pages(app: FastAPI) -> None:
     """Add the pages and their two assets to `app`."""
     min_length: int = app.state.settings.password_min_length
-
-    def add_page(path: str, page: Page) -> None:
-        @app.get(path, include_in_schema=False)
-        async def read_page(request: Request) -> Response:
-            root = request.scope.get("root_path", "")
-            html = _template().render(page=page, root=root, min_length=min_length)
-            return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
-
-    def add_asset(name: str, media_type: str) -> None:
-        content = (_FILES / name).read_bytes()
-
-        @app.get(f"/pages/{name}", include_in_schema=False)
-        async def read_asset() -> Response:
-            return Response(content, media_type=media_type, headers={"Cache-Control": "no-cache"})
-
     for path, page in PAGES.items():
-        add_page(path, page)
+        _add(app, path, page.html(min_length), "text/html", {"Content-Security-Policy": POLICY})
     for name, media_type in _ASSETS.items():
-        add_asset(name, media_type)
+        _add(app, f"/pages/{name}", _read(name), media_type, {"Cache-Control": "no-cache"})
+
+
+def _add(app: FastAPI, path: str, content: str, media_type: str, headers: dict[str, str]) -> None:
+    @app.get(path, include_in_schema=False)
+    async def read() -> Response:
+        return Response(content, media_type=media_type, headers=headers)

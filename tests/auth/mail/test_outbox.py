@@ -4,6 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ from tests.service import Service, free_port, program_with
 from tests.tasks.test_concurrency import at_once
 
 AT_ONCE = program_with(
-    "backend.auth.mail.outbox.PAUSES_SECONDS = (0, 0, 0, 0)", "backend.auth.mail.sender.SEND_SECONDS = 1.0"
+    "backend.auth.mail.outbox.FIRST_PAUSE *= 0", "backend.auth.mail.sender.SEND_SECONDS = 1.0"
 )
-A_SECOND = program_with("backend.auth.mail.outbox.PAUSES_SECONDS = (1, 1, 1, 1)")
+A_SECOND = program_with("backend.auth.mail.outbox.FIRST_PAUSE /= 15")
 SIGN_IN = f"{LOGIN.replace('@', '%40')}:p%40ss%2Fword%3A1"
 
 Run = Callable[..., Mailing]
@@ -105,7 +106,7 @@ def test_a_kill_loses_no_accepted_mail(new_mailing: Run, new_service: Callable[.
     first.mailbox.until(lambda: first.mailbox.attempts)
     first.service.stop(signal.SIGKILL)
     first.mailbox.delay_seconds = 0
-    # A claim lasts for a minute: let it pass.
+    # A claim lasts for 15 seconds: let it pass.
     first.database.sql("UPDATE outbox SET due_at = now() WHERE done_at IS NULL")
     new_service(DATABASE_URL=first.database.url, MAIL_URL=first.mailbox.url)
     for email in emails:
@@ -126,6 +127,21 @@ def test_a_server_that_refuses_is_tried_five_times_and_then_the_mail_has_failed(
     hasty.forget_repetition()
     hasty.ask(FORGOT, email)
     hasty.mailbox.wait(email)
+
+
+def test_each_pause_between_attempts_is_longer_than_the_one_before(new_mailing: Run) -> None:
+    failing = new_mailing()
+    failing.mailbox.refusal = "451 later"
+    tried = "INSERT INTO outbox (kind, email, email_key, attempts) VALUES ('email_changed', $1, $1, $2)"
+    for attempts in range(4):
+        failing.database.sql(tried, new_email(), attempts)
+    asks(failing)
+    failing.mailbox.until(lambda: failing.mailbox.attempts == 5)
+    after = "SELECT extract(epoch FROM due_at - now())::int AS pause FROM outbox"
+    waiting = failing.database.sql(f"{after} WHERE kind = 'email_changed' ORDER BY attempts")
+    pauses = [row["pause"] for row in waiting]
+    assert 0 < pauses[0] <= 15
+    assert all(later > pause for pause, later in pairwise(pauses)), pauses
 
 
 def test_a_server_that_recovers_gets_the_mail_once(new_mailing: Run) -> None:

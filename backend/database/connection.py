@@ -101,6 +101,6 @@ def in_words(error: BaseException) -> str:
         return "not what target_session_attrs asks for"
     if isinstance(error, ssl.SSLCertVerificationError):  # its `str` has OpenSSL's codes
         return f"its certificate is not trusted: {error.verify_message.rstrip('.')}"
-    if isinstance(error, OSError):
-        return (error.strerror or str(error) or type(error).__name__).lower()
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
     return str(error).partition("\n")[0] or type(error).__name__

@@ -142,6 +142,23 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 @contextmanager
+def _ending_with_its_parent() -> Iterator[None]:
+    """Stop this worker process when its parent process is gone, however that ended."""
+    parent, loop = multiprocessing.parent_process(), asyncio.get_running_loop()
+    if parent is None:
+        yield
+        return
+
+    def stop() -> None:
+        loop.remove_reader(parent.sentinel)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    loop.add_reader(parent.sentinel, stop)
+    yield
+    loop.remove_reader(parent.sentinel)
+
+
+@contextmanager
 def _in_background(work: Coroutine[Any, Any, None]) -> Iterator[None]:
     """Run `work` until the block ends."""
     task = asyncio.create_task(work)
@@ -157,16 +174,11 @@ def _gauge(app: FastAPI) -> None:
     metrics.HASHES_WAITING.set(app.state.sign_in.hasher.waiting)
 
 
-async def _watch(app: FastAPI) -> None:
-    """Keep the gauges fresh, and stop this worker when its parent process is gone, however that ended.
-
-    The gauges are sampled because another worker may be asked for the sum of all.
-    """
-    parent = multiprocessing.parent_process()
-    while parent is None or parent.is_alive():
+async def _sample(app: FastAPI) -> None:
+    """Keep the gauges fresh, because another worker may be asked for the sum of all."""
+    while True:
         _gauge(app)
         await asyncio.sleep(metrics.SAMPLE_SECONDS)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @asynccontextmanager
@@ -179,7 +191,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         gc.freeze()
         # A mail that is under way at the end is sent after the next start.
         sending = _in_background(sign_in.outbox.run(database))
-        with sending, _in_background(_watch(app)), _in_background(app.state.drain.on_sigterm()):
+        with (
+            sending,
+            _in_background(_sample(app)),
+            _in_background(app.state.drain.on_sigterm()),
+            _ending_with_its_parent(),
+        ):
             logger.info("ready: {}/docs", settings.local_url)
             yield
     sign_in.hasher.close()

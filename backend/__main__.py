@@ -202,13 +202,15 @@ def _database() -> Iterator[tuple[Settings, str]]:
         return
     with lasting_server(settings.data_dir) as postgres:
         logger.info("the embedded PostgreSQL runs under {}", settings.data_dir)
-        # In the environment, for the worker processes.
-        os.environ["DATABASE_URL"] = postgres.url
+        made = {"DATABASE_URL": postgres.url}
         if settings.mail_url is None:
-            os.environ["MAIL_URL"] = (settings.data_dir.resolve() / "mail").as_uri()
+            made["MAIL_URL"] = (settings.data_dir.resolve() / "mail").as_uri()
         if settings.jwt_secret is None:
-            os.environ["JWT_SECRET"] = kept_secret(settings.data_dir)
+            made["JWT_SECRET"] = kept_secret(settings.data_dir)
+        os.environ |= made  # for the worker processes
         yield load_settings(), postgres.url
+        for name in made:  # because the next call starts the server again
+            del os.environ[name]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from backend.web.proxies import Proxies
+from backend.web.proxies import Proxies, unmapped
 from tests.programs import needs_loopback_addresses
 from tests.service import PASSWORD, Service
 
@@ -66,7 +66,9 @@ async def nothing(*_: object) -> Any:
     raise AssertionError
 
 
-@pytest.mark.parametrize("peer", ["127.0.0.1", "::ffff:127.0.0.1", "10.1.2.3", "::ffff:10.1.2.3"])
+@pytest.mark.parametrize(
+    "peer", ["127.0.0.1", "::ffff:127.0.0.1", "::ffff:7f00:1", "10.1.2.3", "::ffff:10.1.2.3"]
+)
 def test_a_trusted_proxy_is_trusted_on_a_socket_of_both_families(peer: str) -> None:
     for client in ("203.0.113.5", "::ffff:203.0.113.5", "203.0.113.5:4711", "203.0.113.5, ::ffff:10.0.0.9"):
         assert client_of("127.0.0.1,10.0.0.0/8", peer, client) == "203.0.113.5"
@@ -82,12 +84,9 @@ def test_any_proxy_may_be_trusted() -> None:
     assert client_of("*", "::ffff:192.0.2.7", "::ffff:203.0.113.5, 192.0.2.8") == "203.0.113.5"
 
 
-@pytest.mark.parametrize(
-    "ip", ["2001:db8::1", "::1", "::ffff:0:c000:201", "192.0.2.1", "fe80::1%eth0", "unknown", ":" * 9999]
-)
+@pytest.mark.parametrize("ip", ["2001:db8::1", "::1", "192.0.2.1", "fe80::1%eth0", "unknown", "", ":" * 9999])
 def test_what_is_no_mapped_address_stays_as_it_is(ip: str) -> None:
-    assert client_of("127.0.0.1", "127.0.0.1", ip) == ip
-    assert client_of("127.0.0.1", ip, "203.0.113.5") == ip
+    assert unmapped(ip) == ip
 
 
 def test_sessions_and_log_show_the_ipv4_address_of_a_mapped_one(new_service: Callable[..., Service]) -> None:

@@ -17,7 +17,7 @@ from backend.database.connection import OPTIONS, STATEMENTS, in_words
 _parse: Any = vars(connect_utils)["_parse_connect_dsn_and_args"]  # asyncpg's public functions connect at once
 _URL = re.compile(
     r"(?i)postgres(?:ql)?(?:\+\w+)?://(?:(?P<user>[^:/?#@]*)(?::(?P<password>[^/?#]*))?@)?"
-    r"(?P<host>[^/?#@,]*?|[^/?#@]*,[^/?#@]*)(?::(?P<port>[0-9]+))?"
+    r"(?P<host>\[[^\]/?#@,]*\]|[^:/?#@,]*|[^/?#@]*,[^/?#@]*)(?::(?P<port>[0-9]*))?"
     r"(?:/(?P<dbname>[^?#@]*))?(?:\?(?P<query>[^#@]*))?"
 )
 _HOST = re.compile(r"(/.*?|\[[^\[\]]+\]|[^:\[\]\s]*)(?::([0-9]*))?")
@@ -25,7 +25,7 @@ _DEFAULTS = {"host": "/run/postgresql,/tmp,localhost", "port": "5432", "sslnegot
 _DEFAULTS |= {"target_session_attrs": "any", "connect_timeout": "0", "ssl_min_protocol_version": "TLSv1.2"}
 _PROTECTS = re.compile("ssl|tls|gss|krb|auth|cert|crl|peer|channel|hostaddr|service", re.IGNORECASE)
 _OTHERS = "user password passfile dbname application_name options pgbouncer channel_binding"
-_OTHERS += " ssl sslmode sslrootcert sslcert sslkey sslpassword sslcrl"
+_OTHERS += " ssl sslmode sslrootcert sslcert sslkey sslpassword sslcrl sslsni sslcompression gssdelegation"
 _UNDERSTOOD = {*_DEFAULTS, *_OTHERS.split()}
 _UNPROTECTED = {"disable", "allow", "prefer"}
 
@@ -40,7 +40,7 @@ def connect_arguments(url: str) -> dict[str, Any]:
     `statement_cache_size` is 0 where transactions share sessions: `pgbouncer=true`, or Neon's `-pooler` host.
     """
     given = _read(url)
-    is_pooler = given.get("pgbouncer", "false") not in {"false", "0"} or "-pooler" in given["host"].lower()
+    is_pooler = given.get("pgbouncer", "false") not in {"false", "0"} or "-pooler." in given["host"].lower()
     given["options"] = f"{'' if is_pooler else OPTIONS} {given.get('options', '')}".strip()
     return _hosts(given) | {
         "user": given["user"],
@@ -63,7 +63,7 @@ def ignored_options(url: str) -> list[str]:
 
 def _read(url: str) -> dict[str, str]:
     match = _URL.fullmatch(url.strip())
-    if match is None:
+    if match is None or "%00" in url:
         raise DatabaseURLError("it is not like postgresql://user:password@host/database, percent-encoded")
     parts = {name: text for name, text in match.groupdict().items() if text}
     query = parse_qs(parts.pop("query", "").replace("+", "%2B"))

@@ -10,7 +10,7 @@ from typing import Annotated, TypeVar
 from urllib.parse import urlsplit
 
 import limits
-from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, SecretStr, ValidationError
+from pydantic import AfterValidator, AnyHttpUrl, BeforeValidator, SecretStr
 from pydantic_settings import NoDecode
 
 Value = TypeVar("Value", str, SecretStr)
@@ -103,8 +103,9 @@ def _as_browsers_write(text: str, pattern: re.Pattern[str], what: str) -> str:
     which browsers follow.
     """
     try:
-        return str(AnyHttpUrl(text if pattern.fullmatch(text) else "")).rstrip("/")
-    except ValidationError:
+        is_right = pattern.fullmatch(text) is not None and urlsplit(text).port != 0
+        return str(AnyHttpUrl(text if is_right else "")).rstrip("/")
+    except ValueError:
         raise ValueError(f"must {what}") from None
 
 

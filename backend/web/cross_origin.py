@@ -89,9 +89,11 @@ class CrossOrigin(CORSMiddleware):
         if response.status_code == HTTPStatus.OK:
             return response
         if self.is_allowed_origin(headers["origin"]):
-            asked = [headers["access-control-request-method"]]
-            asked += headers.getlist("access-control-request-headers")
-            refused = " ".join(asked)[:_MAX_CHARACTERS]
+            asked = headers.get("access-control-request-headers", "").split(",")
+            names = [headers["access-control-request-method"], *map(str.strip, asked)]
+            allowed = {"", *METHODS, *self.allow_headers}
+            refused = ", ".join(name for name in names if not {name, name.lower()} & allowed)
+            refused = refused[:_MAX_CHARACTERS] or "private network"
             logger.info("cors.refused", request_id=events.request_id(), refused=refused)
         raise CrossOriginError(bytes(response.body).decode().removeprefix("Disallowed CORS "))
 

@@ -60,8 +60,8 @@ class RateLimits:
     def __init__(self, settings: Settings) -> None:
         is_on = settings.rate_limit_enabled
         assert settings.jwt_secret is not None
-        uri = settings.rate_limit_storage_uri.get_secret_value() if is_on else IN_MEMORY
-        storage = _Storage(uri, settings.jwt_secret.get_secret_value().encode())
+        self._secret = settings.jwt_secret.get_secret_value().encode()
+        storage = _Storage(settings.rate_limit_storage_uri.get_secret_value() if is_on else IN_MEMORY)
 
         def limit(name: str, rate: str) -> Limit:
             return Limit(name, parse(rate) if is_on else _UNLIMITED, storage)
@@ -70,6 +70,10 @@ class RateLimits:
         self.address = limit("address", settings.rate_limit_signin_address)
         self.mail = limit("mail", settings.rate_limit_mail)
         self.register = limit("register", settings.rate_limit_register)
+
+    def key_of(self, account: str) -> str:
+        """Return the key of an account: a digest with a secret, because a shared storage learns no emails."""
+        return hmac.digest(self._secret, account.encode(), "sha256").hex()
 
 
 class Limit:
@@ -139,28 +143,21 @@ class Limit:
 class _Storage:
     """Counts in the storage that processes share, or in memory if there is none or it fails."""
 
-    def __init__(self, uri: str, secret: bytes) -> None:
-        self._secret = secret
+    def __init__(self, uri: str) -> None:
         self._memory = Limiter(get_remote_address, storage_uri=IN_MEMORY).limiter
         self._shared = None if uri == IN_MEMORY else _shared_limiter(uri)
         self._left_alone_until = 0.0
 
     async def happened(self, item: RateLimitItem, name: str, key: str) -> tuple[int, float]:
         """Return the number of events in the window, and the seconds until it ends."""
-        digest = self._digest(key)
-        window = await self._ask_shared(lambda limiter: limiter.get_window_stats(item, name, digest))
-        window = window or self._memory.get_window_stats(item, name, digest)
+        window = await self._ask_shared(lambda limiter: limiter.get_window_stats(item, name, key))
+        window = window or self._memory.get_window_stats(item, name, key)
         return item.amount - window.remaining, window.reset_time - time.time()
 
     async def add(self, item: RateLimitItem, name: str, key: str) -> bool:
         """Count one event; returns whether it is within the limit."""
-        digest = self._digest(key)
-        is_within = await self._ask_shared(lambda limiter: limiter.hit(item, name, digest))
-        return self._memory.hit(item, name, digest) if is_within is None else is_within
-
-    def _digest(self, key: str) -> str:
-        """Return a digest with a key, because a shared storage must not learn emails."""
-        return hmac.digest(self._secret, key.encode(), "sha256").hex()
+        is_within = await self._ask_shared(lambda limiter: limiter.hit(item, name, key))
+        return self._memory.hit(item, name, key) if is_within is None else is_within
 
     async def _ask_shared(self, question: Callable[[RateLimiter], Awaitable[_Answer]]) -> _Answer | None:
         """Return the answer of the shared storage, or None if there is none or it fails."""

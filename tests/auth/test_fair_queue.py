@@ -134,6 +134,21 @@ def test_a_request_that_is_cancelled_gives_up_its_place() -> None:
         asyncio.run(cancel(line))
 
 
+def test_a_newcomer_gets_the_place_of_a_request_that_was_just_cancelled() -> None:
+    async def cancel(line: Turns) -> None:
+        work = Work()
+        *tasks, newest = begin(line, work, "busy", LIMIT)
+        await asyncio.sleep(0)
+        newest.cancel()
+        (newcomer,) = begin(line, work, "new", 1)
+        await asyncio.sleep(0)
+        work.may_end.set()
+        assert await asyncio.gather(*tasks, newcomer) == ["busy"] * (LIMIT - 1) + ["new"]
+
+    with turns() as line:
+        asyncio.run(cancel(line))
+
+
 def test_an_error_of_the_work_is_raised_and_its_place_is_free_again() -> None:
     async def fail(line: Turns) -> None:
         with pytest.raises(ZeroDivisionError):

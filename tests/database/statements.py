@@ -28,7 +28,7 @@ VALUES: dict[str, Any] = {
     **dict.fromkeys(
         ("uses_cookie", "completed", "unverified", "disabled", "was_mailed", "is_dropped"), False
     ),
-    **dict.fromkeys(("task_id", "after_id", "row_limit", "limit", "id", "only_id"), 7),
+    **dict.fromkeys(("task_id", "after_id", "row_limit", "limit", "id"), 7),
     **update_values({"title": "Buy milk", "title_key": "buy milk"}),
     "caller_issuer": "local",
     "created_at": _MOMENT,

@@ -159,6 +159,7 @@ def test_the_last_of_two_values_counts() -> None:
         "pool=5&encoding=unicode&prepared_statements=false&variables[statement_timeout]=9",  # Rails
         "pool_max_conns=10&default_query_exec_mode=exec",  # pgx
         "supa=base-pooler.x&workaround=supabase-pooler.vercel",  # Supabase
+        "sslsni=1&sslcompression=0&gssdelegation=0",  # libpq
         "uselibpqcompat=true",  # node-postgres
     ],
 )
@@ -202,7 +203,10 @@ def test_an_option_that_asks_for_protection_is_never_ignored(option: str) -> Non
         ("postgresql://u:hunter2@h:0/d", "host:port,host:port"),
         ("postgresql://u:hunter2@h:5x/d", "percent-encode"),
         ("postgresql://u:hunter2@h1,h2/d?port=1,2", "host:port,host:port"),
-        ("postgresql://u:hunter2@[::1/d", "host:port,host:port"),
+        ("postgresql://u:hunter2@[::1/d", "not like"),
+        ("postgresql://u:hunter2@fe80::1/d", "not like"),
+        ("postgresql://u:hunter2@h:5432:5433/d", "not like"),
+        ("postgresql://u:hunt%00er2@h/d", "not like"),
         ("postgresql://u:hunter2@my host/d", "host:port,host:port"),
         ("postgresql://u:hunter2@h/d?sslmode=verify-full&sslcrl=/x", "options can't be used: no such file"),
         ("postgresql://u:hunter2@h/d?service=x", "unknown here: service"),

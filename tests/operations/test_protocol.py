@@ -654,10 +654,10 @@ def held_by_the_peer(client: socket.socket) -> list[str]:
 def test_a_proxy_may_be_named_and_name_others_by_mapped_addresses(
     database: Postgres, tmp_path: Path, trusted: str
 ) -> None:
-    """RFC 4291 section 2.5.5.2."""
+    """RFC 4291 section 2.5.5.2; proxies that don't use inet_ntop(3) write them in hexadecimal."""
     settings = {"DATABASE_URL": database.url, "JWT_SECRET": JWT_SECRET, "FORWARDED_ALLOW_IPS": trusted}
     with running(tmp_path / "log", **settings) as service:
-        names = {"X-Forwarded-For": "203.0.113.5, ::FFFF:127.0.0.2", "X-Request-ID": "forwarded"}
+        names = {"X-Forwarded-For": "203.0.113.5, ::ffff:7f00:2", "X-Request-ID": "forwarded"}
         service.client(headers=names).get("/health").raise_for_status()
         assert [line["ip"] for line in service.lines(request_id="forwarded")] == ["203.0.113.5"]
 

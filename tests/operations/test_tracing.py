@@ -76,6 +76,7 @@ def test_each_request_is_a_span_by_its_route_that_tells_no_secret(
     assert (created["trace_id"], created["span_id"]) == ids_of(found["POST /tasks"])
     lines = service.lines(trace_id=OTHER_PARENT.split("-")[1])
     assert [line["event"] for line in lines] == ["cors.refused", "http.request"]
+    assert lines[0]["refused"] == "TRACE"
     assert len({line["span_id"] for line in lines}) == 1
     assert [line for line in service.lines() if "trace_id" in line and not line.get("request_id")] == []
     attributes = {pair.key: pair.value for pair in traced[0].attributes}

@@ -5,6 +5,7 @@ No command takes a password as an argument, because `ps` shows arguments to ever
 
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Annotated, Any
 
 import typer
@@ -16,10 +17,7 @@ from backend.auth.schemas import Email
 from backend.web.text import Line, UnicodeText
 
 users = typer.Typer(help="List and change accounts.", rich_markup_mode=None, no_args_is_help=True)
-"""The commands. Their `context.obj` runs work with a database and the settings, and returns its result.
-
-Meanwhile standard output is standard error.
-"""
+"""The commands. Their `context.obj` runs work with a database and the settings, and returns its result."""
 
 
 def _parser(kind: Any) -> Callable[[str], str]:
@@ -124,13 +122,13 @@ def delete(
     as_json: AsJSON = False,
 ) -> None:
     """Delete a user, their sessions and their tasks."""
-
-    def ask(user: operator.User) -> None:
-        if not yes:
-            question = f"Delete {user['email'] or ''} ({user['id']}) with all sessions and tasks?"
+    found = context.obj(lambda database, _: operator.find_user(database, who))
+    if not yes:
+        with redirect_stdout(sys.stderr):  # because standard output is for the result alone
+            question = f"Delete {found['email'] or ''} ({found['id']}) with all sessions and tasks?"
             typer.confirm(question, abort=True)
-
-    deleted = context.obj(lambda database, _: operator.delete_user(database, who, ask))
+    # By the id, because the email may have moved to another user by now.
+    deleted = context.obj(lambda database, _: operator.delete_user(database, f"id:{found['id']}"))
     (print_json if as_json else print_user)(deleted)
 
 

@@ -69,7 +69,9 @@ class Turns:
         longest = max(self._waiting.values(), key=len)
         if len(self._waiting.get(address, ())) + 1 >= len(longest):
             raise _full()
-        longest.pop().set_exception(_full())
+        newest = longest.pop()
+        if not newest.done():  # it may be cancelled
+            newest.set_exception(_full())
 
 
 def _full() -> ServiceUnavailableError:

@@ -14,12 +14,13 @@ async def cost_of_failure(context: Context, key: str, password: str, account: Ro
     share it. Raises `RateLimitedError`.
     """
     limits = context.sign_in.limits
+    account_key = limits.key_of(key)
     may_be_home = account is not None and account["is_own_address"]
     async with limits.address.attempt(context.address) as count_at_address:
-        if may_be_home and await limits.account.is_half_reached(key) and await _is_home(context):
+        if may_be_home and await limits.account.is_half_reached(account_key) and await _is_home(context):
             cost = await _check(context, password, account)
         else:
-            async with limits.account.attempt(key) as count_at_account:
+            async with limits.account.attempt(account_key) as count_at_account:
                 cost = await _check(context, password, account)
                 if cost and not (may_be_home and await _is_home(context)):
                     await count_at_account()

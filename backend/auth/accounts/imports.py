@@ -23,6 +23,8 @@ COLUMNS = ("email", "name", "password_hash")
 _BCRYPT = re.compile(r"\$2[aby]\$(0[4-9]|1[0-6])\$[./A-Za-z0-9]{53}")
 _OBJECT = TypeAdapter(dict[str, Any])
 
+_Cells = dict[str, str] | csv.Error
+
 
 class UserFileError(Exception):
     """The file cannot be imported, and nothing of it was; the message has a line for each problem."""
@@ -68,6 +70,9 @@ def _read_users(file: Path, names: Mapping[str, str]) -> list[tuple[int, Importe
     users: list[tuple[int, ImportedUser]] = []
     problems: list[str] = []
     for number, record in _rows(file, text, columns) if is_csv else _lines(text):
+        if isinstance(record, csv.Error):
+            problems.append(f"{file}, line {number}: {record}")
+            continue
         try:
             fields = _fields(record, columns) if isinstance(record, str) else record
             users.append((number, ImportedUser.model_validate(fields)))
@@ -75,7 +80,8 @@ def _read_users(file: Path, names: Mapping[str, str]) -> list[tuple[int, Importe
             problem = error.errors(include_url=False, include_input=False)[0]
             problems.append(": ".join([f"{file}, line {number}", *map(str, problem["loc"]), problem["msg"]]))
     if problems:
-        summary = f"nothing was imported: {len(problems):,} of the lines are wrong"
+        hint = "" if is_csv else " (the name of a CSV file ends in .csv)"
+        summary = f"nothing was imported: {len(problems):,} of the lines are wrong{hint}"
         raise UserFileError("\n".join([*problems, summary]))
     return users
 
@@ -90,8 +96,8 @@ def _read(file: Path) -> str:
         raise UserFileError(f"{file}, line {number}: is not UTF-8") from error
 
 
-def _rows(file: Path, text: str, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the number of each row that is not empty, and its cells.
+def _rows(file: Path, text: str, columns: Mapping[str, str]) -> Iterator[tuple[int, _Cells]]:
+    """Yield the first line of each row that is not empty, and its cells, or what is wrong with them.
 
     The first row names the columns. Without --column it may be missing: then the first row has an email, and
     the columns are those of `COLUMNS`.
@@ -103,7 +109,7 @@ def _rows(file: Path, text: str, columns: Mapping[str, str]) -> Iterator[tuple[i
             if index == 0 and ("@" not in "".join(row) or set(columns) != set(COLUMNS)):
                 header = _header(row, columns)
             elif cells := _cells(header, row):
-                yield reader.line_num, cells
+                yield number, cells
             number = reader.line_num + 1
     except csv.Error as error:
         raise UserFileError(f"{file}, line {number}: {error}") from error
@@ -123,11 +129,11 @@ def _header(row: Sequence[str], columns: Mapping[str, str]) -> list[str]:
     return header
 
 
-def _cells(header: Sequence[str], row: Sequence[str]) -> dict[str, str]:
-    """Return the cells that are not empty, without blanks around them; raises `csv.Error`."""
+def _cells(header: Sequence[str], row: Sequence[str]) -> _Cells:
+    """Return the cells that are not empty, without blanks around them, or an error for too many."""
     cells = [cell.strip() for cell in row]
     if any(cells[len(header) :]):
-        raise csv.Error(f"has {len(cells)} columns instead of {len(header)}")
+        return csv.Error(f"has {len(cells)} columns instead of {len(header)}")
     return {name: cell for name, cell in zip(header, cells, strict=False) if cell}
 
 

@@ -3,17 +3,20 @@
 The argument `who` is an email, or else an id; the prefix `id:` marks an id. Each change logs its event.
 """
 
-from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from backend.auth.accounts import operator_statements as statements
 from backend.auth.accounts.passwords import PasswordHasher, check_rules
 from backend.auth.accounts.service import add_user
 from backend.auth.accounts.statements import FIND_EMAIL, LEAVE_EMAIL
 from backend.auth.errors import EmailTakenError
-from backend.auth.mail.outbox import Outbox, addressed
+from backend.auth.mail.outbox import addressed
+from backend.auth.mail.sender import sender_for
 from backend.auth.mail.statements import LOCK_USER, Kind
-from backend.auth.schemas import email_key
+from backend.auth.schemas import Email, email_key
 from backend.auth.tokens import opaque
 from backend.database import Database, Row
 from backend.settings import Settings
@@ -52,8 +55,10 @@ async def find_user(database: Database, who: str) -> User:
     """Return the user; raises `UserNotFoundError`."""
     user_id = who.removeprefix("id:")
     if user_id == who:
-        owner = await database.one(FIND_EMAIL, email_key=email_key(who.strip()))
-        user_id = owner["user_id"] if owner else who
+        with suppress(ValidationError):
+            email: str = TypeAdapter(Email).validate_python(who)
+            owner = await database.one(FIND_EMAIL, email_key=email_key(email))
+            user_id = owner["user_id"] if owner else who
     return dict(_there(await database.one(statements.FIND_USER, user_id=user_id)))
 
 
@@ -75,17 +80,24 @@ async def create_user(
         raise EmailTakenError
     write(Event.REGISTERED, user_id)
     user = await find_user(database, f"id:{user_id}")
-    if password is not None or await _is_invited(database, settings, email):
+    if password is not None or await _is_invited(database, settings, user):
         return user
     return user | {"reset_link": await reset_link(database, settings, f"id:{user_id}")}
 
 
-async def _is_invited(database: Database, settings: Settings, email: str) -> bool:
-    """Mail an invitation; return False if it is not sent, although the outbox may have it for later."""
-    outbox = Outbox(settings)
-    mail_id = await outbox.put(database, Kind.INVITATION, email)
-    # That mail alone, because the links in the others are for the service to make.
-    return mail_id is not None and await outbox.drain(database, mail_id) is None
+async def _is_invited(database: Database, settings: Settings, user: User) -> bool:
+    """Mail an invitation at once, and log its event; return False if it is not sent."""
+    sender = sender_for(settings)
+    if sender is None:
+        return False
+    link, kind = await _new_link(database, settings, user, Kind.RESET), Kind.INVITATION.value
+    try:
+        logged = await sender.send(Kind.INVITATION, user["email"], link)
+    except Exception as error:  # noqa: BLE001  # a failed delivery of any kind leaves the printed link
+        write(Event.MAIL_FAILED, user["id"], level="WARNING", kind=kind, reason=type(error).__name__)
+        return False
+    write(Event.MAIL_SENT, user["id"], kind=kind, **logged)
+    return True
 
 
 async def reset_link(database: Database, settings: Settings, who: str) -> str:
@@ -93,8 +105,11 @@ async def reset_link(database: Database, settings: Settings, who: str) -> str:
 
     Raises `UserNotFoundError`, `NoResetError`.
     """
-    user = await find_user(database, who)
-    mail = {"kind": Kind.RESET_BY_HAND, "user_id": user["id"], "email_key": email_key(user["email"] or "")}
+    return await _new_link(database, settings, await find_user(database, who), Kind.RESET_BY_HAND)
+
+
+async def _new_link(database: Database, settings: Settings, user: User, kind: Kind) -> str:
+    mail = {"kind": kind, "user_id": user["id"], "email_key": email_key(user["email"] or "")}
     made = await addressed(database, settings, mail | {"session_id": None, "created_at": None})
     if made is None:
         raise NoResetError
@@ -112,13 +127,9 @@ async def change_user(database: Database, who: str, change: str) -> User:
     return await find_user(database, f"id:{user_id}")
 
 
-async def delete_user(database: Database, who: str, confirm: Callable[[User], None]) -> User:
-    """Delete the user, their sessions and their tasks; raises `UserNotFoundError`.
-
-    `confirm` gets the user, and raises to prevent it.
-    """
+async def delete_user(database: Database, who: str) -> User:
+    """Delete the user, their sessions and their tasks; raises `UserNotFoundError`."""
     user = await find_user(database, who)
-    confirm(user)
     async with database.transaction() as transaction:
         deleted = _there(await transaction.one(statements.DELETE_USER, user_id=user["id"]))
         if deleted["email_key"] is not None:

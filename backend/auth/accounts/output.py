@@ -8,8 +8,9 @@ from typing import Any
 
 import typer
 
-COLUMNS = ("email", "email_verified", "name", "sessions", "created_at", "disabled_at", "id")
-"""The fields in a list of users; `created_at` and `disabled_at` are dates in UTC there."""
+_LISTED = ("id", "email", "email_verified", "name", "created_at", "disabled_at", "sessions")
+_COLUMNS = ("email", "email_verified", "name", "sessions", "created_at", "disabled_at", "id")
+"""The order of a table, where `created_at` and `disabled_at` are dates in UTC."""
 
 
 def print_json(value: Any) -> None:
@@ -19,11 +20,10 @@ def print_json(value: Any) -> None:
 
 def print_users(users: Iterable[Mapping[str, Any]]) -> None:
     """Print a row for each user: in a table on a terminal, with tabs in between otherwise."""
-    rows = [[_as_text(_short(user[name])) for name in COLUMNS] for user in users]
     if sys.stdout.isatty():
-        _print_table(rows)
+        _print_table([_as_text(_short(user[name])) for name in _COLUMNS] for user in users)
         return
-    for row in (COLUMNS, *rows):
+    for row in (_LISTED, *([_as_text(user[name]) for name in _LISTED] for user in users)):
         typer.echo("\t".join(row))
 
 
@@ -38,7 +38,7 @@ def _print_table(rows: Iterable[Iterable[str]]) -> None:
     from rich.table import Column, Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    headings = (name.removeprefix("email_").removesuffix("_at") for name in COLUMNS)
+    headings = (name.removeprefix("email_").removesuffix("_at") for name in _COLUMNS)
     table = Table(*(Column(heading, overflow="fold") for heading in headings))
     for row in rows:
         table.add_row(*map(Text, row))

@@ -66,16 +66,11 @@ class Outbox:
         email: str,
         user_id: str | None = None,
         session_id: UUID | None = None,
-    ) -> int | None:
-        """Write a mail to the outbox, and return its id; None if the service sends none.
-
-        `wake` has it sent after the commit.
-        """
-        if not self.sends:
-            return None
-        mail = {"kind": kind.value, "email": email, "email_key": email_key(email)}
-        row = await database.one(ENQUEUE, user_id=user_id, session_id=session_id, **mail)
-        return row["id"] if row else None
+    ) -> None:
+        """Write a mail to the outbox, where the service sends any; `wake` has it sent after the commit."""
+        if self.sends:
+            mail = {"kind": kind.value, "email": email, "email_key": email_key(email)}
+            await database.one(ENQUEUE, user_id=user_id, session_id=session_id, **mail)
 
     def wake(self) -> None:
         """Make `run` read the table now."""
@@ -89,21 +84,18 @@ class Outbox:
             self._woken.clear()
             seconds: float | None = DATABASE_PAUSE_SECONDS
             with suppress(DatabaseError), logger.catch(message="unexpected", exclude=DatabaseError):
-                seconds = await self.drain(database)
+                seconds = await self._drain(database)
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._woken.wait()
 
-    async def drain(self, database: Database, only_id: int | None = None) -> float | None:
-        """Send the mails that are due, or one of them alone.
-
-        Returns the seconds until the next of them is due, None if none waits any more.
-        """
-        while mails := await database.all(statements.CLAIM, first_pause=FIRST_PAUSE, only_id=only_id):
+    async def _drain(self, database: Database) -> float | None:
+        """Send all mails that are due; return the seconds until the next is due, None if no mail waits."""
+        while mails := await database.all(statements.CLAIM, first_pause=FIRST_PAUSE):
             async with asyncio.TaskGroup() as group:
                 for mail in mails:
                     group.create_task(self._process(database, mail))
-        row = await database.one(statements.NEXT_DUE, only_id=only_id)
+        row = await database.one(statements.NEXT_DUE)
         return None if row is None or row["seconds"] is None else max(0.0, float(row["seconds"]))
 
     async def _process(self, database: Database, mail: Row) -> None:

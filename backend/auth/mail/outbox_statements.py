@@ -8,7 +8,6 @@ from sqlalchemy import (
     DateTime,
     Interval,
     Text,
-    and_,
     bindparam,
     case,
     func,
@@ -38,8 +37,6 @@ CLAIMED_AT_ONCE = 20
 
 _id = bindparam("id", type_=BigInteger)
 _created_at = bindparam("created_at", type_=DateTime(timezone=True))
-_only = bindparam("only_id", type_=BigInteger)
-_waits = and_(outbox.c.done_at.is_(None), or_(_only.is_(None), outbox.c.id == _only))
 _first_pause = bindparam("first_pause", type_=Interval)
 _times = case({0: 1, 1: 2, 2: 8}, value=outbox.c.attempts, else_=40)
 _pause = _first_pause.op("*", return_type=Interval())(_times)
@@ -61,7 +58,7 @@ CLAIM = Statement(
     .where(
         outbox.c.id.in_(
             select(outbox.c.id)
-            .where(_waits, outbox.c.due_at <= func.now())
+            .where(outbox.c.done_at.is_(None), outbox.c.due_at <= func.now())
             .order_by(outbox.c.due_at)
             .limit(literal(CLAIMED_AT_ONCE))
             .with_for_update(skip_locked=True)
@@ -70,7 +67,7 @@ CLAIM = Statement(
     .values(attempts=outbox.c.attempts + 1, due_at=func.now() + _pause)
     .returning(outbox, _is_repeated.label("is_repeated"))
 )
-"""Claims due mails, or the mail `only_id` alone, and sets the time of their next attempts.
+"""Claims due mails, and sets the time of their next attempts.
 
 That is after `first_pause`, then after 2, 8 and 40 times as long; it counts if this attempt fails or its
 process dies. `is_repeated` tells whether an earlier mail of this kind went to this address within
@@ -78,7 +75,9 @@ process dies. `is_repeated` tells whether an earlier mail of this kind went to t
 """
 
 NEXT_DUE = Statement(
-    select(func.extract("epoch", func.min(outbox.c.due_at) - func.now()).label("seconds")).where(_waits)
+    select(func.extract("epoch", func.min(outbox.c.due_at) - func.now()).label("seconds")).where(
+        outbox.c.done_at.is_(None)
+    )
 )
 """Seconds until the next mail is due; null when no mail waits."""
 

@@ -43,7 +43,10 @@ from backend.database.expressions import moment_of
 
 
 class Kind(StrEnum):
-    """The kinds of mail. The kind of a mail with a link is also the purpose of the link's token."""
+    """The kinds of mail. The kind of a mail with a link is also the purpose of the link's token.
+
+    The token of an invitation has the purpose `RESET`.
+    """
 
     RESET = "reset"
     VERIFY = "verify"
@@ -60,7 +63,7 @@ class Kind(StrEnum):
     """
 
 
-RESETS = (Kind.RESET, Kind.INVITATION, Kind.RESET_BY_HAND)
+RESETS = (Kind.RESET, Kind.RESET_BY_HAND)
 """The purposes of a token that sets a new password."""
 
 EMAIL = bindparam("email", type_=Text)
@@ -89,9 +92,21 @@ The token of a change is valid only while its email is the pending one. `id` is 
 changed since it was checked.
 """
 
-DROP_CHANGE = Statement(
-    update(users).where(users.c.id == CALLER_ID, IS_LET_IN).values(pending_email=null()).returning(users.c.id)
+_dropped = (
+    update(users)
+    .where(users.c.id == CALLER_ID, IS_LET_IN)
+    .values(pending_email=null())
+    .returning(users.c.id)
+    .cte("dropped")
 )
+_tokens_of_change = deletion(
+    "tokens",
+    mail_tokens,
+    mail_tokens.c.user_id == CALLER_ID,
+    mail_tokens.c.purpose == Kind.CHANGE.value,
+    has_row(_dropped),
+)
+DROP_CHANGE = Statement(select(_dropped.c.id).add_cte(_tokens_of_change))
 
 READ_TOKEN = WideStatement(select(mail_tokens).where(mail_tokens.c.digest == DIGEST, _is_valid))
 """Reads a valid token without spending it. The query reads all shards, because a token carries no user id."""

@@ -152,7 +152,9 @@ class Nodes:
                         del self._suspects[node]
                 await asyncio.sleep(CHECK_SECONDS)
         except DatabaseError:
-            self._suspects.clear()  # the coordinator does not answer, which says nothing of the nodes
+            pass  # the coordinator does not answer, which says nothing of the nodes
+        finally:
+            self._suspects.clear()  # because without checks a node would be refused for ever
 
     async def close(self) -> None:
         """End the checks."""

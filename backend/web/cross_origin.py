@@ -62,7 +62,7 @@ class CrossOrigin(CORSMiddleware):
             allow_headers=ALLOWED_HEADERS,
             expose_headers=EXPOSED_HEADERS,
         )
-        self._warned_of: set[bytes] = set()
+        self._warned_of: set[str] = set()
         # Prepared, because Starlette's own code looks up each of them for each response.
         lines = [(name.lower().encode(), value.encode()) for name, value in self.simple_headers.items()]
         self._of_other_origin = [*lines, _VARY] if self.allow_all_origins else [_VARY]
@@ -99,9 +99,9 @@ class CrossOrigin(CORSMiddleware):
 
     def _warn_of(self, origin: bytes, host: bytes) -> None:
         """Log an origin that is refused, once, unless it is this service's own."""
-        is_own = origin.partition(b"://")[2] == host
-        if is_own or origin in self._warned_of or len(self._warned_of) >= _MAX_ORIGINS:
-            return
-        self._warned_of.add(origin)
         shown = origin[:_MAX_CHARACTERS].decode("latin-1")
+        is_own = origin.partition(b"://")[2] == host
+        if is_own or shown in self._warned_of or len(self._warned_of) >= _MAX_ORIGINS:
+            return
+        self._warned_of.add(shown)
         logger.warning("CORS_ORIGINS does not name this origin: its pages cannot read answers", origin=shown)

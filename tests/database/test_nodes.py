@@ -111,6 +111,10 @@ class Stage:
         """Unlock the rows of `hold_up`."""
         await self._server.execute("COMMIT")
 
+    async def break_the_check(self) -> None:
+        """Take away the function that checks a node."""
+        await self._server.execute("DROP FUNCTION citus_check_connection_to_node")
+
     async def lose_the_west(self) -> None:
         """Freeze it, and wait until its users are refused."""
         await self.freeze(answers=False)
@@ -282,6 +286,17 @@ def test_a_node_that_is_back_is_checked_no_more(spread: Postgres) -> None:
             assert not asyncio.all_tasks() <= before
             await scene.heal()
             await until_async(lambda: asyncio.all_tasks() <= before)
+
+    play(run())
+
+
+def test_a_node_whose_check_fails_is_not_refused_for_ever(spread: Postgres) -> None:
+    async def run() -> None:
+        async with stage(spread) as scene:
+            await scene.lose_the_west()
+            await scene.release()
+            await scene.break_the_check()
+            await scene.wait_until_the_west_gets(asyncpg.Record)
 
     play(run())
 

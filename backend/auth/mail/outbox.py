@@ -6,7 +6,6 @@ for a request of its own or for the next retry. An idle service therefore sends 
 
 import asyncio
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,11 +23,6 @@ from backend.telemetry.events import Event, write
 
 ATTEMPTS: Final = 5
 """The attempts to send a mail before it has failed."""
-FIRST_PAUSE: Final = timedelta(seconds=15)
-"""The second attempt begins so long after the first, which takes at most `SEND_SECONDS`.
-
-The third to fifth begin 30 seconds, 2 minutes and 10 minutes after the one before.
-"""
 DATABASE_PAUSE_SECONDS: Final = 5.0
 PAGES: Final = {
     **dict.fromkeys(RESETS, "/reset-password"),
@@ -91,7 +85,7 @@ class Outbox:
 
     async def _drain(self, database: Database) -> float | None:
         """Send all mails that are due; return the seconds until the next is due, None if no mail waits."""
-        while mails := await database.all(statements.CLAIM, first_pause=FIRST_PAUSE):
+        while mails := await database.all(statements.CLAIM, first_pause=statements.FIRST_PAUSE):
             async with asyncio.TaskGroup() as group:
                 for mail in mails:
                     group.create_task(self._process(database, mail))

@@ -33,12 +33,14 @@ REPEATED_AFTER = timedelta(seconds=60)
 """A mail of the same kind to the same address within this time is dropped."""
 KEPT_FOR = timedelta(hours=1)
 """A finished row is deleted after this time."""
+FIRST_PAUSE = timedelta(seconds=15)
+"""The second attempt begins so long after the first, which takes at most `SEND_SECONDS`."""
 CLAIMED_AT_ONCE = 20
 
 _id = bindparam("id", type_=BigInteger)
 _created_at = bindparam("created_at", type_=DateTime(timezone=True))
 _first_pause = bindparam("first_pause", type_=Interval)
-_times = case({0: 1, 1: 2, 2: 8}, value=outbox.c.attempts, else_=40)
+_times = case({0: 1, 1: 2, 2: 8}, value=outbox.c.attempts, else_=40)  # 15 s, 30 s, 2 min, 10 min
 _pause = _first_pause.op("*", return_type=Interval())(_times)
 
 _earlier = outbox.alias("earlier")

@@ -123,7 +123,7 @@ SPEND_TOKEN = Statement(
     .values(used_at=func.coalesce(mail_tokens.c.used_at, moment_of(func.now())))
     .returning(mail_tokens.c.user_id)
 )
-"""Returns no row when the token is not valid. Of concurrent requests, one gets the row."""
+"""Returns no row when the token is not valid. Of concurrent requests, one gets the row, except to verify."""
 
 
 def secured(

@@ -21,7 +21,7 @@ REMEMBERED_TOKENS: Final = 4096
 """Verified tokens kept per process, of at most `REMEMBERED_CHARACTERS` each."""
 REMEMBERED_CHARACTERS: Final = 1024
 REMEMBERED_SECONDS: Final = 60.0
-"""The longest time until a verified token is verified anew, so that stale keys are noticed."""
+"""The longest time until an external token is verified anew, so that stale keys are noticed."""
 REMEMBERED_USERS: Final = 16_384
 """Ids of external users kept per process, whose row in `users` is known to exist."""
 
@@ -59,13 +59,13 @@ class Authenticator:
         header = read_header(token)
         verified = None if self._own.may_have_issued(header) else await self._external.verify(token, header)
         caller, claims = verified or self._own.verify(token, header)
-        now, expires_at = time(), expiry(claims)
-        if expires_at <= now:
+        now, until = time(), expiry(claims)
+        if until <= now:
             raise ExpiredTokenError(reason="expired")
         if caller.issuer == EXTERNAL:
             await self._introduce(database, caller, claims)
+            until = min(until, now + REMEMBERED_SECONDS)
         if len(token) <= REMEMBERED_CHARACTERS:
-            until = min(expires_at, now + REMEMBERED_SECONDS)
             _remember(cache, token, (caller, until), REMEMBERED_TOKENS)
         return caller
 

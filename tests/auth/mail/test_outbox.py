@@ -19,9 +19,9 @@ from tests.service import Service, free_port, program_with
 from tests.tasks.test_concurrency import at_once
 
 AT_ONCE = program_with(
-    "backend.auth.mail.outbox.FIRST_PAUSE *= 0", "backend.auth.mail.sender.SEND_SECONDS = 1.0"
+    "backend.auth.mail.outbox_statements.FIRST_PAUSE *= 0", "backend.auth.mail.sender.SEND_SECONDS = 1.0"
 )
-A_SECOND = program_with("backend.auth.mail.outbox.FIRST_PAUSE /= 15")
+A_SECOND = program_with("backend.auth.mail.outbox_statements.FIRST_PAUSE /= 15")
 SIGN_IN = f"{LOGIN.replace('@', '%40')}:p%40ss%2Fword%3A1"
 
 Run = Callable[..., Mailing]

@@ -70,6 +70,17 @@ def test_one_mail_per_kind_and_address_in_a_minute(mailing: Mailing) -> None:
     mailing.mailbox.wait(email, "Reset", number=2)
 
 
+def test_a_mail_that_was_dropped_holds_up_no_later_one(mailing: Mailing) -> None:
+    email = asks(mailing)
+    mailing.mailbox.wait(email)
+    mailing.ask(FORGOT, email)
+    mailing.settled("reset", email)
+    sent = "UPDATE outbox SET created_at = now() - interval '61 seconds' WHERE email = $1 AND NOT is_dropped"
+    mailing.database.sql(sent, email)
+    mailing.ask(FORGOT, email)
+    mailing.mailbox.wait(email, "Reset", number=2)
+
+
 def test_a_repeated_mail_is_dropped_also_after_the_process_that_had_it_died(mailing: Mailing) -> None:
     email = asks(mailing)
     mailing.mailbox.wait(email)

@@ -102,9 +102,10 @@ def test_a_token_is_for_one_purpose(mailing: Mailing, carol: Account) -> None:
 
 
 def test_a_token_is_for_one_address(mailing: Mailing, carol: Account) -> None:
-    token, moved = mailing.reset_token(carol.email), new_email()
+    token, verify, moved = mailing.reset_token(carol.email), mailing.verify_token(carol.email), new_email()
     mailing.database.sql("UPDATE users SET email = $1, email_key = $1 WHERE id = $2", moved, carol.id)
     assert code(mailing.send(RESET, token=token, new_password=NEW)) == (400, "token_invalid")
+    assert code(mailing.send("/auth/email/verify", token=verify)) == (400, "token_invalid")
 
 
 def _reset(mailing: Mailing, account: Account) -> None:
